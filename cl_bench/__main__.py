@@ -1,0 +1,6 @@
+"""``python -m cl_bench``."""
+
+from cl_bench.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

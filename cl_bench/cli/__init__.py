@@ -1,0 +1,5 @@
+"""The command line: ``python -m cl_bench`` and ``cl-bench``."""
+
+from cl_bench.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,114 @@
+"""The learner as a strategy sees it: services, no geometry."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+from cl_bench.contracts.errors import UsageError
+from cl_bench.contracts.stream import Batch
+
+if TYPE_CHECKING:
+    from cl_bench.subspace import LinearMap, Moments
+
+
+@dataclass(frozen=True)
+class Protect:
+    """Which parameters a subspace strategy guards; the same option for every such strategy.
+
+    Args:
+        include: shell patterns of layer names; empty means every linear or convolutional layer.
+        exclude: shell patterns of layer names to leave alone.
+        bias: ``free`` leaves biases alone, ``augmented`` protects [W | b] jointly by a constant
+            input of 1 (exact), ``frozen`` trains them on the first task only.
+        norm: affine parameters and running statistics of normalisation layers: ``free``, or
+            ``frozen_after_first``.
+        heads: ``auto`` guards a head that tasks share and leaves per-task heads alone; ``always``
+            and ``never`` say so outright.
+
+    Raises:
+        UsageError: an option is none of the above.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    bias: Literal["free", "augmented", "frozen"] = "augmented"
+    norm: Literal["free", "frozen_after_first"] = "frozen_after_first"
+    heads: Literal["auto", "always", "never"] = "auto"
+
+    def __post_init__(self) -> None:
+        for option, allowed in (
+            ("bias", ("free", "augmented", "frozen")),
+            ("norm", ("free", "frozen_after_first")),
+            ("heads", ("auto", "always", "never")),
+        ):
+            value = getattr(self, option)
+            if value not in allowed:
+                raise UsageError(f"protect.{option}={value!r}: use one of {', '.join(allowed)}")
+
+    def matches(self, name: str) -> bool:
+        """Whether the layer called ``name`` is guarded."""
+        wanted = not self.include or any(fnmatchcase(name, p) for p in self.include)
+        return wanted and not any(fnmatchcase(name, p) for p in self.exclude)
+
+
+class Learner(Protocol):
+    """Model, loss and score, and the services through which strategies reach the network."""
+
+    batch_size: int
+    """Samples of one optimizer step."""
+
+    seed: int
+
+    def __call__(self, batch: Batch, head: int | None = None) -> Tensor:
+        """Logits for a batch, from the head that serves it or from ``head``."""
+
+    def loss(self, out: Tensor, batch: Batch) -> Tensor:
+        """Mean loss over the batch."""
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Parameters that take part in the current task."""
+
+    def hold(self, modules: Iterable[nn.Module]) -> None:
+        """Until the next task: no gradients, no optimizer state, running statistics held."""
+
+    def named_trainable(self) -> dict[str, nn.Parameter]:
+        """The same, by name."""
+
+    def blocks(self) -> list[nn.Module]:
+        """The network's blocks, from the input upwards; heads are not among them."""
+
+    def layers(self, protect: Protect) -> "list[LinearMap]":
+        """The linear maps that ``protect`` selects, in forward order of registration."""
+
+    def tap(self, layers: "Sequence[LinearMap]", batches: Iterable[Batch]) -> "Mapping[str, Moments]":
+        """Second moments of the layers' inputs over the batches, in evaluation mode."""
+
+    def gradients(
+        self,
+        batch: Batch,
+        of: Literal["loss", "logits"] = "loss",
+        per_sample: bool = False,
+    ) -> dict[str, Tensor]:
+        """Raw gradients of the trainable parameters at the current weights; no side effects.
+
+        ``logits`` means the logit of each sample's own label. With ``per_sample`` every gradient
+        has the batch as its first dimension; otherwise it is that of the mean over the batch.
+        """
+
+    def guard(self, protect: Protect, first_task: bool) -> None:
+        """Apply ``protect``'s bias and normalisation policy to the current task."""
+
+    def train_heads(self, which: Literal["current", "seen"]) -> None:
+        """Which output heads take part in training."""
+
+    def reset_weights(self) -> None:
+        """Back to the weights of construction."""
+
+    @property
+    def projectable(self) -> Literal["input", "gradient", "step"]:
+        """The cheapest place at which projecting keeps the *weight change* in the subspace."""
+
+    def parameters(self, recurse: bool = True) -> Any: ...

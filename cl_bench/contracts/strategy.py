@@ -1,0 +1,156 @@
+"""The strategy: which weight updates are allowed. Every hook has a default that does nothing."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, Self
+
+from torch import Tensor
+
+from cl_bench.contracts.learner import Learner
+from cl_bench.contracts.stream import Batch, Data, Stream, Task
+
+State = dict[str, Any]
+"""Nested dictionaries and lists of tensors and plain values: what ``weights_only`` can load."""
+
+
+class Summable(Protocol):
+    """Statistics that ranks and clients may add up: tensors, or objects with ``+``."""
+
+    def __add__(self, other: Any, /) -> Self: ...
+
+
+Statistics = Mapping[str, Summable]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a strategy asks of the rest; checked before any work starts.
+
+    Attributes:
+        task_id_at_test: works only where the task id is known at test time.
+        rewrites_gradients: two strategies that both do are refused together.
+        shardable: its update rule needs no whole matrices (FSDP).
+        engine: who runs its rounds.
+        modalities: kinds of streams it can learn; empty means any.
+    """
+
+    task_id_at_test: bool = False
+    rewrites_gradients: bool = False
+    shardable: bool = True
+    engine: Literal["local", "federated"] = "local"
+    modalities: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands at the end of an epoch.
+
+    Attributes:
+        epoch: epochs of this task that are done, from 1.
+        max_epochs: epochs the task may take.
+        train_loss: mean loss of the epoch, penalty included.
+        learning_rate: rate of the first parameter group in the epoch that ended.
+    """
+
+    epoch: int
+    max_epochs: int
+    train_loss: float
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class EpochDecision:
+    """What a strategy wants after an epoch.
+
+    Attributes:
+        scale_rate: multiply every learning rate by this.
+        reset_rate: first set every rate back to its initial value.
+        rebuild_optimizer: the parameter groups changed; build the optimizer anew.
+        stop: this task is learned.
+    """
+
+    scale_rate: float = 1.0
+    reset_rate: bool = False
+    rebuild_optimizer: bool = False
+    stop: bool = False
+
+
+class Strategy:
+    """Base class of all update rules.
+
+    A strategy knows no engine: it never steps an optimizer, never fills ``.grad`` itself, and sees
+    no Trainer, logger, device or path. It reaches the network through the learner's services. The
+    hooks below are called in this order for every task ``t``::
+
+        setup -> param_groups
+            per batch:  on_batch -> penalty -> constrain -> after_step
+            per epoch:  after_epoch
+        collect -> consolidate -> release
+        inference (around every evaluation)
+    """
+
+    needs: ClassVar[Needs] = Needs()
+
+    def train_data(self, stream: Stream, t: int) -> Data | None:
+        """What task ``t`` trains on; None skips training (``stream[t]`` unless joint)."""
+        return stream[t].train
+
+    def setup(self, learner: Learner, task: Task) -> None:
+        """Before the optimizer exists: freeze, attach, open a trust region.
+
+        Replayed on resume, before :meth:`load_state_dict` restores what training changed.
+        """
+
+    def param_groups(self, learner: Learner) -> Iterable[dict[str, Any]]:
+        """Parameter groups for the optimizer."""
+        return [{"params": learner.trainable_parameters()}]
+
+    def on_batch(self, learner: Learner, batch: Batch) -> Batch:
+        """The batch that is learned: replay adds to it here."""
+        return batch
+
+    def penalty(self, learner: Learner, batch: Batch, out: Tensor) -> Tensor | None:
+        """A scalar that joins the loss, or None."""
+        return None
+
+    def constrain(self, learner: Learner) -> None:
+        """Rewrite gradients: they are synchronised, unscaled and fully accumulated here."""
+
+    def after_step(self, learner: Learner, batch: Batch, out: Tensor) -> None:
+        """The weights have just moved."""
+
+    def after_epoch(self, learner: Learner, task: Task, progress: Progress) -> EpochDecision | None:
+        """Relax, change the rate, stop."""
+        return None
+
+    def collect(self, learner: Learner, task: Task) -> Statistics:
+        """What this process measured about the finished task, as things that can be added up."""
+        return {}
+
+    def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
+        """Take the summed statistics into memory: bases, Fisher information, merges."""
+
+    def inference(self, learner: Learner, task: Task | None) -> AbstractContextManager[None]:
+        """Around evaluation on ``task``; None where the task id is not known."""
+        return nullcontext()
+
+    def release(self, learner: Learner) -> None:
+        """Undo what :meth:`setup` attached to the network."""
+
+    def metrics(self) -> Mapping[str, Mapping[str, float]]:
+        """Numbers per layer after a task: ``{layer: {quantity: value}}``."""
+        return {}
+
+    def state_dict(self) -> State:
+        """Everything a later task needs, as tensors and plain values."""
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        """Inverse of :meth:`state_dict`."""
+
+
+def overrides(strategy: Strategy, hook: str) -> bool:
+    """Whether the strategy (or any companion inside it) implements ``hook``."""
+    members: Sequence[Strategy] = getattr(strategy, "members", (strategy,))
+    return any(getattr(type(m), hook) is not getattr(Strategy, hook) for m in members)

@@ -1,0 +1,23 @@
+"""The outer loop, the engine under it, and what watches them."""
+
+from cl_bench.experiment.checks import check_pair, check_trainer
+from cl_bench.experiment.companions import Together
+from cl_bench.experiment.engine import LightningEngine, LoopSettings, seed_training
+from cl_bench.experiment.experiment import EvalSettings, Experiment
+from cl_bench.experiment.loader import EvalLoader, TrainLoader
+from cl_bench.experiment.observer import AlignmentObserver, AlignmentSettings
+
+__all__ = [
+    "AlignmentObserver",
+    "AlignmentSettings",
+    "EvalLoader",
+    "EvalSettings",
+    "Experiment",
+    "LightningEngine",
+    "LoopSettings",
+    "Together",
+    "TrainLoader",
+    "check_pair",
+    "check_trainer",
+    "seed_training",
+]

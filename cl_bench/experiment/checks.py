@@ -1,0 +1,68 @@
+"""What cannot work together, found before any work starts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from cl_bench.contracts import Strategy, Stream, UsageError
+
+
+def check_pair(name: str, strategy: Strategy, stream: Stream) -> None:
+    """Raise :class:`UsageError` if the stream does not give what the strategy needs."""
+    needs = strategy.needs
+    if needs.task_id_at_test and not stream.task_id_at_test:
+        raise UsageError(
+            f"strategy {name!r} needs the task id at test time, stream {stream.name!r} "
+            f"(scenario {stream.scenario!r}) does not give it: use a task-incremental stream, "
+            "for example +stream=split_digits"
+        )
+    if needs.modalities and stream.modality not in needs.modalities:
+        raise UsageError(
+            f"strategy {name!r} learns {' or '.join(sorted(needs.modalities))} streams, stream "
+            f"{stream.name!r} is of {stream.modality}s"
+        )
+    if needs.engine == "federated":
+        raise UsageError(
+            f"strategy {name!r} runs in a federation: add one, for example +federation=small"
+        )
+
+
+def check_trainer(trainer: Mapping[str, Any], pack: int, strategy: Strategy) -> None:
+    """Raise :class:`UsageError` if the Trainer's options do not fit the loop or the strategy.
+
+    Args:
+        trainer: the Trainer's arguments.
+        pack: batches per training step.
+        strategy: whose gradients clipping by value would bend.
+    """
+    for key in ("devices", "num_nodes"):
+        if trainer.get(key, 1) not in (1, "1", [0]):
+            raise UsageError(
+                f"trainer.{key}={trainer[key]}: this version trains in one process; "
+                f"use trainer.{key}=1"
+            )
+    if int(trainer.get("max_epochs") or 0) < 1:
+        raise UsageError(
+            f"trainer.max_epochs={trainer.get('max_epochs')}: a task is learned for at least one"
+        )
+    if (
+        trainer.get("gradient_clip_algorithm") == "value"
+        and trainer.get("gradient_clip_val") is not None
+        and strategy.needs.rewrites_gradients
+    ):
+        raise UsageError(
+            "trainer.gradient_clip_algorithm=value leads a projected gradient out of its subspace: "
+            "use trainer.gradient_clip_algorithm=norm"
+        )
+    if pack == 1:
+        return
+    for key, plain in (("accumulate_grad_batches", (1,)), ("gradient_clip_val", (None, 0, 0.0))):
+        if trainer.get(key, plain[0]) not in plain:
+            raise UsageError(
+                f"trainer.{key}={trainer[key]} needs Lightning's own optimization loop, "
+                f"not packs of {pack} batches: add pack=1"
+            )
+    if str(trainer.get("precision", "32-true")) not in ("32", "32-true", "64", "64-true"):
+        raise UsageError(
+            f"trainer.precision={trainer['precision']} needs Lightning's own optimization loop, "
+            f"not packs of {pack} batches: add pack=1"
+        )

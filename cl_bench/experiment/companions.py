@@ -1,0 +1,155 @@
+"""Several strategies acting as one: the main one and its companions (``+also=er``)."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cl_bench.contracts import (
+    Batch,
+    Data,
+    EpochDecision,
+    Learner,
+    Needs,
+    Progress,
+    State,
+    Statistics,
+    Strategy,
+    Stream,
+    Task,
+    UsageError,
+)
+from cl_bench.contracts.strategy import overrides
+
+EXCLUSIVE = ("train_data", "param_groups", "after_epoch")
+"""Hooks that give one answer: at most one of the strategies may implement each."""
+
+
+class Together(Strategy):
+    """Calls every member's hooks, the main strategy first.
+
+    Args:
+        members: by name; the first one is the main strategy.
+
+    Raises:
+        UsageError: two members rewrite gradients, or both implement a hook with one answer.
+    """
+
+    def __init__(self, members: Mapping[str, Strategy]) -> None:
+        self.names = list(members)
+        self.members = list(members.values())
+        rewriting = [n for n, m in members.items() if m.needs.rewrites_gradients]
+        if len(rewriting) > 1:
+            raise UsageError(
+                f"{' and '.join(rewriting)} both rewrite gradients: their order would decide the "
+                "result; run one of them, with companions that replay, penalise or freeze"
+            )
+        for hook in EXCLUSIVE:
+            both = [n for n, m in members.items() if overrides(m, hook)]
+            if len(both) > 1:
+                raise UsageError(f"{' and '.join(both)} both decide {hook!r}: run one of them")
+
+    @property
+    def needs(self) -> Needs:  # type: ignore[override]
+        """What all members need together."""
+        needs = [m.needs for m in self.members]
+        modalities = [n.modalities for n in needs if n.modalities]
+        return Needs(
+            task_id_at_test=any(n.task_id_at_test for n in needs),
+            rewrites_gradients=any(n.rewrites_gradients for n in needs),
+            shardable=all(n.shardable for n in needs),
+            engine="federated" if any(n.engine == "federated" for n in needs) else "local",
+            modalities=frozenset.intersection(*modalities) if modalities else frozenset(),
+        )
+
+    def _deciding(self, hook: str) -> Strategy:
+        return next((m for m in self.members if overrides(m, hook)), self.members[0])
+
+    def train_data(self, stream: Stream, t: int) -> Data | None:
+        """From the member that decides it."""
+        return self._deciding("train_data").train_data(stream, t)
+
+    def setup(self, learner: Learner, task: Task) -> None:
+        """Every member, in order."""
+        for member in self.members:
+            member.setup(learner, task)
+
+    def param_groups(self, learner: Learner) -> Iterable[dict[str, Any]]:
+        """From the member that decides it."""
+        return self._deciding("param_groups").param_groups(learner)
+
+    def on_batch(self, learner: Learner, batch: Batch) -> Batch:
+        """Every member, in order."""
+        for member in self.members:
+            batch = member.on_batch(learner, batch)
+        return batch
+
+    def penalty(self, learner: Learner, batch: Batch, out: Tensor) -> Tensor | None:
+        """Sum of the members' penalties."""
+        found = [m.penalty(learner, batch, out) for m in self.members]
+        terms = [p for p in found if p is not None]
+        return torch.stack(terms).sum() if terms else None
+
+    def constrain(self, learner: Learner) -> None:
+        """Every member, in order."""
+        for member in self.members:
+            member.constrain(learner)
+
+    def after_step(self, learner: Learner, batch: Batch, out: Tensor) -> None:
+        """Every member, in order."""
+        for member in self.members:
+            member.after_step(learner, batch, out)
+
+    def after_epoch(self, learner: Learner, task: Task, progress: Progress) -> EpochDecision | None:
+        """From the member that decides it."""
+        return self._deciding("after_epoch").after_epoch(learner, task, progress)
+
+    def collect(self, learner: Learner, task: Task) -> Statistics:
+        """Every member's statistics, under ``member/``."""
+        return {
+            f"{name}/{key}": value
+            for name, member in zip(self.names, self.members, strict=True)
+            for key, value in member.collect(learner, task).items()
+        }
+
+    def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
+        """Every member with its own statistics."""
+        for name, member in zip(self.names, self.members, strict=True):
+            own = {k.removeprefix(f"{name}/"): v for k, v in stats.items() if _owner(k) == name}
+            member.consolidate(learner, task, own)
+
+    @contextmanager
+    def inference(self, learner: Learner, task: Task | None) -> Iterator[None]:
+        """Inside every member's context."""
+        with ExitStack() as stack:
+            for member in self.members:
+                stack.enter_context(member.inference(learner, task))
+            yield
+
+    def release(self, learner: Learner) -> None:
+        """Every member, last one first."""
+        for member in reversed(self.members):
+            member.release(learner)
+
+    def metrics(self) -> Mapping[str, Mapping[str, float]]:
+        """Every member's numbers, by layer."""
+        merged: dict[str, dict[str, float]] = {}
+        for member in self.members:
+            for layer, values in member.metrics().items():
+                merged.setdefault(layer, {}).update(values)
+        return merged
+
+    def state_dict(self) -> State:
+        """Every member's state, by name."""
+        return {n: m.state_dict() for n, m in zip(self.names, self.members, strict=True)}
+
+    def load_state_dict(self, state: State) -> None:
+        """Inverse of :meth:`state_dict`."""
+        for name, member in zip(self.names, self.members, strict=True):
+            member.load_state_dict(state[name])
+
+
+def _owner(key: str) -> str:
+    return key.split("/", 1)[0]

@@ -1,0 +1,230 @@
+"""The inner part of the loop: Lightning's Trainer learns one task, and evaluates."""
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
+
+from cl_bench.contracts import Data, Progress, Strategy, Task, UsageError, derive_seed
+from cl_bench.experiment.loader import EvalLoader, TrainLoader, require_labels, require_samples
+from cl_bench.experiment.observer import AlignmentObserver
+from cl_bench.learners import BaseLearner
+from cl_bench.tracking import ProgressDisplay, Record
+
+TrainerFactory = Callable[..., Trainer]
+
+LayerMetrics = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How tasks are fed.
+
+    Attributes:
+        seed: of everything that training draws.
+        batch_size: samples of a batch.
+        pack: batches learned by one ``training_step``.
+        num_workers: processes that fetch data ahead.
+    """
+
+    seed: int = 0
+    batch_size: int = 32
+    pack: int = 1
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        for key, least in (("batch_size", 1), ("pack", 1), ("num_workers", 0)):
+            value = getattr(self, key)
+            if not isinstance(value, int) or value < least:
+                raise UsageError(f"{key}={value}: must be a whole number of at least {least}")
+
+
+class LightningEngine:
+    """Learns tasks with a fresh Trainer and a fresh optimizer each.
+
+    Args:
+        learner: what learns.
+        strategy: which updates are allowed.
+        trainer: builds a ``lightning.Trainer``; called with the callbacks of a task.
+        settings: seed, batch size, packing.
+        observer: watches alignment; None means nobody does.
+        record: keeps the numbers of every epoch.
+        progress: shows where training stands.
+    """
+
+    def __init__(
+        self,
+        learner: BaseLearner,
+        strategy: Strategy,
+        trainer: TrainerFactory,
+        settings: LoopSettings,
+        observer: AlignmentObserver | None,
+        record: Record,
+        progress: ProgressDisplay,
+    ) -> None:
+        self.learner = learner
+        self.strategy = strategy
+        self.trainer = trainer
+        self.settings = settings
+        self.observer = observer
+        self.record = record
+        self.progress = progress
+        self.learner.strategy = strategy
+
+    def learn(self, task: Task, data: Data | None) -> LayerMetrics:
+        """Train on ``data``, consolidate, and return the task's numbers per layer.
+
+        Args:
+            task: the task that is learned.
+            data: what the strategy trains on for it; None skips training.
+
+        Raises:
+            UsageError: no samples, labels outside the head, or a loss that is not finite.
+        """
+        if data is None:
+            self.learner.begin(task, self.strategy)
+            self.strategy.release(self.learner)
+            return {}
+        require_samples(data, task.name, "training")
+        require_labels(task)
+        s = self.settings
+        loader = TrainLoader(data, s.batch_size, s.seed, task.index, s.pack, s.num_workers)
+        hooks = TaskHooks(self, task, loader)
+        with quiet_lightning():
+            seed_training(derive_seed(s.seed, "training", task.index))
+            self.trainer(callbacks=[hooks]).fit(self.learner, loader)
+        return hooks.layers
+
+    def evaluate(
+        self, tasks: Sequence[Task], batch_size: int, max_samples: int | None
+    ) -> dict[str, float]:
+        """Mean score on every task's test data, by task name."""
+        if not tasks:
+            return {}
+        loaders = []
+        for task in tasks:
+            require_samples(task.test, task.name, "test")
+            loaders.append(
+                EvalLoader(task.test, batch_size, max_samples, self.settings.num_workers)
+            )
+        self.learner.expect_tests(tasks)
+        with quiet_lightning():
+            self.trainer(callbacks=[]).test(self.learner, loaders, verbose=False)
+        return {
+            task.name: float(metric.compute())  # type: ignore[operator]
+            for task, metric in zip(tasks, self.learner.test_scores, strict=True)
+        }
+
+
+class TaskHooks(Callback):
+    """Carries the strategy's hooks to where Lightning calls, and numbers to the record."""
+
+    def __init__(self, engine: LightningEngine, task: Task, loader: TrainLoader) -> None:
+        self.engine = engine
+        self.task = task
+        self.loader = loader
+        self.layers: LayerMetrics = {}
+        self._epoch_started = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Before the optimizer and any wrapper exist."""
+        self.engine.learner.begin(self.task, self.engine.strategy)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Weights are on their device and nothing has moved yet."""
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])
+        if self.engine.observer:
+            self.engine.observer.before_task(self.engine.learner, self.task)
+        steps = self.loader.steps * int(trainer.max_epochs or 1)
+        self.engine.progress.task(self.task.index, self.task.name, steps)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Time the epoch."""
+        self._epoch_started = time.perf_counter()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Tell the display, which decides by the clock whether to look."""
+        self.engine.progress.advance(self.loader.pack)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record the epoch and do what the strategy decides about the rate."""
+        learner = self.engine.learner
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        epoch = trainer.current_epoch + 1
+        loss = learner.epoch_loss()
+        self.engine.record.epoch(
+            task=self.task.index,
+            epoch=epoch,
+            train_loss=loss,
+            learning_rate=rate,
+            seconds=time.perf_counter() - self._epoch_started,
+            steps=self.loader.steps,
+        )
+        self.engine.progress.epoch(epoch, int(trainer.max_epochs or 1), loss)
+        progress = Progress(epoch, int(trainer.max_epochs or 1), loss, rate)
+        decision = self.engine.strategy.after_epoch(learner, self.task, progress)
+        if decision is None:
+            return
+        if decision.rebuild_optimizer:
+            rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+            trainer.strategy.setup_optimizers(trainer)
+            for group in trainer.optimizers[0].param_groups:
+                group.setdefault("initial_lr", group["lr"])
+                group["lr"] = rates[0]
+        for optimizer in trainer.optimizers:
+            _set_rates(optimizer, decision.reset_rate, decision.scale_rate)
+        trainer.should_stop = trainer.should_stop or decision.stop
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Weights are final and still on their device: consolidate."""
+        learner, strategy = self.engine.learner, self.engine.strategy
+        strategy.consolidate(learner, self.task, strategy.collect(learner, self.task))
+        strategy.release(learner)
+        layers = {name: dict(values) for name, values in strategy.metrics().items()}
+        if self.engine.observer:
+            for name, values in self.engine.observer.after_task(learner, self.task).items():
+                layers.setdefault(name, {}).update(values)
+        self.layers = layers
+
+
+def _set_rates(optimizer: Optimizer, reset: bool, scale: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = (group["initial_lr"] if reset else group["lr"]) * scale
+
+
+def seed_training(seed: int) -> None:
+    """Seed the global generators (dropout and the like) for one task."""
+    from lightning import seed_everything
+
+    seed_everything(seed % (1 << 32), verbose=False)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Without the banners and tips that a Trainer per task would repeat per task."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*GPU available but not used.*")
+        warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

@@ -1,0 +1,99 @@
+"""The outer loop: one task after another, and a row of the accuracy matrix after each."""
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from cl_bench.contracts import Strategy, Stream, Task, UsageError
+from cl_bench.experiment.engine import LightningEngine
+from cl_bench.tracking import ProgressDisplay, Record
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """The evaluation budget.
+
+    Attributes:
+        tasks: ``all`` fills the matrix; ``seen`` leaves tasks that come later out.
+        max_samples: test samples per task, a fixed random subset; None means all of them.
+        batch_size: samples of a batch.
+    """
+
+    tasks: Literal["seen", "all"] = "all"
+    max_samples: int | None = None
+    batch_size: int = 2000
+
+    def __post_init__(self) -> None:
+        if self.tasks not in ("seen", "all"):
+            raise UsageError(f"eval.tasks={self.tasks!r}: use 'seen' or 'all'")
+        if self.max_samples is not None and self.max_samples < 1:
+            raise UsageError(f"eval.max_samples={self.max_samples}: at least 1, or null for all")
+        if self.batch_size < 1:
+            raise UsageError(f"eval.batch_size={self.batch_size}: at least 1")
+
+
+class Experiment:
+    """A stream learned under a strategy.
+
+    Args:
+        stream: the tasks.
+        strategy: which updates are allowed.
+        engine: learns and evaluates.
+        evaluation: how much is evaluated.
+        record: keeps every number.
+        progress: shows them as they come.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        strategy: Strategy,
+        engine: LightningEngine,
+        evaluation: EvalSettings,
+        record: Record,
+        progress: ProgressDisplay,
+    ) -> None:
+        self.stream = stream
+        self.strategy = strategy
+        self.engine = engine
+        self.evaluation = evaluation
+        self.record = record
+        self.progress = progress
+
+    def run(self) -> np.ndarray:
+        """Learn the stream.
+
+        Returns:
+            The accuracy matrix (T + 1, T) in [0, 1]; row 0 is before any training.
+        """
+        self._evaluate(None, seen=0)
+        for t, task in enumerate(self.stream):
+            started = time.perf_counter()
+            layers = self.engine.learn(task, self.strategy.train_data(self.stream, t))
+            if layers:
+                self.record.layers(task=t, layers=layers)
+            self._evaluate(task, seen=t + 1, started=started)
+        return self.record.matrix
+
+    def _evaluate(self, task: Task | None, seen: int, started: float | None = None) -> None:
+        begun = time.perf_counter()
+        tasks = [t for i, t in enumerate(self.stream) if self._wanted(t, i, seen)]
+        scores = self.engine.evaluate(
+            tasks, self.evaluation.batch_size, self.evaluation.max_samples
+        )
+        self.record.row(
+            row=seen,
+            task=None if task is None else task.index,
+            scores=scores,
+            seconds=time.perf_counter() - begun,
+        )
+        if task is not None and started is not None:
+            self.progress.evaluated(self.record.matrix, seen, time.perf_counter() - started)
+
+    def _wanted(self, task: Task, position: int, seen: int) -> bool:
+        """Whether to evaluate on a task: a head that was never trained has nothing to say."""
+        if position < seen:
+            return True
+        return self.evaluation.tasks == "all" and self.stream.scenario == "domain"

@@ -1,0 +1,146 @@
+"""Batches of a task, in an order that depends on (seed, task, epoch) alone."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from cl_bench.contracts import Batch, Data, Task, UsageError, generator
+
+
+class TrainLoader:
+    """Batches of one task, epoch after epoch.
+
+    Args:
+        data: fetched many samples at a time.
+        batch_size: samples of a batch; the last of an epoch may be smaller.
+        seed: with ``task`` and the epoch, decides the order.
+        task: index of the task.
+        pack: batches handed out at once, stacked along a new first dimension.
+        num_workers: processes that fetch ahead, for data that is decoded on the way.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        batch_size: int,
+        seed: int,
+        task: int,
+        pack: int = 1,
+        num_workers: int = 0,
+    ) -> None:
+        self.data = data
+        self.batch_size = batch_size
+        self.seed = seed
+        self.task = task
+        self.pack = pack
+        self.num_workers = num_workers
+        self.epoch = 0
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch."""
+        return -(-len(self.data) // self.batch_size)
+
+    def _groups(self) -> list[tuple[int, int]]:
+        """Start and end of every item that one epoch yields, as positions in its order."""
+        whole = len(self.data) // self.batch_size * self.batch_size
+        stride = self.batch_size * self.pack
+        groups = [(start, min(start + stride, whole)) for start in range(0, whole, stride)]
+        return groups if whole == len(self.data) else [*groups, (whole, len(self.data))]
+
+    def __len__(self) -> int:
+        return len(self._groups())
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = torch.randperm(
+            len(self.data), generator=generator(self.seed, "order", self.task, self.epoch)
+        )
+        # A sized loader is never exhausted by Lightning: code after the last yield would not run.
+        self.epoch += 1
+        indices = [order[start:end] for start, end in self._groups()]
+        for batch in _fetch(self.data, indices, self.num_workers):
+            yield self._stack(batch) if self.pack > 1 else batch
+
+    def _stack(self, batch: Batch) -> Batch:
+        count = len(next(iter(batch.values())))
+        width = min(self.batch_size, count)
+        return {k: v.reshape(count // width, width, *v.shape[1:]) for k, v in batch.items()}
+
+
+class EvalLoader:
+    """Batches of evaluation data, each sample once.
+
+    Args:
+        data: what to evaluate on.
+        batch_size: samples of a batch.
+        max_samples: evaluate on a fixed random subset of this size; None means all.
+        num_workers: processes that fetch ahead.
+    """
+
+    def __init__(
+        self, data: Data, batch_size: int, max_samples: int | None = None, num_workers: int = 0
+    ) -> None:
+        self.data = data
+        self.num_workers = num_workers
+        index = torch.arange(len(data))
+        if max_samples is not None and max_samples < len(data):
+            index = torch.randperm(len(data), generator=generator(0, "evaluation"))[:max_samples]
+            index = index.sort().values
+        self.indices = list(index.split(batch_size))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(_fetch(self.data, self.indices, self.num_workers))
+
+
+class _Indexed(torch.utils.data.Dataset[Batch]):
+    """Lets DataLoader's workers fetch a whole batch by its indices."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+
+    def __getitem__(self, index: Any) -> Batch:
+        return self.data[index]
+
+
+def _fetch(data: Data, indices: list[Tensor], num_workers: int) -> Iterator[Batch]:
+    if num_workers == 0:
+        return (data[index] for index in indices)
+    loader: DataLoader[Batch] = DataLoader(
+        _Indexed(data),
+        sampler=indices,  # type: ignore[arg-type]
+        batch_size=None,
+        num_workers=num_workers,
+    )
+    return iter(loader)
+
+
+def require_samples(data: Data, task: str, split: str) -> None:
+    """Raise :class:`UsageError` if a task has nothing to learn from or to be tested on."""
+    if len(data) == 0:
+        raise UsageError(
+            f"task {task!r} has no {split} samples: check the stream's data and its classes "
+            "(stream.num_tasks=..., stream.data_dir=...)"
+        )
+
+
+def require_labels(task: Task) -> None:
+    """Raise :class:`UsageError` if labels lie outside the task's part of the label space.
+
+    All labels where they lie in memory, else those of 1,000 samples.
+    """
+    labels = getattr(task.train, "tensors", None) or task.sample(1000, 0)
+    if "y" not in labels or not len(labels["y"]):
+        return
+    low, high = int(labels["y"].min()), int(labels["y"].max())
+    if low < task.classes.start or high >= task.classes.stop:
+        raise UsageError(
+            f"task {task.name!r} has labels {low}..{high}, outside its head's classes "
+            f"{task.classes.start}..{task.classes.stop - 1}: make the stream remap them to "
+            "positions in its label space"
+        )

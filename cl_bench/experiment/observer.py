@@ -1,0 +1,119 @@
+"""Watches what updates do to the subspaces of old inputs, for any strategy, changing nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cl_bench.contracts import Protect, Task, UsageError
+from cl_bench.learners import BaseLearner
+from cl_bench.metrics.alignment import relative_change, share_inside
+from cl_bench.subspace import LinearMap, Moments, extend, rank_to_reach
+
+
+@dataclass(frozen=True)
+class AlignmentSettings:
+    """How alignment is watched.
+
+    Attributes:
+        enabled: watch at all.
+        threshold: share of each old task's input energy that the old subspace M holds.
+        samples: training samples per task that M is found from.
+        batches: batches whose raw gradient is measured at the start of a task.
+    """
+
+    enabled: bool = True
+    threshold: float = 0.95
+    samples: int = 300
+    batches: int = 8
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.threshold <= 1.0:
+            raise UsageError(
+                f"alignment.threshold={self.threshold}: a share of energy lies in (0, 1]; "
+                "try alignment.threshold=0.95"
+            )
+        if self.samples < 1 or self.batches < 1:
+            raise UsageError(
+                f"alignment.samples={self.samples}, alignment.batches={self.batches}: at least one; "
+                "alignment.enabled=false switches the measurement off"
+            )
+
+
+class AlignmentObserver:
+    """One old-input subspace M per layer, grown task by task with the same rule for everybody.
+
+    Quantities per layer and task:
+
+    * ``input_rank``: columns of M after the task; ``input_capacity_left``: 1 - rank / d.
+    * ``raw_share``: share of the loss gradient inside M, before the task's first step.
+    * ``applied_share``: share of the weight change over the whole task inside M.
+    * ``relative_update``: ||W' - W|| / ||W|| over the task.
+    """
+
+    def __init__(self, settings: AlignmentSettings, batch_size: int, seed: int) -> None:
+        self.settings = settings
+        self.batch_size = batch_size
+        self.seed = seed
+        self.memory: dict[str, Tensor] = {}
+        self._before: dict[str, Tensor] = {}
+        self._raw: dict[str, float] = {}
+
+    def before_task(self, learner: BaseLearner, task: Task) -> None:
+        """Remember the weights; measure raw gradients against M."""
+        layers = _layers(learner)
+        self._before = {layer.name: _weights(layer).clone() for layer in layers}
+        self._raw = {}
+        if not self.memory:
+            return
+        drawn = task.sample(self.settings.batches * self.batch_size, self.seed)
+        inside: dict[str, list[float]] = {}
+        names = {id(p): name for name, p in learner.named_parameters()}
+        for start in range(0, len(next(iter(drawn.values()))), self.batch_size):
+            batch = {k: v[start : start + self.batch_size] for k, v in drawn.items()}
+            gradients = learner.gradients(batch)
+            for layer in layers:
+                gradient = gradients.get(names[id(layer.weight)])
+                if gradient is not None and layer.name in self.memory:
+                    matrix = layer.matrix(gradient, None)
+                    share = share_inside(matrix, self.memory[layer.name].to(matrix.device))
+                    inside.setdefault(layer.name, []).append(share)
+        self._raw = {n: float(torch.tensor(v).nanmean()) for n, v in inside.items()}
+
+    def after_task(self, learner: BaseLearner, task: Task) -> Mapping[str, Mapping[str, float]]:
+        """Measure the task's weight change against M, then grow M by the task's inputs."""
+        layers = _layers(learner)
+        found: dict[str, dict[str, float]] = {}
+        for layer in layers:
+            before, after = self._before[layer.name], _weights(layer)
+            before = before.to(after.device)
+            row = found[layer.name] = {"relative_update": relative_change(before, after)}
+            if layer.name in self.memory:
+                basis = self.memory[layer.name].to(after.device)
+                row["applied_share"] = share_inside(after - before, basis)
+                if layer.name in self._raw:
+                    row["raw_share"] = self._raw[layer.name]
+        moments = learner.tap(layers, [task.sample(self.settings.samples, self.seed)])
+        for name, inputs in moments.items():
+            self._grow(name, inputs)
+            d, rank = self.memory[name].shape
+            found[name]["input_rank"] = rank
+            found[name]["input_capacity_left"] = 1 - rank / d
+        return found
+
+    def _grow(self, name: str, inputs: Moments) -> None:
+        basis = self.memory.get(name, torch.zeros(inputs.dim, 0, dtype=torch.float64))
+        explained = float(inputs.energy_along(basis).sum()) / max(inputs.energy, 1e-300)
+        energies, directions = inputs.principal(outside=basis)
+        rank = rank_to_reach(energies, inputs.energy, self.settings.threshold, explained)
+        self.memory[name] = extend(basis.to(directions), directions[:, :rank])
+
+
+def _layers(learner: BaseLearner) -> list[LinearMap]:
+    """Every linear map but per-task heads."""
+    return learner.layers(Protect(bias="free"))
+
+
+def _weights(layer: LinearMap) -> Tensor:
+    return layer.matrix(layer.weight.detach(), None)

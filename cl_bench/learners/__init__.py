@@ -1,0 +1,7 @@
+"""LightningModules that learn a stream's tasks under a strategy."""
+
+from cl_bench.learners.base import BaseLearner, Diverged
+from cl_bench.learners.classifier import Classifier
+from cl_bench.learners.services import NORMS, NetworkServices
+
+__all__ = ["NORMS", "BaseLearner", "Classifier", "Diverged", "NetworkServices"]

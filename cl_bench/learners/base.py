@@ -1,0 +1,257 @@
+"""The learner: where the strategy's hooks meet Lightning's.
+
+Read :meth:`BaseLearner.training_step` and :meth:`BaseLearner.configure_optimizers` beside the loop
+in ``docs/architecture.md``: they are its inner part.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torchmetrics import MeanMetric
+
+from cl_bench.contracts import Batch, Strategy, Stream, Task, UsageError
+from cl_bench.contracts.strategy import overrides
+from cl_bench.learners.services import NetworkServices
+
+OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
+
+LOSS_WINDOW = 64
+"""Losses are looked at this many at a time: a look at each would stall an accelerator."""
+
+
+class Diverged(UsageError):
+    """The loss is NaN or infinite: the run stops, what it has recorded stays."""
+
+
+class BaseLearner(NetworkServices, lightning.LightningModule):
+    """Model, loss, score and optimizer factory, plus the services strategies stand on.
+
+    Subclasses give :meth:`forward`, :meth:`loss`, :meth:`score` and :meth:`label_logits`.
+
+    Args:
+        stream: tells heads and scenario.
+        optimizer: builds an optimizer from parameter groups; called afresh for every task.
+        batch_size: samples of one optimizer step.
+        seed: for samples that strategies draw.
+        pack: batches that one ``training_step`` learns. 1 is Lightning's automatic optimization;
+            more saves its overhead on small networks whose data lies in memory.
+    """
+
+    backbone: nn.Module
+    heads: nn.ModuleList
+
+    def __init__(
+        self, stream: Stream, optimizer: OptimizerFactory, batch_size: int, seed: int, pack: int
+    ) -> None:
+        super().__init__()
+        self.scenario = stream.scenario
+        self.modality = stream.modality
+        self.batch_size = batch_size
+        self.seed = seed
+        self.pack = pack
+        self.automatic_optimization = pack == 1
+        self.strategy = Strategy()
+        self.task: Task | None = None
+        self.seen_heads = 0
+        self.test_tasks: list[Task] = []
+        self.test_scores = nn.ModuleList()
+        self.learned_steps = 0
+        self._optimizer_factory = optimizer
+        self.held_norms: set[nn.Module] = set()
+        self._losses: list[Tensor] = []
+        self._loss_sum, self._loss_count = 0.0, 0
+        self._latest: tuple[Batch, Tensor] | None = None
+
+    # -- what a kind of learner defines ---------------------------------------------------------
+
+    @abstractmethod
+    def forward(self, batch: Batch, head: int | None = None) -> Tensor:
+        """Outputs for a batch."""
+
+    @abstractmethod
+    def loss(self, out: Tensor, batch: Batch) -> Tensor:
+        """Mean loss over the batch."""
+
+    @abstractmethod
+    def score(self, out: Tensor, batch: Batch) -> Tensor:
+        """Score of every sample in [0, 1]; its mean is the task's entry in the matrix."""
+
+    @abstractmethod
+    def label_logits(self, out: Tensor, batch: Batch) -> Tensor:
+        """Logit of every sample's own label."""
+
+    def initial_state(self) -> Mapping[str, Tensor]:
+        """Weights and buffers as they were at construction."""
+        return self._initial
+
+    def remember_initial_state(self) -> None:
+        """To be called at the end of a subclass's constructor."""
+        self._initial = {k: v.detach().clone() for k, v in self.state_dict().items()}
+        self._learnable = {name for name, p in self.named_parameters() if p.requires_grad}
+
+    # -- a task -----------------------------------------------------------------------------------
+
+    def begin(self, task: Task, strategy: Strategy) -> None:
+        """Meet a task: everything that an earlier task or strategy froze is free again."""
+        self.task, self.strategy = task, strategy
+        self.seen_heads = max(self.seen_heads, task.head + 1)
+        self.learned_steps = 0
+        self.held_norms.clear()
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name in self._learnable)
+        self.train_heads("seen" if self.scenario == "class" else "current")
+        strategy.setup(self, task)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """One step, or ``pack`` of them."""
+        if self.automatic_optimization:
+            loss = self._learn(batch)
+            self._watch(loss)
+            return loss
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        keys = list(batch)
+        for values in zip(*batch.values(), strict=True):
+            loss = self._learn(dict(zip(keys, values, strict=True)))
+            optimizer.zero_grad()
+            loss.backward()
+            self.strategy.constrain(self)
+            optimizer.step()
+            self._watch(loss)
+        return None
+
+    def _learn(self, batch: Batch) -> Tensor:
+        batch = self.strategy.on_batch(self, batch)
+        out = self(batch)
+        loss = self.loss(out, batch)
+        penalty = self.strategy.penalty(self, batch, out)
+        self._latest = (batch, out)
+        return loss if penalty is None else loss + penalty
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Gradients are synchronised, unscaled, accumulated and not yet clipped."""
+        self.strategy.constrain(self)
+
+    def configure_optimizers(self) -> Optimizer:
+        """A fresh optimizer on the strategy's parameter groups."""
+        groups = [g for g in self.strategy.param_groups(self) if g["params"]]
+        if not groups:
+            raise UsageError(
+                "nothing is left to train: the strategy froze every parameter; freeze less "
+                "(for example strategy.n_blocks=1)"
+            )
+        optimizer = self._optimizer_factory(groups)
+        if overrides(self.strategy, "after_step"):
+            optimizer.register_step_post_hook(self._stepped)
+        return optimizer
+
+    def _stepped(self, *_: Any) -> None:
+        assert self._latest is not None
+        self.strategy.after_step(self, *self._latest)
+
+    def _watch(self, loss: Tensor) -> None:
+        self._losses.append(loss.detach())
+        if len(self._losses) == LOSS_WINDOW:
+            self.flush_losses()
+
+    def flush_losses(self) -> None:
+        """Take the pending losses into the epoch's mean.
+
+        Raises:
+            Diverged: one of them is not finite.
+        """
+        if not self._losses:
+            return
+        losses = torch.stack(self._losses).double()
+        finite = losses.isfinite()
+        if not bool(finite.all()):
+            step = self.learned_steps + int(finite.logical_not().nonzero()[0])
+            name = self.task.name if self.task else "?"
+            raise Diverged(
+                f"the loss became {losses[~finite][0].item()} in task {name!r} at step {step}; "
+                "lower the learning rate (optimizer.lr=...) or clip gradients "
+                "(pack=1 trainer.gradient_clip_val=1.0); results so far are kept"
+            )
+        self.learned_steps += len(self._losses)
+        self._loss_sum += float(losses.sum())
+        self._loss_count += len(self._losses)
+        self._losses.clear()
+
+    def epoch_loss(self) -> float:
+        """Mean training loss since the last call."""
+        self.flush_losses()
+        mean = self._loss_sum / max(1, self._loss_count)
+        self._loss_sum, self._loss_count = 0.0, 0
+        return mean
+
+    def train(self, mode: bool = True) -> "BaseLearner":
+        """As usual, except that held normalisation layers keep their statistics."""
+        super().train(mode)
+        for norm in self.held_norms:
+            norm.eval()
+        return self
+
+    # -- evaluation -------------------------------------------------------------------------------
+
+    def expect_tests(self, tasks: Sequence[Task]) -> None:
+        """The tasks whose test loaders the next ``trainer.test`` will bring, in order."""
+        self.test_tasks = list(tasks)
+        self.test_scores = nn.ModuleList(MeanMetric().set_dtype(torch.float64) for _ in tasks)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score a batch of the ``dataloader_idx``-th expected task."""
+        task = self.test_tasks[dataloader_idx]
+        with self.strategy.inference(self, task if self.scenario == "task" else None):
+            self.test_scores[dataloader_idx].update(self.score(self(batch), batch))
+
+    # -- services for strategies that a bare network has no answer to ----------------------------
+
+    @property
+    def network(self) -> nn.Module:
+        """The module whose layers strategies see."""
+        return self
+
+    @property
+    def body(self) -> nn.Module:
+        """The network without its heads."""
+        return self.backbone
+
+    def is_guarded_head(self, name: str, heads: str) -> bool | None:
+        """Whether ``protect.heads`` guards this layer; None if it is no head."""
+        if not name.startswith("heads."):
+            return None
+        return heads == "always" or (heads == "auto" and self.scenario == "domain")
+
+    def train_heads(self, which: Literal["current", "seen"]) -> None:
+        """Which output heads take part in training."""
+        current = self.task.head if self.task else 0
+        for i, head in enumerate(self.heads):
+            head.requires_grad_(i < self.seen_heads if which == "seen" else i == current)
+
+    def reset_weights(self) -> None:
+        """Back to the weights of construction."""
+        self.load_state_dict(dict(self.initial_state()))
+
+    @property
+    def projectable(self) -> Literal["input", "gradient", "step"]:
+        """The cheapest place at which projecting keeps the *weight change* in the subspace.
+
+        A projected gradient stays projected under plain SGD, also with momentum (the optimizer is
+        fresh for every task) and clipping by norm; weight decay and adaptive rates lead out of it.
+        """
+        made = self._optimizer_factory([{"params": [nn.Parameter(torch.zeros(1))]}])
+        if type(made) is not SGD or made.param_groups[0]["weight_decay"] != 0:
+            return "step"
+        shared = len(list(self.named_parameters(remove_duplicate=False))) > len(
+            list(self.named_parameters())
+        )
+        half = self._trainer is not None and not str(self.trainer.precision).startswith(
+            ("32", "64")
+        )
+        penalised = overrides(self.strategy, "penalty")
+        return "gradient" if shared or half or penalised else "input"

@@ -1,0 +1,95 @@
+"""Image (and other fixed-size) classification in the three scenarios of continual learning."""
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from cl_bench.contracts import Batch, Stream, UsageError, derive_seed
+from cl_bench.learners.base import BaseLearner, OptimizerFactory
+
+
+class Classifier(BaseLearner):
+    """A backbone and one linear head (``domain``) or one per task (``task``, ``class``).
+
+    Outputs are logits over the stream's label space as far as it has been seen. With the task id
+    known (``task``) classes of other tasks are masked out; without it (``class``) they compete.
+
+    Args:
+        stream: tells heads, input shape and scenario.
+        model: features (n, ...) from inputs (n, *input_shape); its width is found by a dry run.
+        optimizer: builds an optimizer from parameter groups.
+        batch_size: samples of one optimizer step.
+        seed: initialises each head independently of how many there are.
+        pack: batches that one ``training_step`` learns.
+        head_bias: whether heads have biases.
+
+    Raises:
+        UsageError: the model does not accept the stream's inputs.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        model: nn.Module,
+        optimizer: OptimizerFactory,
+        batch_size: int,
+        seed: int,
+        pack: int = 1,
+        head_bias: bool = False,
+    ) -> None:
+        super().__init__(stream, optimizer, batch_size, seed, pack)
+        self.backbone = model
+        width = _feature_width(model, stream)
+        self.heads = nn.ModuleList()
+        for i, classes in enumerate(stream.heads):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(derive_seed(seed, "head", i))
+                self.heads.append(nn.Linear(width, classes, bias=head_bias))
+        sizes = [(task.head, task.classes) for task in stream]
+        offsets = sorted({(head, classes.start, classes.stop) for head, classes in sizes})
+        owner = torch.zeros(max(stop for _, _, stop in offsets), dtype=torch.long)
+        for head, start, stop in offsets:
+            owner[start:stop] = head
+        self.register_buffer("head_of_class", owner, persistent=False)
+        self.head_of_class: Tensor
+        self.remember_initial_state()
+
+    def forward(self, batch: Batch, head: int | None = None) -> Tensor:
+        """Logits (n, classes seen), or (n, classes of that head) for an explicit ``head``."""
+        features = self.backbone(batch["x"]).flatten(1)
+        if head is not None or len(self.heads) == 1:
+            logits: Tensor = self.heads[head or 0](features)
+            return logits
+        seen = max(1, self.seen_heads)
+        logits = torch.cat([h(features) for h in list(self.heads)[:seen]], dim=1)
+        if self.scenario == "task":
+            foreign = self.head_of_class[: logits.shape[1]] != batch["task"].unsqueeze(1)
+            logits = logits.masked_fill(foreign, -torch.inf)
+        return logits
+
+    def loss(self, out: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy."""
+        return F.cross_entropy(out, batch["y"])
+
+    def score(self, out: Tensor, batch: Batch) -> Tensor:
+        """1 where the most likely class is right."""
+        return (out.argmax(1) == batch["y"]).double()
+
+    def label_logits(self, out: Tensor, batch: Batch) -> Tensor:
+        """Logit of every sample's own class (n,)."""
+        return out.gather(1, batch["y"].unsqueeze(1)).squeeze(1)
+
+
+def _feature_width(model: nn.Module, stream: Stream) -> int:
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            features = model(torch.zeros(2, *stream.input_shape))
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"the model does not accept inputs of shape {stream.input_shape} that stream "
+            f"{stream.name!r} gives ({error}); choose another with model=..."
+        ) from error
+    model.train(training)
+    return int(features.flatten(1).shape[1])

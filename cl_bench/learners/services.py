@@ -1,0 +1,176 @@
+"""How strategies reach a network: the services that need nothing but the module itself."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.modules.batchnorm import _NormBase
+
+from cl_bench.contracts import Batch, Protect, UsageError
+from cl_bench.subspace import LinearMap, Moments, linear_maps, tapped, unconfined
+
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+class NetworkServices:
+    """Mixin: the part of the Learner contract that any module can serve.
+
+    Attributes:
+        held_norms: normalisation layers whose statistics stay as they are for this task.
+    """
+
+    held_norms: set[nn.Module]
+
+    @property
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """The module whose layers strategies see."""
+
+    @property
+    def body(self) -> nn.Module:
+        """The network without its heads."""
+        return self.network
+
+    if TYPE_CHECKING:
+
+        def __call__(self, batch: Batch, head: int | None = None) -> Tensor: ...
+
+    @abstractmethod
+    def loss(self, out: Tensor, batch: Batch) -> Tensor:
+        """Mean loss over the batch."""
+
+    @abstractmethod
+    def label_logits(self, out: Tensor, batch: Batch) -> Tensor:
+        """Logit of every sample's own label."""
+
+    def is_guarded_head(self, name: str, heads: str) -> bool | None:
+        """Whether ``protect.heads`` guards this layer; None if it is no head."""
+        return None
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Parameters that take part in the current task."""
+        return list(self.named_trainable().values())
+
+    def named_trainable(self) -> dict[str, nn.Parameter]:
+        """The same, by name."""
+        return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+
+    def blocks(self) -> list[nn.Module]:
+        """The backbone's ``blocks`` if it names them, else its children that hold parameters."""
+        named = getattr(self.body, "blocks", None)
+        if named is not None:
+            return list(named() if callable(named) and not isinstance(named, nn.Module) else named)
+        return [m for m in self.body.children() if any(True for _ in m.parameters())]
+
+    def hold(self, modules: Iterable[nn.Module]) -> None:
+        """Until the next task: no gradients, no optimizer state, running statistics held."""
+        for module in modules:
+            module.requires_grad_(False)
+            self.held_norms.update(m for m in module.modules() if isinstance(m, NORMS))
+        self.network.train(self.network.training)
+
+    def layers(self, protect: Protect) -> list[LinearMap]:
+        """The linear maps that ``protect`` selects.
+
+        Raises:
+            UsageError: it selects none.
+        """
+        found: list[LinearMap] = []
+        known: list[str] = []
+        for name, module in self.network.named_modules():
+            maps = linear_maps(name, module, augment=protect.bias == "augmented")
+            known += [name] if maps else []
+            if protect.matches(name) and self.is_guarded_head(name, protect.heads) is not False:
+                found += maps
+        if not found and protect.include:
+            raise UsageError(
+                f"strategy.protect.include={list(protect.include)} matches no layer; "
+                f"the network's layers are {', '.join(known)}"
+            )
+        return found
+
+    def guard(self, protect: Protect, first_task: bool) -> None:
+        """Apply ``protect``'s bias and normalisation policy to the current task."""
+        if first_task:
+            return
+        if protect.bias == "frozen":
+            for layer in self.layers(protect):
+                if layer.bias is not None:
+                    layer.bias.requires_grad_(False)
+        if protect.norm == "frozen_after_first":
+            self.hold([m for m in self.network.modules() if isinstance(m, NORMS)])
+
+    def tap(self, layers: Sequence[LinearMap], batches: Iterable[Batch]) -> Mapping[str, Moments]:
+        """Second moments of the layers' inputs over the batches, in evaluation mode."""
+        with torch.no_grad(), self._evaluating(), tapped(layers) as moments:
+            for batch in batches:
+                self(self._to_device(batch))
+        return moments
+
+    def gradients(
+        self,
+        batch: Batch,
+        of: Literal["loss", "logits"] = "loss",
+        per_sample: bool = False,
+    ) -> dict[str, Tensor]:
+        """Raw gradients of the trainable parameters at the current weights; no side effects."""
+        batch = self._to_device(batch)
+        parameters = self.named_trainable()
+
+        def value(batch: Batch) -> Tensor:
+            out = self(batch)
+            return self.loss(out, batch) if of == "loss" else self.label_logits(out, batch).mean()
+
+        with unconfined(), self._evaluating(), torch.enable_grad():
+            if per_sample:
+                return _per_sample(self.network, parameters, value, batch)
+            values = torch.autograd.grad(value(batch), list(parameters.values()), allow_unused=True)
+        return {
+            name: torch.zeros_like(parameters[name]) if g is None else g
+            for name, g in zip(parameters, values, strict=True)
+        }
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        training = self.network.training
+        self.network.eval()
+        try:
+            yield
+        finally:
+            self.network.train(training)
+
+    def _to_device(self, batch: Batch) -> Batch:
+        device = next(self.network.parameters()).device
+        return {name: value.to(device) for name, value in batch.items()}
+
+
+class _Objective(nn.Module):
+    """A function of a network as a module, so that ``functional_call`` can vary its parameters."""
+
+    def __init__(self, network: nn.Module, value: Callable[[Batch], Tensor]) -> None:
+        super().__init__()
+        self.network = network
+        self.value = value
+
+    def forward(self, sample: Batch) -> Tensor:
+        return self.value({name: v.unsqueeze(0) for name, v in sample.items()})
+
+
+def _per_sample(
+    network: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    value: Callable[[Batch], Tensor],
+    batch: Batch,
+) -> dict[str, Tensor]:
+    objective = _Objective(network, value)
+
+    def of(varied: dict[str, Tensor], sample: Batch) -> Tensor:
+        return functional_call(objective, varied, (sample,))
+
+    detached = {f"network.{name}": p.detach() for name, p in parameters.items()}
+    found = vmap(grad(of), in_dims=(None, 0))(detached, batch)
+    return {name.removeprefix("network."): g.detach() for name, g in found.items()}

@@ -1,0 +1,127 @@
+"""Tables of one run for the terminal; scores in percent."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cl_bench.metrics import Matrix, summarise, tasks_learned
+from cl_bench.report.plots import cell_colours
+from cl_bench.tracking import read_run
+
+WIDTH = 100
+"""Columns a table may take."""
+
+LABEL_WIDTH = 16
+SHORTEST_LABEL = 9
+"""Columns for the name of a task at the start of a row, at most and at least."""
+
+EXPLANATIONS = {
+    "acc": ("ACC", "mean over all tasks at the end"),
+    "bwt": ("BWT", "change of old tasks since each was learned; negative is forgetting"),
+    "fwt": ("FWT", "gain on a task before its own training, over the untrained network"),
+    "forgetting": ("forgetting", "best score since learned minus score at the end, old tasks"),
+    "learning_accuracy": ("LA", "mean score of each task right after it was learned"),
+    "average_incremental_accuracy": ("AIA", "mean over seen tasks, averaged over the sequence"),
+}
+
+
+def matrix_table(R: Matrix, task_names: Sequence[str]) -> Table:
+    """The accuracy matrix in percent, at most 100 columns wide.
+
+    Learned tasks have a background by score, the diagonal is underlined, and tasks still to come
+    are dim. Columns carry task numbers where names do not fit; decimals go where there are many
+    tasks, and beyond that only every n-th task is shown.
+
+    Args:
+        R: accuracy matrix (T + 1, T), scores in [0, 1].
+        task_names: its columns.
+    """
+    T = len(task_names)
+    number = len(str(T))
+    longest = max(9, *map(len, task_names))
+    decimals = 1 if number + 2 + min(longest, LABEL_WIDTH) + 6 * T <= WIDTH else 0
+    width = 5 if decimals else 3
+    # Names at the start of rows give way to columns, down to where they say nothing any more.
+    room = WIDTH - number - 2 - T * (width + 1)
+    label = min(longest, LABEL_WIDTH, max(room, SHORTEST_LABEL))
+    fits = (WIDTH - number - 2 - label) // (width + 1)
+    stride = -(-T // fits)
+    # The last task always shows, the others at equal distances before it.
+    shown = list(range(T - 1, -1, -stride))[::-1]
+    columns = sum(max(len(task_names[j]), width) + 1 for j in shown)
+    named = number + 2 + label + columns <= WIDTH
+
+    table = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, title_justify="left")
+    table.title = Text("accuracy (%)", style="bold not italic")
+    table.add_column("after task", no_wrap=True)
+    for j in shown:
+        table.add_column(task_names[j] if named else str(j + 1), justify="right", no_wrap=True)
+    for i in [0, *(j + 1 for j in shown)]:
+        if not np.isfinite(R[i]).any():
+            continue
+        name = task_names[i - 1] if i else "untrained"
+        cells = [_cell(R[i, j], learned=j < i, fresh=j == i - 1, decimals=decimals) for j in shown]
+        table.add_row(f"{i:{number}} {_shorten(name, label)}", *cells)
+    if stride > 1:
+        table.caption = Text(
+            f"{len(shown)} of {T} tasks; the others are in accuracy_matrix.csv", style="dim"
+        )
+        table.caption_justify = "left"
+    return table
+
+
+def summary_table(summary: Mapping[str, float], task_id_known: bool) -> Table:
+    """Summaries with what they mean.
+
+    Args:
+        summary: as :func:`cl_bench.metrics.summarise` returns it, in [0, 1].
+        task_id_known: whether the task id was known at test time.
+    """
+    known = "known" if task_id_known else "not known"
+    table = Table(box=None, pad_edge=False, show_header=False, title_justify="left")
+    table.title = Text(f"summary (%, task id {known} at test time)", style="bold not italic")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="dim")
+    for key, (name, meaning) in EXPLANATIONS.items():
+        signed = "+" if key in ("bwt", "fwt") else ""
+        value = summary[key]
+        table.add_row(name, "-" if np.isnan(value) else f"{100 * value:{signed}.1f}", meaning)
+    return table
+
+
+def print_run(directory: Path | str, console: Console | None = None) -> None:
+    """Print a run's accuracy matrix and summaries, from its files alone.
+
+    Raises:
+        UsageError: the directory holds no run.
+    """
+    run = read_run(directory)
+    console = console or Console()
+    done, T = tasks_learned(run.matrix), len(run.task_names)
+    state = "" if run.status == "completed" else f"  {run.status}, {done} of {T} tasks learned"
+    console.print(Text(f"{run.title}{state}", style="bold"))
+    console.print(matrix_table(run.matrix, run.task_names))
+    console.print()
+    console.print(summary_table(summarise(run.matrix), run.task_id_known))
+
+
+def _cell(score: float, learned: bool, fresh: bool, decimals: int) -> Text:
+    if np.isnan(score):
+        return Text("·", style="dim")
+    text = f"{100 * score:.{decimals}f}"
+    if not learned:
+        return Text(text, style="dim")
+    background, foreground = cell_colours(score)
+    cell = Text(text.rjust(5 if decimals else 3), style=f"{foreground} on {background}")
+    if fresh:
+        cell.stylize("bold underline", len(cell) - len(text))
+    return cell
+
+
+def _shorten(name: str, width: int) -> str:
+    return name if len(name) <= width else f"{name[: width - 1]}…"

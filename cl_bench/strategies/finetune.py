@@ -1,0 +1,10 @@
+"""Fine-tuning: every task is learned as if there had been no other.
+
+The lower bound that forgetting is measured against.
+"""
+
+from cl_bench.contracts import Strategy
+
+
+class Finetune(Strategy):
+    """No restriction and no memory."""

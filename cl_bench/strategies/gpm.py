@@ -1,0 +1,178 @@
+"""Gradient Projection Memory (Saha, Garg & Roy, ICLR 2021).
+
+After each task a layer remembers an orthonormal basis M of the inputs that carry a share eps of
+their energy. Later gradients lose their part inside it, G <- G - (G M) M^T, so that what the layer
+does to remembered inputs stays as it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cl_bench.contracts import (
+    Batch,
+    Learner,
+    Needs,
+    Protect,
+    State,
+    Statistics,
+    Strategy,
+    Task,
+    UsageError,
+)
+from cl_bench.subspace import Confinement, Moments, Projection, Where, extend, rank_to_reach
+
+
+class GPM(Strategy):
+    """Projects updates out of the span of old inputs.
+
+    Args:
+        threshold: eps in (0, 1]: one number, one per protected layer in order, or
+            ``{layer pattern: eps}``.
+        increment: added to every threshold per task (the papers' schedules), capped at 1.
+        samples: training samples whose layer inputs are decomposed after a task.
+        rank_rule: ``official`` as the authors' code has it: on the first task the direction that
+            crosses eps is left out, later it is taken in. ``energy``: always taken in.
+        project: ``auto`` projects at the cheapest place that keeps the *weight change* in the
+            subspace for the optimizer at hand; ``input``, ``gradient`` or ``step`` insists.
+        protect: which layers, and what becomes of biases and normalisation.
+
+    Raises:
+        UsageError: a threshold outside (0, 1], or another option out of range.
+    """
+
+    needs = Needs(rewrites_gradients=True)
+
+    def __init__(
+        self,
+        threshold: float | Sequence[float] | Mapping[str, float] = 0.95,
+        increment: float = 0.0,
+        samples: int = 300,
+        rank_rule: Literal["official", "energy"] = "official",
+        project: Literal["auto", "input", "gradient", "step"] = "auto",
+        protect: Protect | None = None,
+    ) -> None:
+        check_thresholds("threshold", threshold)
+        if samples < 1:
+            raise UsageError(f"strategy.samples={samples}: at least one sample is needed")
+        if rank_rule not in ("official", "energy"):
+            raise UsageError(f"strategy.rank_rule={rank_rule!r}: use 'official' or 'energy'")
+        if project not in ("auto", "input", "gradient", "step"):
+            raise UsageError(
+                f"strategy.project={project!r}: use 'auto', 'input', 'gradient' or 'step'"
+            )
+        self.threshold = threshold
+        self.increment = increment
+        self.samples = samples
+        self.rank_rule = rank_rule
+        self.project = project
+        self.protect = protect or Protect()
+        self.memory: dict[str, Tensor] = {}
+        self.rows_per_sample: dict[str, float] = {}
+        self.confinement: Confinement | None = None
+
+    def setup(self, learner: Learner, task: Task) -> None:
+        """Confine every remembered layer to the complement of its memory."""
+        learner.guard(self.protect, first_task=not self.memory)
+        where: Where = learner.projectable if self.project == "auto" else self.project
+        self.confinement = Confinement(
+            learner.layers(self.protect),
+            {name: Projection(M) for name, M in self.memory.items()},
+            where,
+            {name: learner.batch_size * n for name, n in self.rows_per_sample.items()},
+        )
+
+    def constrain(self, learner: Learner) -> None:
+        """G <- G - (G M) M^T, unless the gradient was born projected."""
+        if self.confinement:
+            self.confinement.constrain()
+
+    def after_step(self, learner: Learner, batch: Batch, out: Tensor) -> None:
+        """Momentum, Adam and weight decay: project the step itself."""
+        if self.confinement:
+            self.confinement.after_step()
+
+    def collect(self, learner: Learner, task: Task) -> Statistics:
+        """Second moments R R^T of every layer's inputs R (d x n)."""
+        return learner.tap(learner.layers(self.protect), [task.sample(self.samples, learner.seed)])
+
+    def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
+        """Grow each basis until it explains a share eps of the new task's inputs."""
+        for i, (name, R) in enumerate(stats.items()):
+            assert isinstance(R, Moments)
+            eps = threshold_of(self.threshold, name, i, len(stats), self.increment * task.index)
+            M = self.memory.get(name, torch.zeros(R.dim, 0, dtype=torch.float64))
+            explained = float(R.energy_along(M).sum()) / max(R.energy, 1e-300)
+            S2, U = R.principal(outside=M)  # Eq. 8: SVD of R - M M^T R
+            below = self.rank_rule == "official" and name not in self.memory
+            r = rank_to_reach(S2, R.energy, eps, explained, below)  # Eq. 5 and 9
+            self.memory[name] = extend(M.to(U), U[:, :r])
+            self.rows_per_sample[name] = R.rows / max(R.samples, 1)
+
+    def release(self, learner: Learner) -> None:
+        """Give the layers their own gradients back."""
+        if self.confinement:
+            self.confinement.release()
+        self.confinement = None
+
+    def metrics(self) -> Mapping[str, Mapping[str, float]]:
+        """Rank of each basis, and the share of input dimensions that is left to learn in."""
+        return {
+            name: {"rank": M.shape[1], "capacity_left": 1 - M.shape[1] / M.shape[0]}
+            for name, M in self.memory.items()
+        }
+
+    def state_dict(self) -> State:
+        """Bases and the inputs per sample."""
+        return {"memory": dict(self.memory), "rows_per_sample": dict(self.rows_per_sample)}
+
+    def load_state_dict(self, state: State) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.memory = dict(state["memory"])
+        self.rows_per_sample = dict(state["rows_per_sample"])
+
+
+def check_thresholds(key: str, value: float | Sequence[float] | Mapping[str, float]) -> None:
+    """Raise :class:`UsageError` unless every threshold lies in (0, 1]."""
+    if isinstance(value, Mapping):
+        values = list(value.values())
+    else:
+        values = list(value) if isinstance(value, Sequence) else [value]
+    for eps in values:
+        if not isinstance(eps, int | float) or not 0.0 < eps <= 1.0:
+            raise UsageError(
+                f"strategy.{key}={eps}: a share of energy lies in (0, 1]; "
+                f"try strategy.{key}=0.95"
+            )
+
+
+def threshold_of(
+    value: float | Sequence[float] | Mapping[str, float],
+    name: str,
+    position: int,
+    layers: int,
+    increase: float,
+) -> float:
+    """The threshold of one layer.
+
+    Raises:
+        UsageError: a list of another length than there are layers, or no pattern matches.
+    """
+    if isinstance(value, Mapping):
+        matching = [eps for pattern, eps in value.items() if fnmatchcase(name, pattern)]
+        if not matching:
+            raise UsageError(f"strategy.threshold={dict(value)}: no pattern matches layer {name!r}")
+        eps = matching[0]
+    elif isinstance(value, Sequence):
+        if len(value) != layers:
+            raise UsageError(
+                f"strategy.threshold={list(value)} has {len(value)} entries, "
+                f"but {layers} layers are protected"
+            )
+        eps = value[position]
+    else:
+        eps = value
+    return min(1.0, eps + increase)

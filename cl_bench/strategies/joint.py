@@ -1,0 +1,62 @@
+"""Joint training: at task t, learn all tasks up to t together.
+
+The upper bound, and the reference of intransigence (Chaudhry et al., ECCV 2018): at every t a model
+trained on the union of D_1 ... D_t.
+"""
+
+from itertools import accumulate
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cl_bench.contracts import Batch, Data, Learner, Strategy, Stream, Task, UsageError
+
+
+class Joint(Strategy):
+    """Trains on the union of everything seen.
+
+    Args:
+        fresh: start every task from the initial weights; otherwise go on from the last ones.
+        when: ``every`` task, which the diagonal of the matrix and intransigence need, or only
+            the ``last`` one, which is enough for the final accuracy.
+    """
+
+    def __init__(self, fresh: bool = True, when: Literal["every", "last"] = "every") -> None:
+        if when not in ("every", "last"):
+            raise UsageError(f"strategy.when={when!r}: use 'every' or 'last'")
+        self.fresh = fresh
+        self.when = when
+
+    def train_data(self, stream: Stream, t: int) -> Data | None:
+        """The union of the first t + 1 tasks."""
+        if self.when == "last" and t < len(stream) - 1:
+            return None
+        return Union([task.train for task in stream[: t + 1]])
+
+    def setup(self, learner: Learner, task: Task) -> None:
+        """Fresh weights, and every head that has been seen takes part."""
+        if self.fresh:
+            learner.reset_weights()
+        learner.train_heads("seen")
+
+
+class Union(Data):
+    """Several data sets one after another."""
+
+    def __init__(self, parts: list[Data]) -> None:
+        self.parts = parts
+        self.starts = [0, *accumulate(len(part) for part in parts)]
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, index: Tensor) -> Batch:
+        owner = torch.bucketize(index, torch.tensor(self.starts[1:]), right=True)
+        order = owner.argsort(stable=True)
+        pieces = [
+            self.parts[part][index[owner == part] - self.starts[part]]
+            for part in owner.unique().tolist()
+        ]
+        back = order.argsort()
+        return {k: torch.cat([piece[k] for piece in pieces])[back] for k in pieces[0]}

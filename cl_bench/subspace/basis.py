@@ -1,0 +1,54 @@
+"""Growing an orthonormal basis by an energy criterion."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+RankRule = Literal["official", "energy"]
+
+
+def rank_to_reach(
+    energies: Tensor, total: float, threshold: float, explained: float = 0.0, below: bool = False
+) -> int:
+    """How many leading directions bring the explained share of energy to ``threshold``.
+
+    Args:
+        energies: (r,) energies of the candidate directions, descending.
+        total: energy of everything, the part that is already explained included.
+        threshold: share of ``total`` to reach, in (0, 1].
+        explained: share of ``total`` that is explained before the first direction.
+        below: stop *before* the direction that crosses the threshold (what the authors' GPM code
+            does on its first task) instead of taking it in.
+
+    Returns:
+        The smallest r with ``explained + sum(energies[:r]) / total >= threshold``, at most
+        ``len(energies)``; with ``below`` the number of prefixes that stay short of it.
+    """
+    if total <= 0.0 or (explained >= threshold and not below):
+        return 0
+    reached = explained + energies.cumsum(0) / total
+    short = int((reached < threshold).sum())
+    return short if below else min(short + 1, len(energies))
+
+
+def extend(basis: Tensor, directions: Tensor) -> Tensor:
+    """[M, U] (d, k + r) with orthonormal columns; never more than d of them.
+
+    ``basis`` keeps its columns bit for bit; ``directions`` are orthogonalised against it.
+    """
+    d, k = basis.shape
+    directions = directions[:, : d - k].to(basis.dtype)
+    if directions.shape[1] == 0:
+        return basis
+    for _ in range(2):
+        directions = directions - basis @ (basis.t() @ directions)
+        directions, triangle = torch.linalg.qr(directions)
+        directions = directions * triangle.diagonal().sign()
+    return torch.cat([basis, directions], dim=1)
+
+
+def complement(basis: Tensor) -> Tensor:
+    """Orthonormal N (d, d - k) with span(N) = span(M)^perp, for orthonormal M (d, k)."""
+    q, _ = torch.linalg.qr(basis, mode="complete")
+    return q[:, basis.shape[1] :].contiguous()

@@ -1,0 +1,168 @@
+"""Keeping the weight changes of some layers out of a subspace of their inputs.
+
+Three places to do it, the same update for plain SGD:
+
+* ``gradient``: G <- G P after the backward pass.
+* ``input``: since G = delta^T x gives G P = delta^T (x P), keep x P for the weight gradient. The
+  raw gradient never exists. Cheaper where a step sees fewer inputs than the layer has outputs; right
+  only where the loss reaches the weight through this layer's forward pass alone.
+* ``step``: W <- W_old + (W_new - W_old) P after the optimizer. Momentum carried over, Adam's
+  preconditioner and weight decay lead a projected gradient out of the subspace again; this does
+  not let them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from cl_bench.subspace.linear_maps import LinearMap
+from cl_bench.subspace.projection import Projection
+
+Where = Literal["input", "gradient", "step"]
+
+_lifted: ContextVar[bool] = ContextVar("lifted", default=False)
+
+
+@contextmanager
+def unconfined() -> Iterator[None]:
+    """Within this context layers yield their raw gradients, whatever confines them."""
+    token = _lifted.set(True)
+    try:
+        yield
+    finally:
+        _lifted.reset(token)
+
+
+class Confinement:
+    """Projects the weight changes of ``layers`` while it is attached.
+
+    Args:
+        layers: the layers to confine.
+        projections: one per layer name; layers without one, or of rank 0, stay free.
+        where: ``input`` falls back, layer by layer, to ``gradient`` where that is cheaper.
+        rows: input vectors per optimizer step by layer name (batch x patches), for that choice.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[LinearMap],
+        projections: Mapping[str, Projection],
+        where: Where,
+        rows: Mapping[str, float],
+    ) -> None:
+        self.where = where
+        self._projected = [
+            (layer, projections[layer.name])
+            for layer in layers
+            if layer.name in projections and projections[layer.name].rank > 0
+        ]
+        self._swapped: list[nn.Linear] = []
+        self._before: list[Tensor] = []
+        if where == "input":
+            for layer, projection in list(self._projected):
+                linear = layer.module
+                if type(linear) is nn.Linear and rows[layer.name] < layer.out_features:
+                    ConfinedLinear.attach(linear, projection, layer.augmented)
+                    self._swapped.append(linear)
+                    self._projected.remove((layer, projection))
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Gradients are ready: project them, or remember the weights for :meth:`after_step`."""
+        if self.where == "step":
+            self._before = [
+                layer.matrix(layer.weight, layer.bias).clone() for layer, _ in self._projected
+            ]
+            return
+        for layer, projection in self._projected:
+            gradient = layer.weight.grad
+            if gradient is None:
+                continue
+            bias_gradient = None if layer.bias is None else layer.bias.grad
+            matrix = layer.matrix(gradient, bias_gradient)
+            projection.to(matrix).inplace(matrix)
+            layer.store(matrix, gradient, bias_gradient)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """The weights have moved: with ``where == "step"``, project the change."""
+        if self.where != "step":
+            return
+        for (layer, projection), before in zip(self._projected, self._before, strict=True):
+            change = layer.matrix(layer.weight, layer.bias) - before
+            layer.store(before + projection.to(change)(change), layer.weight, layer.bias)
+
+    def release(self) -> None:
+        """Give the layers their own forward pass back."""
+        for linear in self._swapped:
+            ConfinedLinear.detach(linear)
+        self._swapped, self._projected, self._before = [], [], []
+
+
+class ConfinedLinear(nn.Linear):
+    """A linear layer whose weight gradient is born projected.
+
+    An existing layer becomes one by a change of class, which, unlike a replaced ``forward``,
+    survives ``deepcopy`` with its own weights.
+    """
+
+    projection: Projection
+    augmented: bool
+
+    @staticmethod
+    def attach(linear: nn.Linear, projection: Projection, augmented: bool) -> None:
+        """Confine ``linear`` in place."""
+        linear.__class__ = ConfinedLinear
+        linear.__dict__.update(projection=projection, augmented=augmented)
+
+    @staticmethod
+    def detach(linear: nn.Linear) -> None:
+        """Undo :meth:`attach`."""
+        linear.__class__ = nn.Linear
+        del linear.__dict__["projection"], linear.__dict__["augmented"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As ``nn.Linear``; only the gradient of the weight differs."""
+        if not torch.is_grad_enabled() or _lifted.get():
+            return F.linear(x, self.weight, self.bias)
+        out: Tensor = _LinearWithProjectedInput.apply(
+            x, self.weight, self.bias, self.projection.to(self.weight), self.augmented
+        )
+        return out
+
+
+class _LinearWithProjectedInput(torch.autograd.Function):
+    """y = x W^T + b with dL/dW = delta^T (x P)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        projection: Projection,
+        augmented: bool,
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        projected = projection(F.pad(rows, (0, 1), value=1.0) if augmented else rows)
+        ctx.save_for_backward(projected, weight)
+        ctx.augmented = augmented
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        projected, weight = ctx.saved_tensors
+        delta = grad.reshape(-1, grad.shape[-1])
+        to_input = grad @ weight if ctx.needs_input_grad[0] else None
+        to_weight = delta.t() @ projected
+        if ctx.augmented:
+            return to_input, to_weight[:, :-1], to_weight[:, -1], None, None
+        to_bias = delta.sum(0) if ctx.needs_input_grad[2] else None
+        return to_input, to_weight, to_bias, None, None

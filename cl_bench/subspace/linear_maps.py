@@ -1,0 +1,155 @@
+"""Every linear or convolutional layer, seen as one matrix W (o x d) acting on input vectors.
+
+Gradients of such a layer have their rows in the span of its inputs, so a subspace method needs
+two things only: the input vectors, and W as a matrix. This module is the one place that knows
+how layers keep them.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+CHUNK_ELEMENTS = 1 << 22
+"""Patch matrices are built in pieces of at most this many elements (16 MiB in float32)."""
+
+
+@dataclass(frozen=True, eq=False)
+class LinearMap:
+    """One weight matrix of a network: a linear layer, or one group of a convolution.
+
+    ``d`` counts input features: ``in_features``, or ``C_in / groups * kh * kw`` in the order
+    (channel, row, column) of ``F.unfold``; one more where the bias is part of the matrix.
+
+    Attributes:
+        name: the layer's qualified name; ``name#g`` for group ``g`` of a grouped convolution.
+        module: ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` or Hugging Face's ``Conv1D``.
+        group: which group of the convolution.
+        augmented: whether the matrix is [W | b], its inputs extended by a constant 1.
+    """
+
+    name: str
+    module: nn.Module
+    group: int = 0
+    augmented: bool = False
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The layer's weight, in the layer's own shape."""
+        weight = self.module.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """The layer's bias, or None."""
+        bias = self.module.bias
+        return bias if isinstance(bias, nn.Parameter) else None
+
+    @property
+    def groups(self) -> int:
+        """Groups of the convolution; 1 for a linear layer."""
+        return self.module.groups if isinstance(self.module, nn.Conv1d | nn.Conv2d) else 1
+
+    @property
+    def out_features(self) -> int:
+        """Rows o of the matrix."""
+        if is_transposed(self.module):
+            return self.weight.shape[1]
+        return self.weight.shape[0] // self.groups
+
+    @property
+    def in_features(self) -> int:
+        """Columns d of the matrix."""
+        if is_transposed(self.module):
+            return self.weight.shape[0] + self.augmented
+        return self.weight[0].numel() + self.augmented
+
+    @property
+    def rows(self) -> slice:
+        """Which output features of the layer belong to this map."""
+        return slice(self.group * self.out_features, (self.group + 1) * self.out_features)
+
+    def matrix(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(o, d) matrix held in tensors shaped like the layer's weight and bias.
+
+        A view wherever the layout allows; pass the result to :meth:`store` to write it back.
+        """
+        matrix = weight.t() if is_transposed(self.module) else weight[self.rows].flatten(1)
+        if not self.augmented:
+            return matrix
+        assert bias is not None
+        return torch.cat([matrix, bias[self.rows, None]], dim=1)
+
+    def store(self, matrix: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        """Write an (o, d) matrix into tensors shaped like the layer's weight and bias."""
+        if self.augmented:
+            assert bias is not None
+            bias[self.rows].copy_(matrix[:, -1])
+            matrix = matrix[:, :-1]
+        target = weight.t() if is_transposed(self.module) else weight[self.rows]
+        if matrix.data_ptr() != target.data_ptr():
+            target.copy_(matrix.reshape(target.shape))
+
+    def inputs(self, x: Tensor) -> Iterator[Tensor]:
+        """Input vectors as (n, d) matrices, a bounded number at a time.
+
+        Args:
+            x: the tensor that enters the layer.
+        """
+        if isinstance(self.module, nn.Conv1d | nn.Conv2d):
+            pieces: Iterator[Tensor] = _patches(self.module, self.group, x)
+        else:
+            pieces = iter([x.reshape(-1, x.shape[-1])])
+        for piece in pieces:
+            yield F.pad(piece, (0, 1), value=1.0) if self.augmented else piece
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether the module is Hugging Face's ``Conv1D``: a linear layer that stores W^T (d x o)."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def linear_maps(name: str, module: nn.Module, augment: bool = False) -> list[LinearMap]:
+    """The linear maps of one layer; an empty list if the module is no such layer.
+
+    Args:
+        name: the layer's qualified name.
+        module: any module.
+        augment: take the bias, if there is one, into the matrix.
+    """
+    if type(module).__name__.endswith("NonDynamicallyQuantizableLinear"):
+        return []  # attention's output layer: nn.MultiheadAttention never calls its forward
+    augmented = augment and getattr(module, "bias", None) is not None
+    if isinstance(module, nn.Linear) or is_transposed(module):
+        return [LinearMap(name, module, augmented=augmented)]
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        groups = module.groups
+        names = [name] if groups == 1 else [f"{name}#{g}" for g in range(groups)]
+        return [LinearMap(n, module, g, augmented) for g, n in enumerate(names)]
+    return []
+
+
+def _patches(conv: nn.Conv1d | nn.Conv2d, group: int, x: Tensor) -> Iterator[Tensor]:
+    """Receptive fields of one group as rows (n * L, d), some images at a time."""
+    channels = conv.in_channels // conv.groups
+    x = x[:, group * channels : (group + 1) * channels]
+    kernel, stride, dilation = conv.kernel_size, conv.stride, conv.dilation
+    # torch keeps the padding of every mode, "same" included, in this one attribute.
+    padding = conv._reversed_padding_repeated_twice
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    positions = math.prod(max(1, size // s) for size, s in zip(x.shape[2:], stride, strict=True))
+    d = channels * math.prod(kernel)
+    images = max(1, CHUNK_ELEMENTS // (positions * d))
+    for start in range(0, x.shape[0], images):
+        piece = F.pad(x[start : start + images], padding, mode=mode)
+        if isinstance(conv, nn.Conv1d):
+            unfolded = F.unfold(
+                piece.unsqueeze(2), (1, *kernel), dilation=(1, *dilation), stride=(1, *stride)
+            )
+        else:
+            unfolded = F.unfold(piece, kernel, dilation=dilation, stride=stride)
+        yield unfolded.transpose(1, 2).reshape(-1, d)

@@ -1,0 +1,43 @@
+"""Taking the old subspace out of a matrix: A <- A - (A M) M^T, at the least cost."""
+
+import torch
+from torch import Tensor
+
+from cl_bench.subspace.basis import complement
+
+
+class Projection:
+    """Right multiplication by I - M M^T, or by I - M diag(importance) M^T.
+
+    The d x d projector is never built. With k <= d/2 directions A - (A M) M^T is cheaper, with
+    more (A N) N^T, N spanning the complement; both cost 4 n d min(k, d - k) operations.
+
+    Args:
+        basis: M (d, k), orthonormal columns.
+        importance: (k,) in [0, 1], how much of each direction is taken out (SGP); None means all.
+    """
+
+    def __init__(self, basis: Tensor, importance: Tensor | None = None) -> None:
+        self.dim, self.rank = basis.shape
+        self._free = importance is None and 2 * self.rank > self.dim
+        kept = complement(basis.double()) if self._free else basis.double()
+        self._right = kept.t().contiguous()
+        self._left = kept if importance is None else kept * importance.double()
+
+    def to(self, like: Tensor) -> "Projection":
+        """This projection in the dtype and on the device of ``like``."""
+        if self._left.dtype != like.dtype or self._left.device != like.device:
+            self._left, self._right = self._left.to(like), self._right.to(like)
+        return self
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """``rows`` (n, d) without their part in span(M)."""
+        if self._free:
+            return (rows @ self._left) @ self._right
+        return torch.addmm(rows, rows @ self._left, self._right, alpha=-1.0)
+
+    def inplace(self, rows: Tensor) -> Tensor:
+        """The same, written into ``rows``."""
+        if self._free:
+            return torch.mm(rows @ self._left, self._right, out=rows)
+        return rows.addmm_(rows @ self._left, self._right, alpha=-1.0)

@@ -1,0 +1,589 @@
+"""The record: every number of a run goes through one object to plain files and to loggers.
+
+========================  ======================================================================
+``config.yaml``           the resolved configuration
+``command.txt``           the command that runs exactly this again
+``environment.json``      versions, platform, git commit, processes, effective batch
+``data.json``             the stream and where its data comes from
+``results.jsonl``         what happened, one JSON object a line, on disk as it happens
+``accuracy_matrix.csv``   R, one row per number of tasks learned; rewritten after each row
+``layers.csv``            numbers per task and layer; rewritten after each task
+``summary.json``          how the run ended and what it reached
+``run.lock``              only while a process writes: which one
+========================  ======================================================================
+
+``results.jsonl`` is the truth from which the tables can be rebuilt. Its events, by ``event``:
+
+* ``status``: ``status`` (``started``, ``completed``, ``failed``, ``interrupted``) and facts.
+* ``evaluation``: ``row`` (tasks learned), ``task`` (index of the task just learned, or null),
+  ``task_name``, ``scores`` {task name: value}, ``task_id_known``, ``seconds``.
+* ``epoch``: ``task``, ``epoch`` (from 1), ``train_loss``, ``learning_rate``, ``seconds``,
+  ``steps``.
+* ``layers``: ``task``, ``layers`` {layer: {quantity: value}}.
+
+Tasks are indices from 0; a number that is not finite is null.
+"""
+
+import contextlib
+import csv
+import errno
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+import socket
+import subprocess
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+import numpy as np
+
+import cl_bench
+from cl_bench.contracts import UsageError
+from cl_bench.metrics import Matrix, empty_matrix, summarise, tasks_learned
+
+RESULTS, MATRIX, SUMMARY, LOCK = "results.jsonl", "accuracy_matrix.csv", "summary.json", "run.lock"
+CONFIG, LAYERS = "config.yaml", "layers.csv"
+
+PACKAGES = (
+    "torch",
+    "lightning",
+    "hydra-core",
+    "omegaconf",
+    "numpy",
+    "datasets",
+    "scikit-learn",
+    "wandb",
+    "pandas",
+    "pillow",
+)
+"""Whose versions stand in ``environment.json``, beside our own."""
+
+Status = Literal["completed", "failed", "interrupted"]
+Event = Mapping[str, Any]
+
+
+class Sink(Protocol):
+    """A logger beside the files. Whatever it raises costs the run nothing but the sink."""
+
+    name: str
+    """For the warning when it fails."""
+
+    def start(self, task_names: Sequence[str]) -> None:
+        """The run begins."""
+
+    def event(self, event: Event) -> None:
+        """One line of ``results.jsonl``, as a reader gets it."""
+
+    def finish(self, summary: Mapping[str, Any], task_names: Sequence[str], R: Matrix) -> None:
+        """The run ended: what ``summary.json`` holds, and the accuracy matrix."""
+
+    def figures(self, paths: Sequence[Path]) -> None:
+        """Pictures of the finished run."""
+
+    def close(self, failed: bool) -> None:
+        """Nothing more comes."""
+
+
+class Record:
+    """What happened in one run, in one directory. Use :meth:`open`, and as a context manager.
+
+    Leaving the ``with`` block writes the summary if :meth:`finish` has not, and after an exception
+    it says that the run failed or was interrupted. All methods raise :class:`UsageError` where the
+    disk takes no more; what was written before stays readable.
+
+    Attributes:
+        directory: where the files are.
+        task_names: columns of the accuracy matrix.
+        task_id_known: whether every score was reached with the task id known at test time.
+        matrix: R so far, (T + 1, T), NaN where nothing was evaluated.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        task_names: Sequence[str],
+        task_id_known: bool,
+        facts: Mapping[str, Any],
+        sinks: Sequence[Sink],
+    ) -> None:
+        self.directory = directory
+        self.task_names = list(task_names)
+        self.task_id_known = task_id_known
+        self.matrix = empty_matrix(len(self.task_names))
+        self._facts = dict(facts)
+        self._sinks = list(sinks)
+        self._layers: list[dict[str, Any]] = []
+        self._finished = False
+        with _explained(directory):
+            self._results = os.open(
+                directory / RESULTS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666
+            )
+        self._tell(lambda sink: sink.start(self.task_names))
+        self._started = time.monotonic()
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path | str,
+        task_names: Sequence[str],
+        *,
+        task_id_known: bool,
+        config: str = "",
+        command: str = "",
+        data: Mapping[str, Any] | None = None,
+        environment: Mapping[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None,
+        sinks: Sequence[Sink] = (),
+    ) -> "Record":
+        """Take a directory for a new run and write down how it starts.
+
+        Args:
+            directory: made if need be; must not hold a run already.
+            task_names: in the order in which the tasks are learned.
+            task_id_known: whether the task id is known at test time.
+            config: the resolved configuration, as YAML.
+            command: the exact command line.
+            data: stream name, fingerprint, scenario, origin of every task.
+            environment: joins versions and platform, for example ``processes`` and
+                ``effective_batch``.
+            facts: what tables and figures call this run by, such as ``stream``, ``strategy`` and
+                ``seed``; they stand in the first event and in the summary.
+            sinks: loggers that get every event too.
+
+        Raises:
+            UsageError: the directory cannot be made or written, holds a run, is being written by
+                another process, or its name holds ``=`` or ``,``.
+        """
+        path = Path(directory)
+        _claim(path)
+        files = {
+            CONFIG: config,
+            "command.txt": f"{command}\n",
+            "environment.json": _json({**describe_environment(), **(environment or {})}, 2),
+            "data.json": _json({**(data or {}), "task_names": list(task_names)}, 2),
+        }
+        try:
+            for name, text in files.items():
+                write_atomically(path / name, text.encode())
+            record = cls(path, task_names, task_id_known, facts or {}, sinks)
+            record.status("started", task_id_known=task_id_known, **record._facts)
+        except BaseException:
+            # Nothing happened here yet: the same directory can be given again.
+            for name in (*files, RESULTS, LOCK):
+                (path / name).unlink(missing_ok=True)
+            raise
+        return record
+
+    def row(self, row: int, task: int | None, scores: Mapping[str, float], seconds: float) -> None:
+        """Scores after ``row`` tasks were learned.
+
+        Args:
+            row: number of tasks learned, 0 before any training.
+            task: index of the task just learned.
+            scores: by task name, in [0, 1]; tasks that were not evaluated are left out.
+            seconds: what the evaluation took.
+        """
+        for name, score in scores.items():
+            self.matrix[row, self.task_names.index(name)] = score
+        self._event(
+            "evaluation",
+            row=row,
+            task=task,
+            task_name=None if task is None else self.task_names[task],
+            scores=dict(scores),
+            task_id_known=self.task_id_known,
+            seconds=seconds,
+        )
+        last = int(np.flatnonzero(np.isfinite(self.matrix).any(axis=1)).max(initial=row))
+        write_atomically(
+            self.directory / MATRIX,
+            _csv(
+                ["after_task", *self.task_names],
+                ([i, *map(_cell, self.matrix[i])] for i in range(last + 1)),
+            ),
+        )
+
+    def epoch(
+        self,
+        task: int,
+        epoch: int,
+        train_loss: float,
+        learning_rate: float,
+        seconds: float,
+        steps: int,
+    ) -> None:
+        """One epoch of training on the task with index ``task``; epochs count from 1."""
+        self._event(
+            "epoch",
+            task=task,
+            epoch=epoch,
+            train_loss=train_loss,
+            learning_rate=learning_rate,
+            seconds=seconds,
+            steps=steps,
+        )
+
+    def layers(self, task: int, layers: Mapping[str, Mapping[str, float]]) -> None:
+        """Numbers per layer after the task with index ``task``: {layer: {quantity: value}}."""
+        self._event("layers", task=task, layers={k: dict(v) for k, v in layers.items()})
+        self._layers += [{"task": task, "layer": k, **v} for k, v in layers.items()]
+        columns = list(dict.fromkeys(key for line in self._layers for key in line))
+        write_atomically(
+            self.directory / LAYERS,
+            _csv(columns, ([_cell(line.get(c)) for c in columns] for line in self._layers)),
+        )
+
+    def status(self, status: str, **details: Any) -> None:
+        """Anything that happened to the run as a whole."""
+        self._event("status", status=status, **details)
+
+    def finish(self, status: Status = "completed", **details: Any) -> dict[str, Any]:
+        """Write ``summary.json``.
+
+        Args:
+            status: how the run ended.
+            details: joins the summary, for example ``steps``.
+
+        Returns:
+            The summary.
+        """
+        summary = {
+            "status": status,
+            **self._facts,
+            **summarise(self.matrix),
+            "tasks": len(self.task_names),
+            "tasks_learned": tasks_learned(self.matrix),
+            "task_id_known": self.task_id_known,
+            "wall_seconds": time.monotonic() - self._started,
+            **details,
+        }
+        write_atomically(self.directory / SUMMARY, _json(summary, 2).encode())
+        self._finished = True
+        self.status(status, **details)
+        self._tell(lambda sink: sink.finish(summary, self.task_names, self.matrix))
+        return summary
+
+    def figures(self, paths: Sequence[Path]) -> None:
+        """Hand pictures of the run to the sinks."""
+        self._tell(lambda sink: sink.figures(paths))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None and not self._finished:
+                self.finish()
+            elif kind is not None and not self._finished:
+                # A disk that is full must not hide what the run died of.
+                with contextlib.suppress(UsageError):
+                    self.finish(
+                        "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed",
+                        error=f"{kind.__name__}: {error}",
+                    )
+        finally:
+            self.close(failed=kind is not None)
+
+    def close(self, failed: bool = False) -> None:
+        """Let go of the directory and of the sinks."""
+        self._tell(lambda sink: sink.close(failed))
+        self._sinks = []
+        if self._results >= 0:
+            os.close(self._results)
+            self._results = -1
+            (self.directory / LOCK).unlink(missing_ok=True)
+
+    def _event(self, event: str, **fields: Any) -> None:
+        line = _json({"event": event, "time": _now(), **fields})
+        path = self.directory / RESULTS
+        with _explained(path):
+            end = os.lseek(self._results, 0, os.SEEK_END)
+            try:
+                _write(self._results, f"{line}\n".encode())
+                os.fsync(self._results)
+            except OSError:
+                # Half a line must not stand before the next one.
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._results, end)
+                raise
+        written = json.loads(line)
+        self._tell(lambda sink: sink.event(written))
+
+    def _tell(self, call: Callable[[Sink], None]) -> None:
+        """Call every sink; one that raises is dropped with a warning, and the run goes on."""
+        for sink in list(self._sinks):
+            try:
+                call(sink)
+            except Exception as error:
+                self._sinks.remove(sink)
+                # What it sent so far should arrive, and its processes should end.
+                with contextlib.suppress(Exception):
+                    sink.close(failed=True)
+                warnings.warn(
+                    f"{sink.name} failed and gets nothing more of this run "
+                    f"({type(error).__name__}: {error}); the files in {self.directory} go on",
+                    stacklevel=3,
+                )
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a report needs of a run, read from its directory.
+
+    Attributes:
+        directory: where it was read.
+        task_names: columns of R.
+        matrix: R, (T + 1, T), NaN where nothing was evaluated.
+        task_id_known: whether the task id was known at test time.
+        status: ``completed``, ``failed``, ``interrupted``, or ``unfinished`` if nobody wrote how
+            it ended: it is still running, or was killed.
+        facts: stream, strategy, seed and whatever else the run was opened with.
+    """
+
+    directory: Path
+    task_names: list[str]
+    matrix: Matrix
+    task_id_known: bool
+    status: str
+    facts: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        """Stream, strategy and seed, as far as they are known."""
+        named = [str(self.facts[k]) for k in ("stream", "strategy") if k in self.facts]
+        seed = [f"seed {self.facts['seed']}"] if "seed" in self.facts else []
+        return " · ".join(named + seed) or self.directory.name
+
+
+def read_results(directory: Path | str) -> list[dict[str, Any]]:
+    """The events of a run, in order; half a last line, as a kill leaves it, is left out.
+
+    Raises:
+        UsageError: there is no such file, or a line before the last is not JSON.
+    """
+    path = Path(directory) / RESULTS
+    lines = _read(path).split("\n")
+    events = []
+    # What follows the last newline was never completed.
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise UsageError(
+                f"{path}, line {number}: not JSON ({error}); restore the file or delete that line"
+            ) from None
+    return events
+
+
+def read_matrix(directory: Path | str) -> tuple[list[str], Matrix]:
+    """Task names and R, (T + 1, T), of a run; rows that were not reached are NaN.
+
+    Raises:
+        UsageError: the run has no matrix yet, or the file is damaged.
+    """
+    path = Path(directory) / MATRIX
+    header, *rows = csv.reader(io.StringIO(_read(path), newline=""))
+    names = header[1:]
+    matrix = empty_matrix(len(names))
+    try:
+        for learned, *cells in rows:
+            for j, cell in zip(range(len(names)), cells, strict=True):
+                matrix[int(learned), j] = float(cell) if cell else np.nan
+    except (ValueError, IndexError) as error:
+        raise UsageError(
+            f"{path} is not an accuracy matrix of {len(names)} tasks ({error})"
+        ) from None
+    return names, matrix
+
+
+def read_run(directory: Path | str) -> Run:
+    """Everything a report shows, from the directory alone.
+
+    Raises:
+        UsageError: the directory holds no run, or one that was never evaluated.
+    """
+    names, matrix = read_matrix(directory)
+    statuses = [e for e in read_results(directory) if e["event"] == "status"]
+    facts = {k: v for k, v in statuses[0].items() if k not in ("event", "time", "status")}
+    ended = statuses[-1]["status"]
+    return Run(
+        directory=Path(directory),
+        task_names=names,
+        matrix=matrix,
+        task_id_known=bool(facts.pop("task_id_known")),
+        status="unfinished" if ended == "started" else ended,
+        facts=facts,
+    )
+
+
+def describe_environment() -> dict[str, Any]:
+    """Python, platform, package versions, and the git commit of the current directory."""
+    versions: dict[str, str | None] = {"cl_bench": cl_bench.__version__}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    commit = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "packages": versions,
+        # Files that git does not know count as changes: they may hold the strategy that ran.
+        "git": {"commit": commit, "dirty": None if changes is None else bool(changes)},
+    }
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put ``content`` in place of whatever ``path`` held: a reader sees the old or the new, whole.
+
+    Raises:
+        UsageError: the file system refuses, for example because it is full.
+    """
+    # One writer per directory (the lock), so a fixed name leaves at most one stray file.
+    scratch = path.with_name(f".{path.name}.tmp")
+    with _explained(path):
+        try:
+            descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            try:
+                _write(descriptor, content)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            scratch.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                scratch.unlink()
+            raise
+
+
+def _claim(path: Path) -> None:
+    """Make the directory and its lock; of several processes that try, one comes back."""
+    if any(c in str(path) for c in "=,"):
+        raise UsageError(
+            f"run_dir={path}: a name with '=' or ',' could not be given back on the command line; "
+            "use another run_dir=..."
+        )
+    with _explained(path):
+        path.mkdir(parents=True, exist_ok=True)
+    lock = path / LOCK
+    with _explained(lock):
+        try:
+            descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            raise UsageError(
+                f"run_dir={path} is being written by {_holder(lock)}: give another run_dir=...; "
+                f"if that process is gone, delete {path}"
+            ) from None
+        try:
+            _write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        except OSError:
+            lock.unlink()
+            raise
+        finally:
+            os.close(descriptor)
+    if any((path / name).exists() for name in (RESULTS, CONFIG, MATRIX, SUMMARY)):
+        lock.unlink()
+        raise UsageError(
+            f"run_dir={path} already holds a run: give another run_dir=..., or delete {path}"
+        )
+
+
+def _holder(lock: Path) -> str:
+    """Who wrote the lock; it may have vanished, or not have been filled in yet."""
+    try:
+        return lock.read_text().strip() or "another process"
+    except OSError:
+        return "another process"
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what the file system refuses into a :class:`UsageError` with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = (
+                "free some space or give run_dir=... on another disk; "
+                "what was recorded before is intact"
+            )
+        else:
+            remedy = "give run_dir=... where you may write"
+        raise UsageError(f"cannot write {path} ({error.strerror or error}): {remedy}") from error
+
+
+def _write(descriptor: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(descriptor, content) :]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        what = "holds no run" if not (path.parent / CONFIG).exists() else "has no results yet"
+        raise UsageError(
+            f"{path.parent} {what} ({path.name} is missing): give the directory of a run"
+        ) from None
+
+
+def _json(value: Mapping[str, Any], indent: int | None = None) -> str:
+    return json.dumps(_finite(value), indent=indent, allow_nan=False, default=str)
+
+
+def _finite(value: Any) -> Any:
+    """The same with plain numbers, and None for those that JSON does not know."""
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _csv(header: Sequence[str], rows: Iterator[list[Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _cell(value: Any) -> Any:
+    """A number with all its digits; nothing for NaN."""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else repr(float(value))
+    return value
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says about the current directory; None without git or without a repository."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

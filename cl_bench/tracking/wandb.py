@@ -1,0 +1,178 @@
+"""Weights & Biases beside the plain files, through Lightning's ``WandbLogger``.
+
+Axes: ``eval/*`` and ``layers/*`` run over ``task``, the number of tasks learned; ``train/*`` over
+``global_epoch``, which goes on counting from task to task. The run's summary holds what
+``summary.json`` holds (``acc``, ``bwt``, ...), which is what a sweep optimises.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from cl_bench.contracts import UsageError
+from cl_bench.metrics import Matrix
+from cl_bench.tracking.record import Event
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import WandbLogger
+
+MODES = ("online", "offline", "disabled")
+
+FINISH_TIMEOUT = 120.0
+"""Seconds an upload may hold up the end of a run; ``wandb sync`` sends what was left over."""
+
+
+def wandb_sink(
+    directory: Path | str,
+    config: Mapping[str, Any],
+    *,
+    mode: str = "offline",
+    project: str = "cl_bench",
+    entity: str | None = None,
+    group: str | None = None,
+    name: str | None = None,
+    tags: Sequence[str] = (),
+) -> "WandbSink | None":
+    """The sink that ``logger.mode`` asks for; None where it is ``disabled``.
+
+    Args:
+        directory: of the run; W&B's files go to ``wandb`` in it.
+        config: the resolved configuration, as plain dictionaries.
+        mode: ``online``, ``offline`` (``wandb sync`` sends it later) or ``disabled``.
+        project: as in W&B.
+        entity: as in W&B.
+        group: as in W&B.
+        name: of the W&B run; None means the last three parts of ``directory``.
+        tags: as in W&B.
+
+    Raises:
+        UsageError: ``mode`` is none of the three.
+    """
+    if mode not in MODES:
+        raise UsageError(f"logger.mode={mode!r}: use one of {', '.join(MODES)}")
+    if mode == "disabled":
+        return None
+    path = Path(directory)
+    return WandbSink(
+        path,
+        config,
+        mode=cast(Literal["online", "offline"], mode),
+        project=project,
+        entity=entity,
+        group=group,
+        name=name or "/".join(path.absolute().parts[-3:]),
+        tags=list(tags),
+    )
+
+
+class WandbSink:
+    """Sends what the record gets to one W&B run. Nothing is started, nor imported, before it.
+
+    Args:
+        directory: of the run.
+        config: the resolved configuration.
+        mode: ``online`` or ``offline``.
+        options: further arguments of ``wandb.init``.
+    """
+
+    name = "Weights & Biases"
+
+    def __init__(
+        self,
+        directory: Path,
+        config: Mapping[str, Any],
+        mode: Literal["online", "offline"],
+        **options: Any,
+    ) -> None:
+        self._init = {"dir": str(directory), "config": dict(config), "mode": mode, **options}
+        self._logger: WandbLogger | None = None
+        self._task_names: list[str] = []
+        self._global_epoch = 0
+
+    @property
+    def started(self) -> bool:
+        """Whether there is a W&B run."""
+        return self._logger is not None
+
+    @property
+    def logger(self) -> "WandbLogger":
+        """Lightning's logger around the W&B run, once :meth:`start` was called."""
+        if self._logger is None:
+            raise RuntimeError("the W&B run has not been started")
+        return self._logger
+
+    def start(self, task_names: Sequence[str]) -> None:
+        """Start the W&B run and declare its axes."""
+        import wandb
+        from lightning.pytorch.loggers import WandbLogger
+
+        # WandbLogger could start the run itself; but then it would leave WANDB_MODE set for the
+        # next job of this process, join a run somebody else has open, and put every metric on
+        # "trainer/global_step", which starts anew with each task's Trainer.
+        run = wandb.init(
+            **self._init,
+            reinit="create_new",
+            settings=wandb.Settings(silent=True, console="off", finish_timeout=FINISH_TIMEOUT),
+        )
+        self._logger = WandbLogger(experiment=run)
+        self._task_names = list(task_names)
+        run.define_metric("task")
+        run.define_metric("eval/*", step_metric="task")
+        run.define_metric("layers/*", step_metric="task")
+        run.define_metric("global_epoch")
+        run.define_metric("train/*", step_metric="global_epoch")
+
+    def event(self, event: Event) -> None:
+        """Log an epoch, an evaluation or numbers per layer."""
+        if event["event"] == "epoch":
+            self._global_epoch += 1
+            keys = ("train_loss", "learning_rate", "seconds", "steps")
+            values = {f"train/{k.removeprefix('train_')}": event[k] for k in keys}
+            self._log(values, global_epoch=self._global_epoch)
+        elif event["event"] == "evaluation":
+            scores = event["scores"]
+            values = {f"eval/{name}": score for name, score in scores.items()}
+            seen = [scores.get(name) for name in self._task_names[: event["row"]]]
+            if seen and None not in seen:
+                values["eval/mean_over_seen"] = sum(seen) / len(seen)
+            self._log(values, task=event["row"])
+        elif event["event"] == "layers":
+            values = {
+                f"layers/{layer}/{quantity}": value
+                for layer, quantities in event["layers"].items()
+                for quantity, value in quantities.items()
+            }
+            self._log(values, task=event["task"] + 1)
+
+    def finish(self, summary: Mapping[str, Any], task_names: Sequence[str], R: Matrix) -> None:
+        """Put the summary where sweeps look, and the accuracy matrix into a table."""
+        self.logger.experiment.summary.update(_numbers(summary))
+        self.logger.log_table(
+            "accuracy_matrix",
+            columns=["after_task", *task_names],
+            data=[[i, *(None if math.isnan(v) else float(v) for v in R[i])] for i in range(len(R))],
+        )
+
+    def figures(self, paths: Sequence[Path]) -> None:
+        """Upload pictures under their file's name."""
+        for path in paths:
+            self.logger.log_image(f"figures/{path.stem}", [str(path)])
+
+    def close(self, failed: bool) -> None:
+        """End the W&B run."""
+        self.logger.experiment.finish(exit_code=int(failed))
+
+    def _log(self, values: Mapping[str, Any], **axis: int) -> None:
+        numbers = _numbers(values)
+        if numbers:
+            self.logger.log_metrics({**numbers, **axis})
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what is not there: W&B would plot it as text."""
+    return {
+        k: v
+        for k, v in values.items()
+        if v is not None and not (isinstance(v, float) and math.isnan(v))
+    }

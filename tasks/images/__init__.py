@@ -1,0 +1,1 @@
+"""What the image streams share: finding, decoding, caching and arranging images."""

@@ -1,0 +1,276 @@
+"""Arranging one image source into tasks: permuted, rotated or split by class."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cl_bench.contracts.errors import UsageError
+from cl_bench.contracts.randomness import generator
+from cl_bench.contracts.stream import Scenario
+from tasks.arguments import require, require_choice
+from tasks.images.source import ImageSource
+from tasks.images.task import ImageData, ImageTask
+from tasks.images.views import Arrangement, Permutation, Rotation, Unchanged, View, view_of
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """Which training rows of a task become its validation data.
+
+    Attributes:
+        fraction: share of the rows, in [0, 1), rounded down.
+        split: the ``first`` rows (GPM's and HAT's protocol) or ``random`` ones.
+        seed: of the random choice; a stream passes its ``order_seed``.
+    """
+
+    fraction: float
+    split: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        remedy = "choose a share of the training data in [0, 1)"
+        require(0 <= self.fraction < 1, "validation_fraction", self.fraction, remedy)
+        require_choice("validation_split", self.split, ("first", "random"))
+        require(0 <= self.seed < 2**32, "order_seed", self.seed, "choose from 0 to 2**32 - 1")
+
+    def carve(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """``rows`` (n,) as (training, validation), each in the order of ``rows``."""
+        count = int(self.fraction * len(rows))
+        held = torch.zeros(len(rows), dtype=torch.bool)
+        if self.split == "first":
+            held[:count] = True
+        else:
+            # Not keyed by the task: streams that show the same rows again hold the same ones out.
+            order = torch.randperm(len(rows), generator=generator(self.seed, "validation"))
+            held[order[:count]] = True
+        return rows[~held], rows[held]
+
+
+def pixel_orders(pixels: int, num_tasks: int, order_seed: int) -> list[Tensor]:
+    """The permutations of GPM's and HAT's PMNIST code: int64 (pixels,), one a task.
+
+    Slot i takes r_i = shuffle(range(10), random_state=order_seed)[i] and permutes with
+    shuffle(arange(pixels), random_state=r_i * 100 + i), ``shuffle`` being scikit-learn's, which is
+    numpy's legacy generator shuffling the indices. More than ten tasks shuffle as many numbers.
+    Source: github.com/sahagobinda/GPM @ 1a238ec, dataloader/pmnist.py.
+    """
+    slots = _legacy_shuffle(max(10, num_tasks), order_seed)[:num_tasks]
+    return [
+        torch.from_numpy(_legacy_shuffle(pixels, int(r) * 100 + i)) for i, r in enumerate(slots)
+    ]
+
+
+def permuted_tasks(
+    source: ImageSource, num_tasks: int, order_seed: int, holdout: Holdout, identity_first: bool
+) -> list[ImageTask]:
+    """Tasks that each see the pixels in an order of their own (:func:`pixel_orders`).
+
+    Raises:
+        UsageError: if ``num_tasks`` is not in 1..100, where the slots' seeds are distinct.
+    """
+    require(1 <= num_tasks <= 100, "num_tasks", num_tasks, "choose from 1 to 100 permutations")
+    orders = pixel_orders(source.shape[1] * source.shape[2], num_tasks, order_seed)
+    arrangements: list[Arrangement] = [Permutation(order) for order in orders]
+    if identity_first:
+        arrangements[0] = Unchanged()
+    names = [f"perm_{i}" for i in range(num_tasks)]
+    return _domain_tasks(source, names, arrangements, holdout)
+
+
+def rotated_tasks(
+    source: ImageSource,
+    num_tasks: int,
+    order_seed: int,
+    holdout: Holdout,
+    max_angle: float,
+    angle_order: str,
+) -> list[ImageTask]:
+    """Tasks rotated by ``i * max_angle / num_tasks`` degrees, i = 0 .. num_tasks - 1.
+
+    Args:
+        source: the images.
+        num_tasks: how many angles, from 1 to 360.
+        order_seed: orders the angles if ``angle_order`` is ``random``.
+        holdout: the validation rule.
+        max_angle: in (0, 360], itself not reached.
+        angle_order: ``fixed`` (growing) or ``random``.
+
+    Raises:
+        UsageError: if an argument is out of range.
+    """
+    require(1 <= num_tasks <= 360, "num_tasks", num_tasks, "choose from 1 to 360 rotations")
+    require(0 < max_angle <= 360, "max_angle", max_angle, "choose degrees in (0, 360]")
+    angles = [i * max_angle / num_tasks for i in range(num_tasks)]
+    angles = [angles[i] for i in _ordered(num_tasks, "angle_order", angle_order, order_seed)]
+    names = [f"rot_{angle:g}" for angle in angles]
+    return _domain_tasks(source, names, [Rotation(angle) for angle in angles], holdout)
+
+
+def split_tasks(
+    source: ImageSource,
+    num_tasks: int | None,
+    classes_per_task: int | None,
+    order_seed: int,
+    holdout: Holdout,
+    scenario: Scenario,
+    class_order: str,
+) -> list[ImageTask]:
+    """Tasks with classes of their own.
+
+    Args:
+        source: the images.
+        num_tasks: how many; None for as many as the classes make.
+        classes_per_task: how many classes each; None to divide all classes evenly. If both are
+            given the stream may leave classes out.
+        order_seed: orders the classes if ``class_order`` is ``random``.
+        holdout: the validation rule, applied within each task.
+        scenario: ``task`` and ``class`` give task i the positions [i k, (i + 1) k) and head i;
+            ``domain`` numbers every task's classes from 0 on one head.
+        class_order: ``fixed`` (as in the data set) or ``random``.
+
+    Raises:
+        UsageError: if the classes cannot be divided like that.
+    """
+    require_choice("scenario", scenario, ("task", "class", "domain"))
+    num_tasks, size = _divide(source.num_classes, num_tasks, classes_per_task)
+    if size == 1:
+        remedy = "one class a task leaves nothing to decide there; use fewer tasks or class"
+        require(scenario == "class", "scenario", scenario, remedy)
+    order = _ordered(source.num_classes, "class_order", class_order, order_seed)
+    view = view_of(source, Unchanged())
+    tasks = []
+    for i in range(num_tasks):
+        labels = order[i * size : (i + 1) * size]
+        start = 0 if scenario == "domain" else i * size
+        tasks.append(
+            _task(
+                source,
+                name=_split_name(i, labels),
+                index=i,
+                head=0 if scenario == "domain" else i,
+                classes=range(start, start + size),
+                labels=labels,
+                view=view,
+                holdout=holdout,
+                task_id=scenario == "task",
+            )
+        )
+    return tasks
+
+
+def _domain_tasks(
+    source: ImageSource, names: list[str], arrangements: Sequence[Arrangement], holdout: Holdout
+) -> list[ImageTask]:
+    return [
+        _task(
+            source,
+            name=name,
+            index=i,
+            head=0,
+            classes=range(source.num_classes),
+            labels=list(range(source.num_classes)),
+            view=view_of(source, arrange),
+            holdout=holdout,
+            task_id=False,
+        )
+        for i, (name, arrange) in enumerate(zip(names, arrangements, strict=True))
+    ]
+
+
+def _task(
+    source: ImageSource,
+    *,
+    name: str,
+    index: int,
+    head: int,
+    classes: range,
+    labels: list[int],
+    view: View,
+    holdout: Holdout,
+    task_id: bool,
+) -> ImageTask:
+    position = torch.full((source.num_classes,), -1)
+    position[labels] = torch.tensor(classes)
+    train_y, test_y = position[source.train_labels], position[source.test_labels]
+    all_rows, test_rows = (torch.nonzero(y >= 0).flatten() for y in (train_y, test_y))
+    train_rows, validation_rows = holdout.carve(all_rows)
+    for y, rows, remedy in (
+        (train_y, all_rows, "training samples: check the data, or leave the class out"),
+        (
+            train_y,
+            train_rows,
+            f"training samples besides validation: use stream.validation_split=random or less "
+            f"than stream.validation_fraction={holdout.fraction}",
+        ),
+        (test_y, test_rows, "test samples: check the data and stream.test_split"),
+    ):
+        empty = [c for c in labels if not bool((y[rows] == position[c]).any())]
+        if empty:
+            raise UsageError(f"task {name!r}: classes {empty} have no {remedy}")
+
+    task = index if task_id else None
+    return ImageTask(
+        name=name,
+        index=index,
+        head=head,
+        classes=classes,
+        labels=labels,
+        origin=source.origin,
+        train=ImageData(source.train, train_rows, train_y[train_rows], view, task),
+        validation=ImageData(source.train, validation_rows, train_y[validation_rows], view, task),
+        test=ImageData(source.test, test_rows, test_y[test_rows], view, task),
+        in_memory=source.in_memory,
+    )
+
+
+def _divide(
+    num_classes: int, num_tasks: int | None, classes_per_task: int | None
+) -> tuple[int, int]:
+    """(number of tasks, classes a task)."""
+    have = f"the data set has {num_classes} classes"
+    if num_tasks is None and classes_per_task is None:
+        raise UsageError(
+            f"stream.num_tasks=null: {have}; set stream.num_tasks or stream.classes_per_task"
+        )
+    if num_tasks is not None:
+        require(num_tasks >= 1, "num_tasks", num_tasks, "choose at least one task")
+    if classes_per_task is not None:
+        remedy = f"{have}; choose from 1 to {num_classes}"
+        require(1 <= classes_per_task <= num_classes, "classes_per_task", classes_per_task, remedy)
+    if num_tasks is None:
+        assert classes_per_task is not None
+        remedy = f"{have}; choose a divisor, or set stream.num_tasks too to leave classes out"
+        divides = num_classes % classes_per_task == 0
+        require(divides, "classes_per_task", classes_per_task, remedy)
+        return num_classes // classes_per_task, classes_per_task
+    if classes_per_task is None:
+        remedy = f"{have}; choose a divisor, or set stream.classes_per_task to leave classes out"
+        require(num_classes % num_tasks == 0, "num_tasks", num_tasks, remedy)
+        return num_tasks, num_classes // num_tasks
+    remedy = f"{have}, too few for {classes_per_task} a task; lower it or stream.classes_per_task"
+    require(num_tasks * classes_per_task <= num_classes, "num_tasks", num_tasks, remedy)
+    return num_tasks, classes_per_task
+
+
+def _ordered(count: int, key: str, how: str, order_seed: int) -> list[int]:
+    require_choice(key, how, ("fixed", "random"))
+    if how == "fixed":
+        return list(range(count))
+    order: list[int] = torch.randperm(count, generator=generator(order_seed, key)).tolist()
+    return order
+
+
+def _split_name(index: int, labels: list[int]) -> str:
+    first, last = labels[0], labels[-1]
+    if labels == [first]:
+        return f"class_{first}"
+    return f"classes_{first}-{last}" if labels == list(range(first, last + 1)) else f"split_{index}"
+
+
+def _legacy_shuffle(count: int, seed: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    order = np.arange(count, dtype=np.int64)
+    np.random.RandomState(seed).shuffle(order)
+    return order

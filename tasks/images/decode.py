@@ -1,0 +1,160 @@
+"""From image files to uint8 tensors, with Pillow."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cl_bench.contracts.errors import UsageError
+from tasks.images.source import row_chunks
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+GREY_MODES = ("1", "L", "LA", "La")
+# Pillow clips these to 8 bits instead of scaling them, which would ruin the images in silence.
+DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+@dataclass(frozen=True)
+class Form:
+    """What every image is turned into.
+
+    Attributes:
+        channels: 1 (grey) or 3 (RGB).
+        height: rows, in pixels.
+        width: columns, in pixels.
+        resize: bring other sizes to this one (bilinear) instead of refusing them.
+        grey_guessed: ``channels`` was taken from the first image, so refuse colour later on.
+    """
+
+    channels: int
+    height: int
+    width: int
+    resize: bool
+    grey_guessed: bool
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        return self.channels, self.height, self.width
+
+
+class EncodedImages:
+    """Images as stored (PNG, JPEG, WebP, ...), decoded when they are fetched.
+
+    Args:
+        cells: rows of ``{"bytes": ..., "path": ...}`` under ``column``: a ``datasets.Dataset``
+            whose image column has ``decode=False``.
+        column: name of that column.
+        form: the shape to decode to.
+    """
+
+    def __init__(self, cells: Any, column: str, form: Form) -> None:
+        self.cells = cells
+        self.column = column
+        self.form = form
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """uint8 (n, channels, height, width) for int64 ``index`` (n,).
+
+        Raises:
+            UsageError: if an image cannot be decoded or does not fit the form.
+        """
+        rows = index.tolist()
+        cells = self.cells[rows][self.column]
+        pixels = np.empty((len(rows), *self.form.shape), dtype=np.uint8)
+
+        def fill(part: range) -> None:
+            for i in part:
+                pixels[i] = self._decode(cells[i], rows[i])
+
+        # One contiguous part a thread: handing over single small images costs more than they do.
+        # The pool lives only here, so that forked loader workers never inherit dead threads.
+        step = max(256, -(-len(rows) // min(8, os.cpu_count() or 1)))
+        parts = [range(i, min(i + step, len(rows))) for i in range(0, len(rows), step)]
+        if len(parts) <= 1:
+            fill(range(len(rows)))
+        else:
+            with ThreadPoolExecutor(len(parts)) as pool:
+                list(pool.map(fill, parts))
+        return torch.from_numpy(pixels)
+
+    def decode_all(self, chunk: int = 4096) -> Tensor:
+        """All images: uint8 (len(self), channels, height, width)."""
+        pixels = torch.empty((len(self), *self.form.shape), dtype=torch.uint8)
+        for rows in row_chunks(len(self), chunk):
+            pixels[rows] = self[rows]
+        return pixels
+
+    def _decode(self, cell: dict[str, Any], row: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+        form = self.form
+        image = open_image(cell, row)
+        if form.grey_guessed and image.mode not in GREY_MODES:
+            raise UsageError(
+                f"stream.grayscale=null: the first image is grey but image {row} is in colour "
+                f"({image.mode}); set stream.grayscale to true or false"
+            )
+        image = image.convert("L" if form.channels == 1 else "RGB")
+        if image.size != (form.width, form.height):
+            if not form.resize:
+                raise UsageError(
+                    f"stream.image_size=null: images differ in size, image {row} has "
+                    f"{image.height}x{image.width} and not {form.height}x{form.width}; "
+                    "set stream.image_size"
+                )
+            from PIL.Image import Resampling
+
+            image = image.resize((form.width, form.height), Resampling.BILINEAR)
+        pixels = np.asarray(image)
+        return pixels[None] if form.channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def open_image(cell: dict[str, Any], row: int) -> "Image":
+    """The Pillow image of one cell, loaded.
+
+    Raises:
+        UsageError: if it is broken, or deeper than 8 bits a channel.
+    """
+    from PIL import Image
+
+    where = f"image {row}" + (f" ({cell['path']})" if cell.get("path") else "")
+    try:
+        image = Image.open(cell["path"] if cell.get("bytes") is None else BytesIO(cell["bytes"]))
+        image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UsageError(f"{where} of the stream's data cannot be decoded: {error}") from error
+    if image.mode in DEEP_MODES:
+        raise UsageError(f"{where} has mode {image.mode}: convert the data to 8 bits a channel")
+    return image
+
+
+def choose_form(
+    first: dict[str, Any], grayscale: bool | None, image_size: Sequence[int] | None
+) -> Form:
+    """The common form of a data set's images.
+
+    Args:
+        first: cell of the first training image: gives what the other arguments leave open.
+        grayscale: one channel, three, or (None) as in the first image.
+        image_size: (height, width), or None for the size of the first image.
+    """
+    image = open_image(first, 0)
+    grey = image.mode in GREY_MODES if grayscale is None else grayscale
+    height, width = (image.height, image.width) if image_size is None else image_size
+    return Form(
+        channels=1 if grey else 3,
+        height=height,
+        width=width,
+        resize=image_size is not None,
+        grey_guessed=grayscale is None and grey,
+    )

@@ -1,0 +1,33 @@
+"""Permuted digits: the embedded stand-in for PMNIST."""
+
+from cl_bench.contracts.stream import Stream
+from tasks.digits import load_digits
+from tasks.images.arrange import Holdout, permuted_tasks
+
+
+class PermutedDigits(Stream):
+    """scikit-learn's 8x8 digits, each task with a pixel permutation of its own; one shared head.
+
+    Args:
+        num_tasks: from 1 to 100.
+        order_seed: chooses the permutations, by PMNIST's rule (``pixel_orders``).
+        identity_first: leave the first task's pixels where they are.
+        validation_fraction: share of the training data held out.
+        validation_split: hold out the ``first`` or ``random`` rows.
+
+    Raises:
+        UsageError: if an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        num_tasks: int = 10,
+        order_seed: int = 0,
+        identity_first: bool = False,
+        validation_fraction: float = 0.1,
+        validation_split: str = "random",
+    ) -> None:
+        holdout = Holdout(validation_fraction, validation_split, order_seed)
+        source = load_digits()
+        tasks = permuted_tasks(source, num_tasks, order_seed, holdout, identity_first)
+        super().__init__("permuted_digits", tasks, "domain", source.shape, source.fingerprint)

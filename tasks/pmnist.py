@@ -1,0 +1,39 @@
+"""Permuted MNIST as in the code of HAT and GPM."""
+
+from cl_bench.contracts.stream import Stream
+from tasks.images.arrange import Holdout, permuted_tasks
+from tasks.mnist import load_mnist
+
+
+class PMNIST(Stream):
+    """MNIST, each task (the first one too) with a pixel permutation of its own; one shared head.
+
+    Source: github.com/sahagobinda/GPM @ 1a238ec, dataloader/pmnist.py. With the defaults, task i is
+    their task i for ``seed=order_seed``: same permutations (``pixel_orders``), normalisation and
+    validation data (the first 6000 training images).
+
+    Args:
+        num_tasks: from 1 to 100.
+        order_seed: chooses the permutations.
+        identity_first: leave the first task's pixels where they are.
+        validation_fraction: share of the training data held out.
+        validation_split: hold out the ``first`` or ``random`` rows.
+        data_dir: folder with MNIST (see ``load_mnist``); None for the hub.
+
+    Raises:
+        UsageError: if an argument is out of range or the data is missing.
+    """
+
+    def __init__(
+        self,
+        num_tasks: int = 10,
+        order_seed: int = 0,
+        identity_first: bool = False,
+        validation_fraction: float = 0.1,
+        validation_split: str = "first",
+        data_dir: str | None = None,
+    ) -> None:
+        holdout = Holdout(validation_fraction, validation_split, order_seed)
+        source = load_mnist(data_dir, alternative="permuted_digits")
+        tasks = permuted_tasks(source, num_tasks, order_seed, holdout, identity_first)
+        super().__init__("pmnist", tasks, "domain", source.shape, source.fingerprint)

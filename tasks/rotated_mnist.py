@@ -1,0 +1,37 @@
+"""Rotated MNIST."""
+
+from cl_bench.contracts.stream import Stream
+from tasks.images.arrange import Holdout, rotated_tasks
+from tasks.mnist import load_mnist
+
+
+class RotatedMNIST(Stream):
+    """MNIST, task i turned by ``i * max_angle / num_tasks`` degrees; one shared head.
+
+    Args:
+        num_tasks: from 1 to 360.
+        max_angle: in (0, 360] degrees, itself not reached.
+        angle_order: ``fixed`` (growing) or ``random``.
+        order_seed: of the random order of angles and of a random validation split.
+        validation_fraction: share of the training data held out.
+        validation_split: hold out the ``first`` or ``random`` rows.
+        data_dir: folder with MNIST (see ``load_mnist``); None for the hub.
+
+    Raises:
+        UsageError: if an argument is out of range or the data is missing.
+    """
+
+    def __init__(
+        self,
+        num_tasks: int = 10,
+        max_angle: float = 180.0,
+        angle_order: str = "fixed",
+        order_seed: int = 0,
+        validation_fraction: float = 0.1,
+        validation_split: str = "first",
+        data_dir: str | None = None,
+    ) -> None:
+        holdout = Holdout(validation_fraction, validation_split, order_seed)
+        source = load_mnist(data_dir, alternative="rotated_digits")
+        tasks = rotated_tasks(source, num_tasks, order_seed, holdout, max_angle, angle_order)
+        super().__init__("rotated_mnist", tasks, "domain", source.shape, source.fingerprint)

@@ -1,0 +1,40 @@
+"""Split digits: the embedded stand-in for split MNIST."""
+
+from cl_bench.contracts.stream import Scenario, Stream
+from tasks.digits import load_digits
+from tasks.images.arrange import Holdout, split_tasks
+
+
+class SplitDigits(Stream):
+    """scikit-learn's 8x8 digits, some classes a task.
+
+    Args:
+        num_tasks: how many; None for as many as ``classes_per_task`` makes, fewer leave some out.
+        classes_per_task: how many classes each; None to divide all ten evenly among ``num_tasks``.
+        scenario: ``task`` (a head each, task id known), ``class`` (a head each, unknown) or
+            ``domain`` (one head, every task's classes numbered from 0).
+        class_order: ``fixed`` (0, 1, ...) or ``random``.
+        order_seed: of the random order of classes and of a random validation split.
+        validation_fraction: share of each task's training data held out.
+        validation_split: hold out the ``first`` or ``random`` rows of each task.
+
+    Raises:
+        UsageError: if an argument is out of range or the classes cannot be divided so.
+    """
+
+    def __init__(
+        self,
+        num_tasks: int | None = None,
+        classes_per_task: int | None = 2,
+        scenario: Scenario = "task",
+        class_order: str = "fixed",
+        order_seed: int = 0,
+        validation_fraction: float = 0.1,
+        validation_split: str = "random",
+    ) -> None:
+        holdout = Holdout(validation_fraction, validation_split, order_seed)
+        source = load_digits()
+        tasks = split_tasks(
+            source, num_tasks, classes_per_task, order_seed, holdout, scenario, class_order
+        )
+        super().__init__("split_digits", tasks, scenario, source.shape, source.fingerprint)
