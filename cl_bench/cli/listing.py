@@ -52,11 +52,11 @@ def _options(directories: list[Path], group: str) -> Iterator[tuple[str, str]]:
 
 
 def describe(path: Path) -> str:
-    """The second comment line of a config: one line on what it is."""
+    """The second comment line of a config (the first is its command): one line on what it is."""
     comments = []
     for line in path.read_text().splitlines():
         if not line.startswith("#"):
             break
         comments.append(line.lstrip("# ").strip())
-    wanted = [c for c in comments[1:] if not c.startswith("@package")]
-    return wanted[0] if wanted else ""
+    said = [comment for comment in comments if not comment.startswith("@package")]
+    return said[1] if len(said) > 1 else ""

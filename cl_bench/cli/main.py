@@ -68,7 +68,8 @@ def _job(cfg: DictConfig) -> float | None:
 
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
-        return run_config(cfg, command(), dict(HydraConfig.get().runtime.choices))
+        result = run_config(cfg, command(), dict(HydraConfig.get().runtime.choices))
+        return float(result.summary["acc"])
     except UsageError as error:
         if multirun:
             number = HydraConfig.get().job.num

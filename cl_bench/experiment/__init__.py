@@ -2,7 +2,8 @@
 
 from cl_bench.experiment.checks import check_pair, check_trainer
 from cl_bench.experiment.companions import Together
-from cl_bench.experiment.engine import LightningEngine, LoopSettings, seed_training
+from cl_bench.experiment.conduct import Identity, Result, conduct
+from cl_bench.experiment.engine import LightningEngine, LoopSettings, quiet_lightning, seed_training
 from cl_bench.experiment.experiment import EvalSettings, Experiment
 from cl_bench.experiment.loader import EvalLoader, TrainLoader
 from cl_bench.experiment.observer import AlignmentObserver, AlignmentSettings
@@ -13,11 +14,15 @@ __all__ = [
     "EvalLoader",
     "EvalSettings",
     "Experiment",
+    "Identity",
     "LightningEngine",
     "LoopSettings",
+    "Result",
     "Together",
     "TrainLoader",
     "check_pair",
     "check_trainer",
+    "conduct",
+    "quiet_lightning",
     "seed_training",
 ]

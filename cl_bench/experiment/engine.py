@@ -56,6 +56,9 @@ class LightningEngine:
         observer: watches alignment; None means nobody does.
         record: keeps the numbers of every epoch.
         progress: shows where training stands.
+
+    Attributes:
+        steps: optimizer steps taken so far.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class LightningEngine:
         self.observer = observer
         self.record = record
         self.progress = progress
+        self.steps = 0
         self.learner.strategy = strategy
 
     def learn(self, task: Task, data: Data | None) -> LayerMetrics:
@@ -98,7 +102,10 @@ class LightningEngine:
         hooks = TaskHooks(self, task, loader)
         with quiet_lightning():
             seed_training(derive_seed(s.seed, "training", task.index))
-            self.trainer(callbacks=[hooks]).fit(self.learner, loader)
+            trainer = self.trainer(callbacks=[hooks])
+            trainer.fit(self.learner, loader)
+        packed = not self.learner.automatic_optimization
+        self.steps += self.learner.learned_steps if packed else trainer.global_step
         return hooks.layers
 
     def evaluate(
@@ -144,7 +151,7 @@ class TaskHooks(Callback):
         if self.engine.observer:
             self.engine.observer.before_task(self.engine.learner, self.task)
         steps = self.loader.steps * int(trainer.max_epochs or 1)
-        self.engine.progress.task(self.task.index, self.task.name, steps)
+        self.engine.progress.task(self.task.index, steps)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Time the epoch."""

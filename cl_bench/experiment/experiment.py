@@ -74,10 +74,13 @@ class Experiment:
             layers = self.engine.learn(task, self.strategy.train_data(self.stream, t))
             if layers:
                 self.record.layers(task=t, layers=layers)
-            self._evaluate(task, seen=t + 1, started=started)
+            self._evaluate(task, seen=t + 1)
+            self.progress.evaluated(
+                self.record.matrix, t + 1, time.perf_counter() - started, layers
+            )
         return self.record.matrix
 
-    def _evaluate(self, task: Task | None, seen: int, started: float | None = None) -> None:
+    def _evaluate(self, task: Task | None, seen: int) -> None:
         begun = time.perf_counter()
         tasks = [t for i, t in enumerate(self.stream) if self._wanted(t, i, seen)]
         scores = self.engine.evaluate(
@@ -89,8 +92,6 @@ class Experiment:
             scores=scores,
             seconds=time.perf_counter() - begun,
         )
-        if task is not None and started is not None:
-            self.progress.evaluated(self.record.matrix, seen, time.perf_counter() - started)
 
     def _wanted(self, task: Task, position: int, seen: int) -> bool:
         """Whether to evaluate on a task: a head that was never trained has nothing to say."""
