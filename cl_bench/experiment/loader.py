@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cl_bench.contracts import Batch, Data, Task, UsageError, generator
+from cl_bench.subspace import mark_drawn
 
 
 class TrainLoader:
@@ -61,7 +62,12 @@ class TrainLoader:
         # A sized loader is never exhausted by Lightning: code after the last yield would not run.
         self.epoch += 1
         indices = [order[start:end] for start, end in self._groups()]
-        for batch in _fetch(self.data, indices, self.num_workers):
+        held = getattr(self.data, "tensors", {})
+        for index, batch in zip(
+            indices, _fetch(self.data, indices, self.num_workers), strict=True
+        ):
+            if "x" in held and self.num_workers == 0:
+                mark_drawn(batch["x"], held["x"], index)
             yield self._stack(batch) if self.pack > 1 else batch
 
     def _stack(self, batch: Batch) -> Batch:

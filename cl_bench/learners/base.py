@@ -115,11 +115,13 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
             return loss
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
         keys = list(batch)
         for values in zip(*batch.values(), strict=True):
             loss = self._learn(dict(zip(keys, values, strict=True)))
-            optimizer.zero_grad()
-            loss.backward()
+            for parameter in trained:  # optimizer.zero_grad() takes as long as a small layer
+                parameter.grad = None
+            loss.backward()  # type: ignore[no-untyped-call]
             self.strategy.constrain(self)
             optimizer.step()
             self._watch(loss)

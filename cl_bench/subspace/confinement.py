@@ -4,8 +4,8 @@ Three places to do it, the same update for plain SGD:
 
 * ``gradient``: G <- G P after the backward pass.
 * ``input``: since G = delta^T x gives G P = delta^T (x P), keep x P for the weight gradient. The
-  raw gradient never exists. Cheaper where a step sees fewer inputs than the layer has outputs; right
-  only where the loss reaches the weight through this layer's forward pass alone.
+  raw gradient never exists. Cheaper where a step sees clearly fewer inputs than the layer has
+  outputs; right only where the loss reaches the weight through this layer's forward pass alone.
 * ``step``: W <- W_old + (W_new - W_old) P after the optimizer. Momentum carried over, Adam's
   preconditioner and weight decay lead a projected gradient out of the subspace again; this does
   not let them.
@@ -21,10 +21,14 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from cl_bench.subspace.ahead import InputsAhead
 from cl_bench.subspace.linear_maps import LinearMap
 from cl_bench.subspace.projection import Projection
 
 Where = Literal["input", "gradient", "step"]
+
+WORTHWHILE = 4e6
+"""Multiplications that projecting inputs must save a step, to pay for leaving torch's own layer."""
 
 _lifted: ContextVar[bool] = ContextVar("lifted", default=False)
 
@@ -67,42 +71,47 @@ class Confinement:
         if where == "input":
             for layer, projection in list(self._projected):
                 linear = layer.module
-                if type(linear) is nn.Linear and rows[layer.name] < layer.out_features:
+                saved = projection.cost * (layer.out_features - rows[layer.name])
+                if type(linear) is nn.Linear and saved > WORTHWHILE:
                     ConfinedLinear.attach(linear, projection, layer.augmented)
                     self._swapped.append(linear)
                     self._projected.remove((layer, projection))
 
-    @torch.no_grad()
     def constrain(self) -> None:
         """Gradients are ready: project them, or remember the weights for :meth:`after_step`."""
         if self.where == "step":
             self._before = [
-                layer.matrix(layer.weight, layer.bias).clone() for layer, _ in self._projected
+                layer.matrix(layer.weight.detach(), _detached(layer.bias)).clone()
+                for layer, _ in self._projected
             ]
             return
         for layer, projection in self._projected:
             gradient = layer.weight.grad
             if gradient is None:
                 continue
-            bias_gradient = None if layer.bias is None else layer.bias.grad
+            bias = layer.bias
+            bias_gradient = None if bias is None else bias.grad
             matrix = layer.matrix(gradient, bias_gradient)
-            projection.to(matrix).inplace(matrix)
-            layer.store(matrix, gradient, bias_gradient)
+            layer.store(projection.to(matrix).inplace(matrix), gradient, bias_gradient)
 
-    @torch.no_grad()
     def after_step(self) -> None:
         """The weights have moved: with ``where == "step"``, project the change."""
         if self.where != "step":
             return
         for (layer, projection), before in zip(self._projected, self._before, strict=True):
-            change = layer.matrix(layer.weight, layer.bias) - before
-            layer.store(before + projection.to(change)(change), layer.weight, layer.bias)
+            weight, bias = layer.weight.detach(), _detached(layer.bias)
+            change = layer.matrix(weight, bias) - before
+            layer.store(before + projection.to(change)(change), weight, bias)
 
     def release(self) -> None:
         """Give the layers their own forward pass back."""
         for linear in self._swapped:
             ConfinedLinear.detach(linear)
         self._swapped, self._projected, self._before = [], [], []
+
+
+def _detached(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.detach()
 
 
 class ConfinedLinear(nn.Linear):
@@ -114,25 +123,33 @@ class ConfinedLinear(nn.Linear):
 
     projection: Projection
     augmented: bool
+    ahead: InputsAhead
 
     @staticmethod
     def attach(linear: nn.Linear, projection: Projection, augmented: bool) -> None:
         """Confine ``linear`` in place."""
         linear.__class__ = ConfinedLinear
-        linear.__dict__.update(projection=projection, augmented=augmented)
+        ahead = InputsAhead(projection)
+        linear.__dict__.update(projection=projection, augmented=augmented, ahead=ahead)
 
     @staticmethod
     def detach(linear: nn.Linear) -> None:
         """Undo :meth:`attach`."""
         linear.__class__ = nn.Linear
-        del linear.__dict__["projection"], linear.__dict__["augmented"]
+        for name in ("projection", "augmented", "ahead"):
+            del linear.__dict__[name]
 
     def forward(self, x: Tensor) -> Tensor:
         """As ``nn.Linear``; only the gradient of the weight differs."""
         if not torch.is_grad_enabled() or _lifted.get():
             return F.linear(x, self.weight, self.bias)
+        weight, bias = self.weight, self.bias
+        known = self.ahead.of(x, weight) if bias is None else None
+        if known is not None:
+            projected, constant = known
+            return torch.addmm(constant, projected, weight.t())
         out: Tensor = _LinearWithProjectedInput.apply(
-            x, self.weight, self.bias, self.projection.to(self.weight), self.augmented
+            x, weight, bias, self.projection, self.augmented
         )
         return out
 
@@ -149,9 +166,10 @@ class _LinearWithProjectedInput(torch.autograd.Function):
         projection: Projection,
         augmented: bool,
     ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        projected = projection(F.pad(rows, (0, 1), value=1.0) if augmented else rows)
-        ctx.save_for_backward(projected, weight)
+        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        if augmented:
+            rows = F.pad(rows, (0, 1), value=1.0)
+        ctx.save_for_backward(projection.to(rows)(rows), weight)
         ctx.augmented = augmented
         return F.linear(x, weight, bias)
 
@@ -159,7 +177,7 @@ class _LinearWithProjectedInput(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         projected, weight = ctx.saved_tensors
-        delta = grad.reshape(-1, grad.shape[-1])
+        delta = grad if grad.dim() == 2 else grad.reshape(-1, grad.shape[-1])
         to_input = grad @ weight if ctx.needs_input_grad[0] else None
         to_weight = delta.t() @ projected
         if ctx.augmented:

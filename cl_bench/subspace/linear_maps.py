@@ -8,6 +8,7 @@ how layers keep them.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -39,36 +40,38 @@ class LinearMap:
     @property
     def weight(self) -> nn.Parameter:
         """The layer's weight, in the layer's own shape."""
-        weight = self.module.weight
-        assert isinstance(weight, nn.Parameter)
-        return weight
+        return self.module.weight  # type: ignore[return-value]
 
     @property
     def bias(self) -> nn.Parameter | None:
         """The layer's bias, or None."""
-        bias = self.module.bias
-        return bias if isinstance(bias, nn.Parameter) else None
+        return self.module.bias  # type: ignore[return-value]
 
-    @property
+    @cached_property
+    def transposed(self) -> bool:
+        """Whether the layer stores W^T."""
+        return is_transposed(self.module)
+
+    @cached_property
     def groups(self) -> int:
         """Groups of the convolution; 1 for a linear layer."""
         return self.module.groups if isinstance(self.module, nn.Conv1d | nn.Conv2d) else 1
 
-    @property
+    @cached_property
     def out_features(self) -> int:
         """Rows o of the matrix."""
-        if is_transposed(self.module):
+        if self.transposed:
             return self.weight.shape[1]
         return self.weight.shape[0] // self.groups
 
-    @property
+    @cached_property
     def in_features(self) -> int:
         """Columns d of the matrix."""
-        if is_transposed(self.module):
+        if self.transposed:
             return self.weight.shape[0] + self.augmented
         return self.weight[0].numel() + self.augmented
 
-    @property
+    @cached_property
     def rows(self) -> slice:
         """Which output features of the layer belong to this map."""
         return slice(self.group * self.out_features, (self.group + 1) * self.out_features)
@@ -78,7 +81,10 @@ class LinearMap:
 
         A view wherever the layout allows; pass the result to :meth:`store` to write it back.
         """
-        matrix = weight.t() if is_transposed(self.module) else weight[self.rows].flatten(1)
+        if self.transposed:
+            matrix = weight.t()
+        else:
+            matrix = (weight if self.groups == 1 else weight[self.rows]).flatten(1)
         if not self.augmented:
             return matrix
         assert bias is not None
@@ -90,7 +96,10 @@ class LinearMap:
             assert bias is not None
             bias[self.rows].copy_(matrix[:, -1])
             matrix = matrix[:, :-1]
-        target = weight.t() if is_transposed(self.module) else weight[self.rows]
+        if self.transposed:
+            target = weight.t()
+        else:
+            target = weight if self.groups == 1 else weight[self.rows]
         if matrix.data_ptr() != target.data_ptr():
             target.copy_(matrix.reshape(target.shape))
 

@@ -24,6 +24,11 @@ class Projection:
         self._right = kept.t().contiguous()
         self._left = kept if importance is None else kept * importance.double()
 
+    @property
+    def cost(self) -> int:
+        """Multiplications per row."""
+        return 2 * self._left.numel()
+
     def to(self, like: Tensor) -> "Projection":
         """This projection in the dtype and on the device of ``like``."""
         if self._left.dtype != like.dtype or self._left.device != like.device:
