@@ -14,6 +14,8 @@ class PermutedDigits(Stream):
         identity_first: leave the first task's pixels where they are.
         validation_fraction: share of the training data held out.
         validation_split: hold out the ``first`` or ``random`` rows.
+        task_id_at_test: let strategies know the task at test time (TRGP needs it); recorded with
+            every score, and never compared with scores reached without it.
 
     Raises:
         UsageError: if an argument is out of range.
@@ -26,8 +28,18 @@ class PermutedDigits(Stream):
         identity_first: bool = False,
         validation_fraction: float = 0.1,
         validation_split: str = "random",
+        task_id_at_test: bool = False,
     ) -> None:
         holdout = Holdout(validation_fraction, validation_split, order_seed)
         source = load_digits()
-        tasks = permuted_tasks(source, num_tasks, order_seed, holdout, identity_first)
-        super().__init__("permuted_digits", tasks, "domain", source.shape, source.fingerprint)
+        tasks = permuted_tasks(
+            source, num_tasks, order_seed, holdout, identity_first, task_id_at_test
+        )
+        super().__init__(
+            "permuted_digits",
+            tasks,
+            "domain",
+            source.shape,
+            source.fingerprint,
+            task_id_at_test=task_id_at_test,
+        )

@@ -172,7 +172,7 @@ def test_a_killed_process_loses_nothing_that_was_recorded(tmp_path):
     assert read.status == "unfinished"
     assert read.task_id_known is True
     assert read.facts == {"seed": 3}
-    with pytest.raises(UsageError, match=r"being written by process \d+ on .*delete"):
+    with pytest.raises(UsageError, match=r"already holds a run.*resume="):
         opened(run)
 
 
@@ -580,7 +580,17 @@ def offline_run(tmp_path_factory):
     if failed and not sink.started:
         pytest.skip(f"W&B cannot start here: {failed[0]}")
     assert not failed
-    return run, _read_wandb(next((run / "wandb").glob("offline-run-*/*.wandb")))
+    return run, read_finished_wandb(next((run / "wandb").glob("offline-run-*/*.wandb")))
+
+
+def read_finished_wandb(path):
+    """Records of an offline run that was ended; W&B writes the file a moment after it says so."""
+    for _ in range(200):
+        records = _read_wandb(path)
+        if any(r.WhichOneof("record_type") == "exit" for r in records):
+            break
+        time.sleep(0.1)
+    return records
 
 
 def _read_wandb(path):

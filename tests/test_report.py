@@ -102,14 +102,19 @@ def test_only_the_diagonal_is_underlined_and_only_learned_tasks_are_coloured():
 
 @pytest.mark.parametrize("tasks", [1, 2, 12, 13, 17, 20, 21, 22, 50, 200])
 @pytest.mark.parametrize("name", ["t{}", "permutation-{}-of-the-pixels"])
-def test_any_number_of_tasks_fits_100_columns_and_ends_with_the_last_row(tasks, name):
-    lines = printed(matrix_table(many(tasks), [name.format(k) for k in range(tasks)]), width=300)
-    assert max(map(cell_len, lines)) <= 100
-    whole = "tasks; the others" not in lines[-1]
-    last = lines[-1] if whole else lines[-2]
+@pytest.mark.parametrize("width", [40, 80, 100])
+def test_any_number_of_tasks_fits_the_console_and_ends_with_the_last_row(tasks, name, width):
+    names = [name.format(k) for k in range(tasks)]
+    lines, narrow = (
+        printed(matrix_table(many(tasks), names, width), width=w) for w in (300, width)
+    )
+    remark = next((i for i, line in enumerate(lines) if "tasks; the others" in line), None)
+    assert lines[:remark] == narrow[:remark], "nothing is cut off or wrapped"
+    assert max(map(cell_len, narrow)) <= width
+    last = lines[:remark][-1]
     assert last.split()[0] == str(tasks)
     assert last.split()[-1] in ("95.6", "96")
-    assert whole == (tasks <= 21)
+    assert (remark is None) == (tasks <= {40: 6, 80: 16, 100: 21}[width])
 
 
 def test_twenty_tasks_are_all_shown():
@@ -145,6 +150,21 @@ def test_print_run_needs_the_directory_alone(run):
     assert text.startswith("permuted_digits · gpm · seed 7\n")
     assert "3 perm-3      50.0   60.0   70.0" in text
     assert "ACC          60.0" in text
+
+
+def test_print_run_fits_the_console(tmp_path):
+    names = [f"perm_{i}" for i in range(10)]
+    with Record.open(tmp_path / "run", names, task_id_known=False) as record:
+        for row, scores in enumerate(many(10)[1:], start=1):
+            seen = dict(zip(names[:row], scores, strict=False))
+            record.row(row, row - 1, seen, 0.1)
+    for width, header in ((80, "1     2     3"), (100, "perm_0 perm_1"), (200, "perm_0 perm_1")):
+        console = Console(file=io.StringIO(), width=width)
+        print_run(tmp_path / "run", console)
+        lines = console.file.getvalue().splitlines()
+        assert max(map(cell_len, lines)) <= width
+        assert header in lines[2]
+        assert not any("…" in line for line in lines)
 
 
 def test_print_run_says_that_a_run_failed(tmp_path):

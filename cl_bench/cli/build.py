@@ -1,10 +1,14 @@
 """From a composed configuration to a run."""
 
+import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
@@ -15,18 +19,25 @@ from torch import nn
 from cl_bench.contracts import Strategy, UsageError, derive_seed
 from cl_bench.experiment import (
     AlignmentSettings,
+    CheckpointSettings,
     EvalSettings,
     Identity,
     LoopSettings,
     Result,
     Together,
     check_pair,
+    check_tasks,
     check_trainer,
     conduct,
     quiet_lightning,
     seed_training,
 )
 from cl_bench.tracking import wandb_sink
+
+Settings = TypeVar("Settings")
+
+HYDRAS = ("_target_", "_partial_", "_convert_", "_recursive_")
+"""Keys of a node that are for Hydra, not for the target."""
 
 QUIET: dict[str, Any] = {
     "logger": False,
@@ -38,13 +49,16 @@ QUIET: dict[str, Any] = {
 """What the Trainer must leave to the record and the progress display."""
 
 
-def run_config(cfg: DictConfig, command: str, choices: Mapping[str, Any]) -> Result:
+def run_config(
+    cfg: DictConfig, command: str, choices: Mapping[str, Any], resume: bool = False
+) -> Result:
     """Run one experiment.
 
     Args:
         cfg: the composed configuration.
         command: the command line that leads to it.
         choices: which option of each group was chosen.
+        resume: go on with the run in ``cfg.run_dir``.
 
     Raises:
         UsageError: whatever the user can put right.
@@ -53,8 +67,11 @@ def run_config(cfg: DictConfig, command: str, choices: Mapping[str, Any]) -> Res
     if not isinstance(seed, int) or seed < 0:
         raise UsageError(f"seed={seed}: must be a whole number of at least 0")
     loop = LoopSettings(seed, cfg.batch_size, cfg.pack, cfg.num_workers)
-    evaluation = EvalSettings(**cfg.eval)
-    alignment = AlignmentSettings(**cfg.alignment)
+    evaluation = _settings(EvalSettings, cfg.eval)
+    alignment = _settings(AlignmentSettings, cfg.alignment)
+    checkpoint = _settings(CheckpointSettings, cfg.checkpoint)
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    sink = functools.partial(wandb_sink, config=settings, **_logger(cfg.logger))
 
     # Cheap things first: a threshold of 1.7 should not wait for the data.
     strategy, strategy_name = _strategy(cfg, str(choices.get("strategy", "strategy")))
@@ -64,9 +81,10 @@ def run_config(cfg: DictConfig, command: str, choices: Mapping[str, Any]) -> Res
     stream = build(cfg.stream)
     stream_name = str(choices.get("stream", stream.name))
     check_pair(strategy_name, strategy, stream)
+    check_tasks(stream)
 
     seed_training(derive_seed(seed, "model"))
-    model = build(cfg.model, input_shape=stream.input_shape)
+    model = build(cfg.model, input_shape=stream.input_shape, vocabulary=sum(stream.heads))
     learner = build(
         cfg.learner,
         stream=stream,
@@ -76,19 +94,23 @@ def run_config(cfg: DictConfig, command: str, choices: Mapping[str, Any]) -> Res
         seed=seed,
         pack=loop.pack,
     )
-    settings: Any = OmegaConf.to_container(cfg, resolve=True)
     return conduct(
         stream,
         strategy,
         learner,
         trainer,
-        Identity(stream_name, strategy_name, OmegaConf.to_yaml(cfg, resolve=True), command),
+        Identity(
+            stream_name, strategy_name, OmegaConf.to_yaml(cfg, resolve=True), command, choices
+        ),
         loop=loop,
         evaluation=evaluation,
         alignment=alignment,
+        checkpoint=checkpoint,
         run_dir=cfg.run_dir,
-        sinks=[functools.partial(wandb_sink, config=settings, **cfg.logger)],
+        resume=resume,
+        sinks=[sink],
         environment={
+            "directory": os.getcwd(),
             "processes": 1,
             "effective_batch": loop.batch_size * int(cfg.trainer.accumulate_grad_batches),
         },
@@ -106,12 +128,32 @@ def build(cfg: DictConfig, **given: Any) -> Any:
         UsageError: the target does not exist, or refuses its arguments.
     """
     with _explained(cfg):
-        accepted = inspect.signature(get_object(cfg._target_)).parameters
+        target = get_object(cfg._target_)
+        require_arguments(target, cfg)
+        accepted = inspect.signature(target).parameters
         takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
         objects = {k: v for k, v in given.items() if takes_all or k in accepted}
         # Through _partial_, since Hydra would make a configuration of the objects.
         make = instantiate(cfg, _partial_=True, _convert_="all")
         return make(**objects)
+
+
+def require_arguments(target: Callable[..., Any], cfg: DictConfig) -> None:
+    """Raise :class:`UsageError` if a key of ``cfg`` is none of the target's arguments."""
+    accepted = inspect.signature(target).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+        return
+    for key in cfg:
+        if str(key) in accepted or str(key) in HYDRAS:
+            continue
+        name = cfg._get_full_key(str(key))
+        group = name.rpartition(".")[0]
+        close = difflib.get_close_matches(str(key), accepted, n=1)
+        hint = f" Did you mean {group}.{close[0]}?" if close else ""
+        raise UsageError(
+            f"{name}={cfg[key]}: {target.__qualname__} has no such argument.{hint}\n"
+            f"It takes: {', '.join(accepted)}"
+        )
 
 
 @contextmanager
@@ -123,9 +165,50 @@ def _explained(cfg: DictConfig) -> Iterator[None]:
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, UsageError):
-                raise cause from None
+                raise UsageError(_with_full_keys(str(cause), cfg)) from None
             cause = cause.__cause__
-        raise UsageError(f"cannot make {cfg.get('_target_')}: {error}") from error
+        given = {str(k): v for k, v in cfg.items() if not str(k).startswith("_") and v is not None}
+        named = {k: v for k, v in given.items() if f"{v}" in str(error)} or given
+        settings = ", ".join(f"{cfg._get_full_key(k)}={v}" for k, v in named.items())
+        refusing = cfg.get("_target_", cfg._get_full_key(None))
+        remedy = _defaults(cfg, named)
+        raise UsageError(f"{settings}: {refusing} does not take that ({error}){remedy}") from error
+
+
+def _defaults(cfg: DictConfig, keys: Iterable[str]) -> str:
+    """What the target takes if nobody says anything, as a hint."""
+    try:
+        parameters = inspect.signature(get_object(cfg._target_)).parameters
+    except (AttributeError, ValueError, ImportError, HydraException):
+        return ""
+    found = [parameters[k] for k in keys if k in parameters]
+    known = [f"{p.name}={p.default}" for p in found if p.default is not p.empty]
+    return f"; by default {', '.join(known)}" if known else ""
+
+
+def _with_full_keys(message: str, cfg: DictConfig) -> str:
+    """A constructor knows its arguments' names, not where they stand in the configuration."""
+    node = cfg._get_full_key(None)
+    if node.startswith("also."):  # a strategy calls its settings strategy.<key>
+        message = message.replace("strategy.", f"{node}.")
+    key = re.match(r"\w+(?=[.=])", message)
+    return f"{node}.{message}" if key and key[0] in cfg and node else message
+
+
+def _settings(kind: Callable[..., Settings], cfg: DictConfig) -> Settings:
+    """Settings of ours from the node of their name."""
+    with _explained(cfg):
+        require_arguments(kind, cfg)
+        return kind(**{str(k): v for k, v in cfg.items()})
+
+
+def _logger(cfg: DictConfig) -> dict[str, Any]:
+    """Arguments of the W&B sink, tried once: nothing starts before it is told to."""
+    options: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    with _explained(cfg):
+        require_arguments(wandb_sink, cfg)
+        wandb_sink(Path(), {}, **options)
+    return options
 
 
 def _strategy(cfg: DictConfig, name: str) -> tuple[Strategy, str]:
@@ -142,6 +225,7 @@ def _strategy(cfg: DictConfig, name: str) -> tuple[Strategy, str]:
 def _optimizer(cfg: DictConfig) -> Any:
     """The factory, tried once on a parameter of its own: a negative rate shows before any work."""
     with _explained(cfg):
+        require_arguments(get_object(cfg._target_), cfg)
         factory = instantiate(cfg, _partial_=True, _convert_="all")
         factory([{"params": [nn.Parameter()]}])
     return factory
@@ -157,10 +241,11 @@ def _trainer(cfg: DictConfig) -> Callable[..., Any]:
             "take that place); leave it out"
         )
     with _explained(cfg):
+        require_arguments(get_object(cfg._target_), cfg)
         factory = instantiate(cfg, _partial_=True, _convert_="all", **QUIET)
         try:
             with quiet_lightning():
                 factory()
         except MisconfigurationException as error:
-            raise UsageError(f"the trainer refuses its settings: {error}") from error
+            raise ValueError(str(error)) from None
     return factory  # type: ignore[no-any-return]

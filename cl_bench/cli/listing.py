@@ -1,60 +1,80 @@
 """What there is to run, read from the configs' first comment lines."""
 
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 GROUPS = {
-    "strategy": "strategies  (+strategy=...)",
-    "stream": "streams  (+stream=...)",
-    "model": "models  (model=...)",
-    "experiment": "experiments  (+experiment=...): published settings",
-    "also": "companions  (+also=...): join a strategy",
+    "strategy": ("strategies", "+strategy=", "what an update may do"),
+    "stream": ("streams", "+stream=", "the tasks, one after another"),
+    "model": ("models", "model=", "a stream brings its default"),
+    "experiment": ("experiments", "+experiment=", "a published setting and its numbers"),
+    "also": ("companions", "+also=", "join a strategy; several: +also=[er,ewc]"),
 }
+"""Title, how to choose one, and what they are."""
+
+EXAMPLES = (
+    "python -m cl_bench +strategy=gpm +stream=permuted_digits",
+    "python -m cl_bench +strategy=gpm +stream=split_digits strategy.threshold=0.97",
+    "python -m cl_bench -m +strategy=finetune,gpm +stream=permuted_digits seed=0,1",
+    "python -m cl_bench +strategy=gpm +stream=permuted_digits --cfg job",
+)
+
+WIDTH = 120
+"""Columns the listing takes at most."""
 
 
-def print_listing(directories: list[Path], console: Console) -> None:
-    """One line for everything that can be named, and an example.
+def print_listing(directories: Sequence[Path], console: Console) -> None:
+    """One entry for everything that can be named, and examples.
 
     Args:
         directories: the folders of Hydra's search path.
         console: where to print.
     """
-    console.print("[bold]cl_bench[/bold]: continual-learning experiments\n")
-    for group, title in GROUPS.items():
-        options = sorted(_options(directories, group))
-        if not options:
+    found = {group: options(directories, group) for group in GROUPS}
+    indent = 4 + max((len(name) for names in found.values() for name in names), default=0)
+    room = max(min(console.width, WIDTH) - indent, 20)
+    console.print(Text("cl_bench: continual-learning experiments", style="bold"))
+    for group, (title, choose, meaning) in GROUPS.items():
+        if not found[group]:
             continue
-        table = Table(title=title, title_justify="left", title_style="bold", box=None)
-        table.add_column(style="cyan", no_wrap=True, min_width=18)
-        table.add_column()
-        for name, description in options:
-            table.add_row(name, description)
-        table.show_header = False
-        console.print(table)
-        console.print()
-    console.print("[bold]examples[/bold]")
-    for example in (
-        "python -m cl_bench +strategy=gpm +stream=permuted_digits",
-        "python -m cl_bench -m +strategy=finetune,gpm +stream=permuted_digits seed=0,1,2",
-        "python -m cl_bench +strategy=gpm +stream=permuted_digits --cfg job   # every setting",
-    ):
-        console.print(f"  {example}", highlight=False, soft_wrap=True)
+        console.print(Text.assemble("\n", (title, "bold"), f"  {choose}...  ", (meaning, "dim")))
+        for name, path in sorted(found[group].items()):
+            first, *rest = textwrap.wrap(describe(path), room) or [""]
+            console.print(Text.assemble("  ", (name.ljust(indent - 2), "cyan"), first))
+            for line in rest:
+                console.print(Text(" " * indent + line))
+    remark = ("the last one prints every setting and runs nothing", "dim")
+    console.print(Text.assemble("\n", ("examples", "bold"), "  ", remark))
+    for example in EXAMPLES:
+        # Soft wrap: a command that the terminal breaks can still be copied in one piece.
+        console.print(Text(f"  {example}"), soft_wrap=True)
 
 
-def _options(directories: list[Path], group: str) -> Iterator[tuple[str, str]]:
+def options(directories: Sequence[Path], group: str) -> dict[str, Path]:
+    """Names that a group offers and the file behind each; the first folder that has one wins."""
+    found: dict[str, Path] = {}
     for directory in directories:
-        for path in (directory / group).rglob("*.yaml"):
-            name = path.relative_to(directory / group).with_suffix("").as_posix()
-            yield name, describe(path)
+        for name, path in _options(directory / group):
+            found.setdefault(name, path)
+    return found
+
+
+def _options(folder: Path) -> Iterator[tuple[str, Path]]:
+    for path in folder.rglob("*.yaml"):
+        name = path.relative_to(folder).with_suffix("")
+        # A folder beside a config of its name holds parts of that config.
+        if not any((folder / f"{parent}.yaml").is_file() for parent in name.parents):
+            yield name.as_posix(), path
 
 
 def describe(path: Path) -> str:
     """The second comment line of a config (the first is its command): one line on what it is."""
     comments = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
         comments.append(line.lstrip("# ").strip())

@@ -1,24 +1,30 @@
 """The entry point: compose a configuration with Hydra, check it, run it."""
 
-import difflib
+import errno
 import importlib.util
 import os
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 import cl_bench
+from cl_bench.cli.explain import explain, refuse_lists, searched
 from cl_bench.cli.listing import print_listing
-from cl_bench.contracts import UsageError
+from cl_bench.cli.resume import resume
+from cl_bench.cli.signals import Stopped, deferred, stopping
+from cl_bench.errors import UsageError
 
 FAILED = 2
 """Exit status after an error that the user can put right."""
@@ -32,59 +38,146 @@ def conf_directory() -> Path:
 
 
 def main() -> int:
-    """Run what the command line says; returns the exit status."""
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    """Run what the command line says.
+
+    Returns:
+        The exit status: 0, 2 after an error that the user can put right, 130 after Ctrl-C, 143
+        after SIGTERM.
+    """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print_listing([conf_directory()], Console())
+        print("\n--cfg job prints every setting instead of running; --hydra-help has all flags")
+        return 0
+    # Hydra takes the flag only where no override stands before it and another one after it.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda a: a not in ("-m", "--multirun"))
+    jobs = Jobs(sys.argv[1:], wants_traceback=os.environ.get("HYDRA_FULL_ERROR") == "1")
     # Hydra then hands every error to us instead of printing it with a traceback.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    if not sys.stderr.isatty():
+        for package in ("HF_DATASETS", "HF_HUB"):
+            os.environ.setdefault(f"{package}_DISABLE_PROGRESS_BARS", "1")
+    run = hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name="config")
     try:
-        require_own_tasks_package()
-        hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name="config")(
-            _job
-        )()
-    except (UsageError, HydraException, OmegaConfBaseException) as error:
-        if wants_traceback:
+        with stopping():
+            require_own_tasks_package()
+            if any(argument.startswith("resume=") for argument in sys.argv[1:]):
+                resume(sys.argv[1:])
+            else:
+                run(jobs.run)()
+    except Stopped as stopped:
+        if jobs.wants_traceback:
             raise
-        message = str(error).strip()
-        if isinstance(error, ConfigCompositionException):
-            message = f"{message}{_known_keys(message)}"
-        Console(stderr=True).print(
-            f"error: {message}", style="bold red", highlight=False, markup=False, soft_wrap=True
-        )
+        _say(f"interrupted ({stopped}): {_notes(stopped) or 'nothing was recorded yet'}", "yellow")
+        return stopped.exit_status
+    except (UsageError, HydraException, OmegaConfBaseException, OSError) as error:
+        # A file system that refuses Hydra's directories is the user's; ours say so themselves.
+        if jobs.wants_traceback or not _ours(error):
+            raise
+        _say_error(jobs.explain(error))
+        return FAILED
+    if jobs.failed:
+        numbers = ", ".join(map(str, jobs.failed))
+        if jobs.multirun:
+            _say_error(f"{len(jobs.failed)} of the jobs failed: {numbers}")
         return FAILED
     return 0
 
 
-def _job(cfg: DictConfig) -> float | None:
-    """One job of Hydra's; returns the final average accuracy, which sweepers maximise."""
-    if "strategy" not in cfg:
-        if "stream" in cfg:
-            raise UsageError(
-                "no strategy is named: add one, for example +strategy=gpm "
-                "(python -m cl_bench lists them)"
-            )
-        print_listing(_search_path(), Console(soft_wrap=False))
-        return None
-    from cl_bench.cli.build import run_config  # torch and lightning load here, not for a listing
+class Jobs:
+    """What Hydra calls for every job of a command line.
 
-    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
-    try:
-        result = run_config(cfg, command(), dict(HydraConfig.get().runtime.choices))
+    Args:
+        arguments: the command line.
+        wants_traceback: raise errors instead of printing them.
+
+    Attributes:
+        failed: numbers of the jobs that ended with an error the user can put right.
+        multirun: whether they are jobs of a sweep.
+    """
+
+    def __init__(self, arguments: Sequence[str], wants_traceback: bool) -> None:
+        self.wants_traceback = wants_traceback
+        self.failed: list[int] = []
+        self.multirun = False
+        # Launchers may run jobs in processes that have another command line, and no way to tell
+        # this object what failed.
+        self._process = os.getpid()
+        self._arguments = list(arguments)
+
+    def run(self, cfg: DictConfig) -> float | None:
+        """Run one job; returns the final average accuracy, which sweepers maximise."""
+        job = HydraConfig.get()
+        self.multirun = job.mode == RunMode.MULTIRUN
+        if not {"strategy", "stream"} & set(cfg):
+            print_listing(_search_path(), Console())
+            return None
+        try:
+            self._check(cfg, list(job.overrides.task))
+            with deferred():
+                from cl_bench.cli.build import run_config  # torch and lightning load here
+
+            result = run_config(cfg, self.command(), dict(job.runtime.choices))
+        except (UsageError, OmegaConfBaseException) as error:
+            if self.wants_traceback or os.getpid() != self._process:
+                raise
+            message = f"{error}\n{_notes(error)}".strip()
+            if self.multirun:
+                message = f"job {job.job.num} ({' '.join(job.overrides.task)}) failed: {message}"
+            _say_error(message)
+            self.failed.append(job.job.num if self.multirun else 0)
+            return float("nan")
         return float(result.summary["acc"])
-    except UsageError as error:
-        if multirun:
-            number = HydraConfig.get().job.num
-            print(f"job {number} failed: {error}", file=sys.stderr, flush=True)
-        raise
+
+    def _check(self, cfg: DictConfig, overrides: Sequence[str]) -> None:
+        refused = refuse_lists(overrides)
+        if refused:
+            raise UsageError(refused)
+        for group, example in (("strategy", "gpm"), ("stream", "permuted_digits")):
+            if group not in cfg:
+                raise UsageError(
+                    f"no {group} is named: add one, for example +{group}={example} "
+                    "(python -m cl_bench lists them)"
+                )
+        if self.multirun and f"run_dir={cfg.run_dir}" in overrides:
+            raise UsageError(
+                f"run_dir={cfg.run_dir} would be the directory of every job: leave it out, or "
+                f"number it, 'run_dir={cfg.run_dir}/${{hydra:job.num}}'"
+            )
+
+    def command(self) -> str:
+        """The command that runs exactly the current job again."""
+        given, _ = get_args_parser().parse_known_args(self._arguments)
+        flags = [
+            text
+            for option in ("config_path", "config_name", "config_dir")
+            if (value := getattr(given, option)) is not None
+            for text in (f"--{option.replace('_', '-')}", value)
+        ]
+        overrides = HydraConfig.get().overrides
+        paths = [o for o in overrides.hydra if o.lstrip("+").startswith("hydra.searchpath=")]
+        words = [*flags, *paths, *overrides.task]
+        return " ".join(["python -m cl_bench", *map(quote, words)])
+
+    def explain(self, error: Exception) -> str:
+        """What to say about an error that came before or around the jobs."""
+        if isinstance(error, OSError) and error.filename is not None:
+            return (
+                f"cannot use {error.filename} ({error.strerror}): start in a directory, and name "
+                "files, where you may read and write"
+            )
+        if isinstance(error, UsageError):
+            return f"{error}\n{_notes(error)}".strip()
+        given, _ = get_args_parser().parse_known_args(self._arguments)
+        theirs = [given.config_dir] if given.config_dir else []
+        theirs += searched(given.overrides)
+        folders = [Path(folder).absolute() for folder in theirs]
+        return explain(error, given.overrides, [*folders, conf_directory()])
 
 
-def command() -> str:
-    """The command that runs exactly this job again."""
-    quoted = [o if _plain(o) else f"'{o}'" for o in HydraConfig.get().overrides.task]
-    return " ".join(["python -m cl_bench", *quoted])
-
-
-def _plain(override: str) -> bool:
-    return all(c.isalnum() or c in "+-_=./,:~@" for c in override)
+def quote(word: str) -> str:
+    """For the shell; in double quotes where that reads better."""
+    simple = "'" in word and not set('"$`\\!') & set(word)
+    return f'"{word}"' if simple else shlex.quote(word)
 
 
 def require_own_tasks_package() -> None:
@@ -104,24 +197,26 @@ def _search_path() -> list[Path]:
     """Folders on Hydra's search path."""
     loader: Any = GlobalHydra.instance().config_loader()
     paths = [entry.path for entry in loader.get_search_path().get_path()]
-    return [Path(p.removeprefix("file://")) for p in paths if p and not p.startswith("pkg://")]
+    # The file system's paths only; Hydra's own packages have nothing to list.
+    plain = [p.removeprefix("file://") for p in (*paths, *HydraConfig.get().searchpath) if p]
+    return [Path(p) for p in plain if "://" not in p]
 
 
-def _known_keys(message: str) -> str:
-    """For a key that does not exist: those that do, the likeliest first."""
-    key = message.split("'")[1] if message.startswith("Could not override '") else ""
-    group, _, wrong = key.rpartition(".")
-    if not wrong:
-        return ""
-    others = [a for a in sys.argv[1:] if "=" in a and not a.lstrip("+~").startswith(f"{key}=")]
-    GlobalHydra.instance().clear()
-    try:
-        with hydra.initialize_config_dir(str(conf_directory()), version_base="1.3"):
-            composed = hydra.compose("config", [o for o in others if "," not in o])
-        node = OmegaConf.select(composed, group) if group else composed
-        known = [str(k) for k in node] if isinstance(node, DictConfig) else []
-    except HydraException:
-        return ""
-    close = difflib.get_close_matches(wrong, known, n=1)
-    hint = f"\nDid you mean {f'{group}.' if group else ''}{close[0]}?" if close else ""
-    return f"\n{group or 'the configuration'} has: {', '.join(known)}.{hint}" if known else ""
+def _ours(error: Exception) -> bool:
+    """Whether a message says it all; another ``OSError`` is somebody's mistake."""
+    if isinstance(error, HydraException) or not isinstance(error, OSError):
+        return True
+    return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR)
+
+
+def _notes(error: BaseException) -> str:
+    return "; ".join(getattr(error, "__notes__", []))
+
+
+def _say_error(message: str) -> None:
+    _say(f"error: {message}", "bold red")
+
+
+def _say(message: str, style: str) -> None:
+    sys.stdout.flush()
+    Console(stderr=True).print(message, style=style, highlight=False, markup=False, soft_wrap=True)

@@ -1,27 +1,41 @@
 """What a task, a stream, a learner and a strategy promise each other."""
 
 from cl_bench.contracts.errors import UsageError
+from cl_bench.contracts.language import IGNORE, LanguageStream
 from cl_bench.contracts.learner import Learner, Protect
 from cl_bench.contracts.randomness import derive_seed, generator
 from cl_bench.contracts.strategy import (
     EpochDecision,
     Needs,
     Progress,
+    State,
     Statistics,
     Strategy,
-    State,
 )
-from cl_bench.contracts.stream import Batch, Data, Origin, Scenario, Stream, Task
+from cl_bench.contracts.stream import (
+    Batch,
+    Data,
+    Origin,
+    Pretraining,
+    Recovery,
+    Scenario,
+    Stream,
+    Task,
+)
 
 __all__ = [
+    "IGNORE",
     "Batch",
     "Data",
     "EpochDecision",
+    "LanguageStream",
     "Learner",
     "Needs",
     "Origin",
+    "Pretraining",
     "Progress",
     "Protect",
+    "Recovery",
     "Scenario",
     "State",
     "Statistics",

@@ -1,8 +1,5 @@
-"""The one exception whose message is written for the person at the keyboard."""
+"""The one exception of the contracts; it lives where no torch is needed to import it."""
 
+from cl_bench.errors import UsageError
 
-class UsageError(ValueError):
-    """Something the user can put right: the message names the value and the remedy.
-
-    The command line prints it alone, without a traceback; from Python it is a ``ValueError``.
-    """
+__all__ = ["UsageError"]

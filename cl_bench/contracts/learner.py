@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from cl_bench.contracts.errors import UsageError
 from cl_bench.contracts.stream import Batch
@@ -80,10 +80,25 @@ class Learner(Protocol):
     def blocks(self) -> list[nn.Module]:
         """The network's blocks, from the input upwards; heads are not among them."""
 
+    def embeddings(self) -> list[nn.Module]:
+        """Input embeddings: of tokens, of learned positions; none in a network without them."""
+
+    @property
+    def tied(self) -> bool:
+        """Whether an embedding shares its weight with an output head."""
+
+    def performance(self, batch: Batch) -> float:
+        """Mean score over the batch at the current weights; no side effects."""
+
+    def draw_labels(self, batch: Batch, generator: Generator) -> Batch:
+        """The batch with labels drawn from the model's own predictions."""
+
     def layers(self, protect: Protect) -> "list[LinearMap]":
         """The linear maps that ``protect`` selects, in forward order of registration."""
 
-    def tap(self, layers: "Sequence[LinearMap]", batches: Iterable[Batch]) -> "Mapping[str, Moments]":
+    def tap(
+        self, layers: "Sequence[LinearMap]", batches: Iterable[Batch]
+    ) -> "Mapping[str, Moments]":
         """Second moments of the layers' inputs over the batches, in evaluation mode."""
 
     def gradients(
@@ -111,4 +126,5 @@ class Learner(Protocol):
     def projectable(self) -> Literal["input", "gradient", "step"]:
         """The cheapest place at which projecting keeps the *weight change* in the subspace."""
 
-    def parameters(self, recurse: bool = True) -> Any: ...
+    def parameters(self, recurse: bool = True) -> Any:
+        """All parameters, as of any module."""

@@ -51,12 +51,15 @@ class Progress:
         max_epochs: epochs the task may take.
         train_loss: mean loss of the epoch, penalty included.
         learning_rate: rate of the first parameter group in the epoch that ended.
+        plateau: whether the patience of a decay on plateau ran out with this epoch; None where
+            the run has no such decay.
     """
 
     epoch: int
     max_epochs: int
     train_loss: float
     learning_rate: float
+    plateau: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,10 @@ class Strategy:
 
     needs: ClassVar[Needs] = Needs()
 
+    penalises_weights: ClassVar[bool] = True
+    """Whether :meth:`penalty`, where there is one, depends on the network's weights; a penalty on
+    parameters of the strategy's own leaves the weights' gradients to their layers."""
+
     def train_data(self, stream: Stream, t: int) -> Data | None:
         """What task ``t`` trains on; None skips training (``stream[t]`` unless joint)."""
         return stream[t].train
@@ -99,7 +106,8 @@ class Strategy:
     def setup(self, learner: Learner, task: Task) -> None:
         """Before the optimizer exists: freeze, attach, open a trust region.
 
-        Replayed on resume, before :meth:`load_state_dict` restores what training changed.
+        Replayed on resume from what learner and strategy were when the task began; then
+        :meth:`load_state_dict` restores what training has changed since.
         """
 
     def param_groups(self, learner: Learner) -> Iterable[dict[str, Any]]:
@@ -152,5 +160,15 @@ class Strategy:
 
 def overrides(strategy: Strategy, hook: str) -> bool:
     """Whether the strategy (or any companion inside it) implements ``hook``."""
-    members: Sequence[Strategy] = getattr(strategy, "members", (strategy,))
-    return any(getattr(type(m), hook) is not getattr(Strategy, hook) for m in members)
+    return any(getattr(type(m), hook) is not getattr(Strategy, hook) for m in members(strategy))
+
+
+def penalises_weights(strategy: Strategy) -> bool:
+    """Whether the strategy (or any companion inside it) adds a penalty on the network's weights."""
+    return any(m.penalises_weights and overrides(m, "penalty") for m in members(strategy))
+
+
+def members(strategy: Strategy) -> Sequence[Strategy]:
+    """The strategy and its companions."""
+    found: Sequence[Strategy] = getattr(strategy, "members", (strategy,))
+    return found

@@ -1,8 +1,10 @@
 """Streams: the sequence of tasks a learner meets, and what it may know about them."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, Protocol, overload, runtime_checkable
 
 import torch
@@ -15,7 +17,8 @@ Batch = dict[str, Tensor]
 """One batch: named tensors whose first dimension counts samples.
 
 Vision streams use ``x`` (n, *input_shape), ``y`` (n,) the position of the class in the stream's
-label space and, where the task id is known at test time, ``task`` (n,) the task's index.
+label space and, where the task id is known at test time, ``task`` (n,) the task's index. What
+language streams use stands in :mod:`cl_bench.contracts.language`.
 """
 
 Scenario = Literal["domain", "task", "class"]
@@ -41,6 +44,58 @@ class Origin:
     citation: str
 
 
+@dataclass(frozen=True)
+class Recovery:
+    """Two disjoint halves of a task, neither of which tells anything about the other's answers.
+
+    Learning ``train`` anew can then bring back how the task is done, but not what was known of
+    ``test``.
+
+    Attributes:
+        train: the half that is learned anew.
+        test: the half that is scored.
+        control: samples of the same kind that no learner ever saw: they must stay at chance.
+    """
+
+    train: Data
+    test: Data
+    control: Data | None = None
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """What a learner learns before the first task. Row 0 of the matrix is measured after it.
+
+    AdamW, its rate rising linearly for ``warmup`` steps and falling along a cosine afterwards.
+
+    Attributes:
+        identity: hash of everything that ``batches`` depends on, the seed aside.
+        batches: endless batches from a seed.
+        steps: optimizer steps.
+        learning_rate: the highest rate.
+        final_rate: the last rate as a share of the highest.
+        warmup: steps until the highest rate.
+        weight_decay: decoupled.
+        eps: AdamW's.
+    """
+
+    identity: str
+    batches: Callable[[int], Iterator[Batch]]
+    steps: int
+    learning_rate: float = 1e-3
+    final_rate: float = 0.1
+    warmup: int = 0
+    weight_decay: float = 0.1
+    eps: float = 1e-6
+
+    def rate(self, step: int) -> float:
+        """Share of the highest rate that step ``step`` (from 0) takes."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        done = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
+        return self.final_rate + (1 - self.final_rate) * (1 + math.cos(math.pi * done)) / 2
+
+
 class Task(ABC):
     """One task of a stream.
 
@@ -50,6 +105,10 @@ class Task(ABC):
         classes: positions of its classes in the stream's label space; every ``y`` lies in it.
         head: which output head serves it (0 for all tasks where the head is shared).
         metric: name of the per-sample score in [0, 1] that the accuracy matrix averages.
+        epochs: how long it is learned; None leaves it to ``trainer.max_epochs``.
+        rate: multiplies the optimizer's learning rate.
+        recovery: halves for recovery experiments; None if the task has no such halves.
+        facts: further plain values for the record, such as chance levels.
         origin: licence, source and citation of the data.
     """
 
@@ -58,6 +117,10 @@ class Task(ABC):
     classes: range
     head: int
     metric: str = "accuracy"
+    epochs: int | None = None
+    rate: float = 1.0
+    recovery: Recovery | None = None
+    facts: Mapping[str, Any] = MappingProxyType({})
     origin: Origin
 
     @property
@@ -74,6 +137,11 @@ class Task(ABC):
     @abstractmethod
     def test(self) -> Data:
         """Data that only the accuracy matrix sees."""
+
+    @property
+    def probes(self) -> Mapping[str, Data]:
+        """Further data that is scored whenever :attr:`test` is, beside the matrix."""
+        return {}
 
     def sample(self, n: int, seed: int) -> Batch:
         """``n`` training samples (fewer if the task has fewer), uniform, without replacement."""
@@ -92,7 +160,14 @@ class Stream(Sequence[Task]):
         input_shape: shape of one sample of ``x``, without the batch dimension.
         fingerprint: content hash of the data under the stream.
         modality: ``"image"``, ``"text"``, ...: checked against a strategy's needs.
+        task_id_at_test: whether the task id is known at test time, and scores say so; None where
+            the scenario decides it (``task`` knows it, the others do not).
+
+    Attributes:
+        pretraining: what comes before the first task, if anything.
     """
+
+    pretraining: Pretraining | None = None
 
     def __init__(
         self,
@@ -102,6 +177,7 @@ class Stream(Sequence[Task]):
         input_shape: tuple[int, ...],
         fingerprint: str,
         modality: str = "image",
+        task_id_at_test: bool | None = None,
     ) -> None:
         if not tasks:
             raise UsageError(f"stream {name!r} has no tasks: ask for at least one (num_tasks >= 1)")
@@ -114,17 +190,13 @@ class Stream(Sequence[Task]):
         self.input_shape = tuple(input_shape)
         self.fingerprint = fingerprint
         self.modality = modality
+        self.task_id_at_test = scenario == "task" if task_id_at_test is None else task_id_at_test
 
     @property
     def heads(self) -> list[int]:
         """Number of classes of each output head, heads in order."""
         sizes = {task.head: len(task.classes) for task in self.tasks}
         return [sizes[head] for head in sorted(sizes)]
-
-    @property
-    def task_id_at_test(self) -> bool:
-        """Whether every score of this stream was reached with the task id known."""
-        return self.scenario == "task"
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -137,7 +209,8 @@ class Stream(Sequence[Task]):
 
     def __getitem__(self, index: Any) -> "Task | Stream":
         if not isinstance(index, slice):
-            return self.tasks[index]
+            task: Task = self.tasks[index]
+            return task
         return Stream(
             self.name,
             self.tasks[index],
@@ -145,6 +218,7 @@ class Stream(Sequence[Task]):
             self.input_shape,
             self.fingerprint,
             self.modality,
+            self.task_id_at_test,
         )
 
     def __iter__(self) -> Iterator[Task]:

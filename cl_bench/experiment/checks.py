@@ -4,6 +4,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from cl_bench.contracts import Strategy, Stream, UsageError
+from cl_bench.experiment.loader import require_labels, require_samples
+
+GLANCE = 100
+"""Training samples of every task that are looked at before any task is learned."""
+
+
+def check_tasks(stream: Stream) -> None:
+    """Raise :class:`UsageError` if a task is empty or its labels lie outside its head.
+
+    Looks at a few samples of each task, so that the last one does not fail after hours of training;
+    the engine looks at all labels of a task before it learns it.
+    """
+    for task in stream:
+        drawn = task.sample(GLANCE, 0)
+        require_samples(next(iter(drawn.values()), ()), task.name, "training")
+        require_labels(task, drawn)
+        require_samples(task.test, task.name, "test")
 
 
 def check_pair(name: str, strategy: Strategy, stream: Stream) -> None:
@@ -13,7 +30,8 @@ def check_pair(name: str, strategy: Strategy, stream: Stream) -> None:
         raise UsageError(
             f"strategy {name!r} needs the task id at test time, stream {stream.name!r} "
             f"(scenario {stream.scenario!r}) does not give it: use a task-incremental stream, "
-            "for example +stream=split_digits"
+            "for example +stream=split_digits, or let a permuted stream give it with "
+            "stream.task_id_at_test=true"
         )
     if needs.modalities and stream.modality not in needs.modalities:
         raise UsageError(
@@ -40,15 +58,11 @@ def check_trainer(trainer: Mapping[str, Any], pack: int, strategy: Strategy) -> 
                 f"trainer.{key}={trainer[key]}: this version trains in one process; "
                 f"use trainer.{key}=1"
             )
-    if int(trainer.get("max_epochs") or 0) < 1:
-        raise UsageError(
-            f"trainer.max_epochs={trainer.get('max_epochs')}: a task is learned for at least one"
-        )
-    if (
-        trainer.get("gradient_clip_algorithm") == "value"
-        and trainer.get("gradient_clip_val") is not None
-        and strategy.needs.rewrites_gradients
-    ):
+    for key in ("max_epochs", "accumulate_grad_batches"):
+        value = trainer.get(key, 1)
+        if not isinstance(value, int) or value < 1:
+            raise UsageError(f"trainer.{key}={value}: must be a whole number of at least 1")
+    if trainer.get("gradient_clip_algorithm") == "value" and strategy.needs.rewrites_gradients:
         raise UsageError(
             "trainer.gradient_clip_algorithm=value leads a projected gradient out of its subspace: "
             "use trainer.gradient_clip_algorithm=norm"

@@ -1,5 +1,6 @@
 """Several strategies acting as one: the main one and its companions (``+also=er``)."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -23,7 +24,7 @@ from cl_bench.contracts import (
 )
 from cl_bench.contracts.strategy import overrides
 
-EXCLUSIVE = ("train_data", "param_groups", "after_epoch")
+EXCLUSIVE = ("train_data", "param_groups")
 """Hooks that give one answer: at most one of the strategies may implement each."""
 
 
@@ -103,8 +104,17 @@ class Together(Strategy):
             member.after_step(learner, batch, out)
 
     def after_epoch(self, learner: Learner, task: Task, progress: Progress) -> EpochDecision | None:
-        """From the member that decides it."""
-        return self._deciding("after_epoch").after_epoch(learner, task, progress)
+        """What the members decide together: rates are scaled by all, any of them may stop."""
+        found = [m.after_epoch(learner, task, progress) for m in self.members]
+        decisions = [d for d in found if d is not None]
+        if not decisions:
+            return None
+        return EpochDecision(
+            scale_rate=math.prod(d.scale_rate for d in decisions),
+            reset_rate=any(d.reset_rate for d in decisions),
+            rebuild_optimizer=any(d.rebuild_optimizer for d in decisions),
+            stop=any(d.stop for d in decisions),
+        )
 
     def collect(self, learner: Learner, task: Task) -> Statistics:
         """Every member's statistics, under ``member/``."""

@@ -2,9 +2,11 @@
 
 import itertools
 import os
+import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,17 @@ import numpy as np
 import torch
 
 from cl_bench.contracts import Strategy, Stream
+from cl_bench.experiment.checkpoint import Checkpoint, Checkpoints, CheckpointSettings
 from cl_bench.experiment.engine import LightningEngine, LoopSettings, TrainerFactory
 from cl_bench.experiment.experiment import EvalSettings, Experiment
+from cl_bench.experiment.interrupts import Interrupts
 from cl_bench.experiment.observer import AlignmentObserver, AlignmentSettings
-from cl_bench.learners import BaseLearner
+from cl_bench.experiment.pretrain import pretrain
+from cl_bench.experiment.snapshot import RunState
+from cl_bench.learners import BaseLearner, DivergedError
 from cl_bench.report import print_run, write_figures
 from cl_bench.tracking import ProgressDisplay, Record, Sink
+from cl_bench.tracking.record import RESULTS
 
 SinkFactory = Callable[[Path], Sink | None]
 
@@ -31,12 +38,14 @@ class Identity:
         strategy: the same, companions joined by ``+``.
         config: the resolved configuration, as YAML.
         command: the command that runs exactly this again.
+        choices: which option of each configuration group was chosen.
     """
 
     stream: str
     strategy: str
     config: str = ""
     command: str = ""
+    choices: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,9 @@ def conduct(
     loop: LoopSettings,
     evaluation: EvalSettings,
     alignment: AlignmentSettings,
+    checkpoint: CheckpointSettings | None = None,
     run_dir: Path | str | None = None,
+    resume: bool = False,
     sinks: Sequence[SinkFactory] = (),
     environment: Mapping[str, Any] | None = None,
 ) -> Result:
@@ -79,7 +90,10 @@ def conduct(
         loop: seed, batches.
         evaluation: how much is evaluated.
         alignment: how updates are watched.
+        checkpoint: when checkpoints are written; None takes the defaults.
         run_dir: where to; None takes ``runs/<stream>/<strategy>/<time>-seed<k>``.
+        resume: go on with the run in ``run_dir`` from its newest checkpoint, or from its beginning
+            if it has none.
         sinks: each makes a logger for the run's directory, or None.
         environment: joins the record's ``environment.json``.
 
@@ -88,40 +102,110 @@ def conduct(
     """
     facts = {"stream": identity.stream, "strategy": identity.strategy, "seed": loop.seed}
     directory = Path(run_dir) if run_dir is not None else _new_directory(identity, loop.seed)
-    observer = AlignmentObserver(alignment, loop.batch_size, loop.seed)
-    with (
-        ProgressDisplay() as progress,
-        Record.open(
+    settings = checkpoint or CheckpointSettings()
+    checkpoints = Checkpoints(directory, settings)
+    progress = ProgressDisplay()
+    title = f"{identity.stream} · {identity.strategy} · seed {loop.seed}: {directory}"
+    begun: dict[str, Any] = {
+        "task_names": [task.name for task in stream],
+        "task_id_known": stream.task_id_at_test,
+        "data": describe_data(stream),
+        "facts": facts,
+        "sinks": [sink for make in sinks if (sink := make(directory)) is not None],
+    }
+    last = checkpoints.newest(_doubts(directory), progress.note) if resume else None
+    if resume:
+        opened = Record.resume(
             directory,
-            [task.name for task in stream],
-            task_id_known=stream.task_id_at_test,
+            **begun,
+            position=last.position if last else 0,
+            seconds=last.state["wall_seconds"] if last else 0.0,
+            source=last.path.name if last else "",
+        )
+    else:
+        opened = Record.open(
+            directory,
+            **begun,
             config=identity.config,
             command=identity.command,
-            data=describe_data(stream),
+            choices=identity.choices,
             environment={"threads": torch.get_num_threads(), **(environment or {})},
-            facts=facts,
-            sinks=[sink for make in sinks if (sink := make(directory)) is not None],
-        ) as record,
-    ):
-        progress.note(f"{identity.stream} · {identity.strategy} · seed {loop.seed}: {directory}")
-        progress.start(record.task_names)
-        engine = LightningEngine(
-            learner,
-            strategy,
-            trainer,
-            loop,
-            observer if alignment.enabled else None,
-            record,
-            progress,
         )
-        Experiment(stream, strategy, engine, evaluation, record, progress).run()
-        summary = record.finish(optimizer_steps=engine.steps)
+    observer = (
+        AlignmentObserver(alignment, loop.batch_size, loop.seed) if alignment.enabled else None
+    )
+    with (
+        progress,
+        opened as record,
+        _saying_where(directory, checkpoints),
+        Interrupts(settings.enabled) as interrupts,
+    ):
+        progress.note(title)
+        if resume:
+            checkpoints.forget_after(last)
+            progress.note(_where_from(last, stream))
+        progress.start(record.task_names)
+        if stream.pretraining is not None:
+            came = pretrain(
+                learner, stream.pretraining, trainer, loop.seed, progress, interrupts.stop
+            )
+            source = "from the cache" if came.from_cache else f"{came.seconds:.0f} s"
+            progress.note(f"pre-trained for {came.steps} steps ({source})")
+            if last is None:  # a resumed run has said so before
+                record.status("pretrained", **asdict(came))
+        state = RunState(
+            learner, strategy, observer, record, checkpoints if settings.enabled else None
+        )
+        begin = state.restore(last) if last else None
+        engine = LightningEngine(
+            learner, strategy, trainer, loop, observer, record, progress, state, interrupts
+        )
+        Experiment(stream, strategy, engine, evaluation, record, progress).run(begin)
+        summary = record.finish(
+            optimizer_steps=state.optimizer_steps,
+            checkpoint_bytes=state.largest,
+            checkpoint_seconds=checkpoints.seconds,
+        )
         progress.stop()
         record.figures(write_figures(directory))
         progress.note("")
         print_run(directory, progress.console)
         progress.note(f"\neverything about this run is in {directory}")
+        interrupts.stop()  # one that came since the last task ends a sweep after this run
     return Result(directory, record.matrix, summary)
+
+
+@contextmanager
+def _saying_where(directory: Path, checkpoints: Checkpoints) -> Iterator[None]:
+    """Whatever ends the run early tells where its files are, and how to go on."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"results so far are in {directory}")
+        if checkpoints.paths() and not isinstance(error, DivergedError):
+            error.add_note(f"go on with: python -m cl_bench resume={shlex.quote(str(directory))}")
+        raise
+
+
+def _doubts(directory: Path) -> Callable[[Checkpoint], str | None]:
+    """What speaks against a checkpoint, seen from the record."""
+    results = directory / RESULTS
+    size = results.stat().st_size if results.exists() else 0
+
+    def against(found: Checkpoint) -> str | None:
+        return f"{results} is shorter than it was then" if found.position > size else None
+
+    return against
+
+
+def _where_from(found: Checkpoint | None, stream: Stream) -> str:
+    if found is None:
+        return "there is no checkpoint to go on from: the run begins again from its beginning"
+    task, step = found.state["task"], found.state["step"]
+    if task == len(stream):
+        return f"resumed from {found.path.name}: all tasks are learned"
+    where = f"task {task + 1}/{len(stream)} {stream[task].name}"
+    return f"resumed from {found.path.name}: {where}" + (f", step {step:,}" if step else "")
 
 
 def describe_data(stream: Stream) -> dict[str, Any]:
@@ -139,6 +223,7 @@ def describe_data(stream: Stream) -> dict[str, Any]:
                 "source": task.origin.source,
                 "licence": task.origin.licence,
                 "citation": task.origin.citation,
+                **({"facts": dict(task.facts)} if task.facts else {}),
             }
             for task in stream
         ],

@@ -12,8 +12,11 @@ from lightning import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
 from cl_bench.contracts import Data, Progress, Strategy, Task, UsageError, derive_seed
+from cl_bench.experiment.interrupts import Interrupts
 from cl_bench.experiment.loader import EvalLoader, TrainLoader, require_labels, require_samples
 from cl_bench.experiment.observer import AlignmentObserver
+from cl_bench.experiment.resuming import TaskCheckpoints
+from cl_bench.experiment.snapshot import RunState
 from cl_bench.learners import BaseLearner
 from cl_bench.tracking import ProgressDisplay, Record
 
@@ -56,9 +59,11 @@ class LightningEngine:
         observer: watches alignment; None means nobody does.
         record: keeps the numbers of every epoch.
         progress: shows where training stands.
+        state: of the run, with its checkpoints; None keeps it without writing any.
+        interrupts: signals that wait for a checkpoint; None lets none wait.
 
     Attributes:
-        steps: optimizer steps taken so far.
+        details: what the latest evaluation measured beside the scores, by task name.
     """
 
     def __init__(
@@ -70,6 +75,8 @@ class LightningEngine:
         observer: AlignmentObserver | None,
         record: Record,
         progress: ProgressDisplay,
+        state: RunState | None = None,
+        interrupts: Interrupts | None = None,
     ) -> None:
         self.learner = learner
         self.strategy = strategy
@@ -78,7 +85,9 @@ class LightningEngine:
         self.observer = observer
         self.record = record
         self.progress = progress
-        self.steps = 0
+        self.state = state or RunState(learner, strategy, observer, record, None)
+        self.interrupts = interrupts or Interrupts()
+        self.details: dict[str, dict[str, float]] = {}
         self.learner.strategy = strategy
 
     def learn(self, task: Task, data: Data | None) -> LayerMetrics:
@@ -99,63 +108,97 @@ class LightningEngine:
         require_labels(task)
         s = self.settings
         loader = TrainLoader(data, s.batch_size, s.seed, task.index, s.pack, s.num_workers)
-        hooks = TaskHooks(self, task, loader)
-        with quiet_lightning():
+        checkpoints = TaskCheckpoints(self.state, task.index, loader, self.interrupts)
+        hooks = TaskHooks(self, task, loader, checkpoints)
+        with quiet_lightning(), as_interrupt():
             seed_training(derive_seed(s.seed, "training", task.index))
-            trainer = self.trainer(callbacks=[hooks])
+            epochs = {} if task.epochs is None else {"max_epochs": task.epochs}
+            trainer = self.trainer(callbacks=[hooks], **epochs)
             trainer.fit(self.learner, loader)
         packed = not self.learner.automatic_optimization
-        self.steps += self.learner.learned_steps if packed else trainer.global_step
+        steps = self.learner.learned_steps if packed else trainer.global_step
+        self.state.optimizer_steps += steps
         return hooks.layers
+
+    def between_tasks(self, t: int) -> None:
+        """All tasks before ``t`` are learned and scored: keep that, and end if a signal came."""
+        self.state.save_between(t)
+        self.interrupts.stop()
 
     def evaluate(
         self, tasks: Sequence[Task], batch_size: int, max_samples: int | None
     ) -> dict[str, float]:
-        """Mean score on every task's test data, by task name."""
+        """Mean score on every task's test data, by task name.
+
+        What else was measured on the way, on the tasks' probes too, is then in :attr:`details`.
+        """
+        self.details = {task.name: {} for task in tasks}
         if not tasks:
             return {}
-        loaders = []
         for task in tasks:
             require_samples(task.test, task.name, "test")
-            loaders.append(
-                EvalLoader(task.test, batch_size, max_samples, self.settings.num_workers)
-            )
-        self.learner.expect_tests(tasks)
-        with quiet_lightning():
+        probes = [(task, name) for task in tasks for name in task.probes]
+        data = [task.test for task in tasks] + [task.probes[name] for task, name in probes]
+        loaders = [
+            EvalLoader(part, batch_size, max_samples, self.settings.num_workers) for part in data
+        ]
+        self.learner.expect_tests([*tasks, *(task for task, _ in probes)])
+        with quiet_lightning(), as_interrupt():
             self.trainer(callbacks=[]).test(self.learner, loaders, verbose=False)
-        return {
-            task.name: float(metric.compute())  # type: ignore[operator]
-            for task, metric in zip(tasks, self.learner.test_scores, strict=True)
-        }
+        scores = [float(metric.compute()) for metric in self.learner.test_scores]  # type: ignore[operator]
+        more = self.learner.test_details()
+        for task, details in zip(tasks, more, strict=False):
+            self.details[task.name].update(details)
+        for (task, name), score, details in zip(
+            probes, scores[len(tasks) :], more[len(tasks) :], strict=True
+        ):
+            found = {name: score, **{f"{name}/{key}": value for key, value in details.items()}}
+            self.details[task.name].update(found)
+        return {task.name: score for task, score in zip(tasks, scores, strict=False)}
 
 
 class TaskHooks(Callback):
     """Carries the strategy's hooks to where Lightning calls, and numbers to the record."""
 
-    def __init__(self, engine: LightningEngine, task: Task, loader: TrainLoader) -> None:
+    def __init__(
+        self,
+        engine: LightningEngine,
+        task: Task,
+        loader: TrainLoader,
+        checkpoints: TaskCheckpoints,
+    ) -> None:
         self.engine = engine
         self.task = task
         self.loader = loader
+        self.checkpoints = checkpoints
         self.layers: LayerMetrics = {}
         self._epoch_started = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before the optimizer and any wrapper exist."""
         self.engine.learner.begin(self.task, self.engine.strategy)
+        self.checkpoints.set_up(trainer)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The optimizer exists."""
+        self.checkpoints.load_training(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Weights are on their device and nothing has moved yet."""
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
-        if self.engine.observer:
+        if self.engine.observer and not self.checkpoints.resumed:
             self.engine.observer.before_task(self.engine.learner, self.task)
         steps = self.loader.steps * int(trainer.max_epochs or 1)
-        self.engine.progress.task(self.task.index, steps)
+        self.engine.progress.task(self.task.index, steps - self.checkpoints.batches)
+        self._epoch_started = time.perf_counter()
+        self.checkpoints.begin()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Time the epoch."""
         self._epoch_started = time.perf_counter()
+        self.checkpoints.epoch_begins(trainer)
 
     def on_train_batch_end(
         self,
@@ -165,8 +208,9 @@ class TaskHooks(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Tell the display, which decides by the clock whether to look."""
+        """Tell the display, which decides by the clock whether to look, and the checkpoints."""
         self.engine.progress.advance(self.loader.pack)
+        self.checkpoints.learned(trainer, batch_idx + 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the epoch and do what the strategy decides about the rate."""
@@ -222,6 +266,17 @@ def seed_training(seed: int) -> None:
 
 
 @contextmanager
+def as_interrupt() -> Iterator[None]:
+    """Lightning leaves with ``SystemExit(1)`` after Ctrl-C; let it be a ``KeyboardInterrupt``."""
+    try:
+        yield
+    except SystemExit as left:
+        if isinstance(left.__context__, KeyboardInterrupt):
+            raise left.__context__ from None
+        raise
+
+
+@contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Without the banners and tips that a Trainer per task would repeat per task."""
     logger = logging.getLogger("lightning.pytorch")
@@ -231,6 +286,7 @@ def quiet_lightning() -> Iterator[None]:
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*GPU available but not used.*")
         warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+        warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
         try:
             yield
         finally:

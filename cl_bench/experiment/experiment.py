@@ -62,14 +62,21 @@ class Experiment:
         self.record = record
         self.progress = progress
 
-    def run(self) -> np.ndarray:
+    def run(self, begin: int | None = None) -> np.ndarray:
         """Learn the stream.
+
+        Args:
+            begin: index of the task to go on with, in a run that is resumed.
 
         Returns:
             The accuracy matrix (T + 1, T) in [0, 1]; row 0 is before any training.
         """
-        self._evaluate(None, seen=0)
+        if begin is None:
+            self._evaluate(None, seen=0)
+            self.engine.between_tasks(0)
         for t, task in enumerate(self.stream):
+            if t < (begin or 0):
+                continue
             started = time.perf_counter()
             layers = self.engine.learn(task, self.strategy.train_data(self.stream, t))
             if layers:
@@ -78,6 +85,7 @@ class Experiment:
             self.progress.evaluated(
                 self.record.matrix, t + 1, time.perf_counter() - started, layers
             )
+            self.engine.between_tasks(t + 1)
         return self.record.matrix
 
     def _evaluate(self, task: Task | None, seen: int) -> None:
@@ -91,6 +99,7 @@ class Experiment:
             task=None if task is None else task.index,
             scores=scores,
             seconds=time.perf_counter() - begun,
+            details=self.engine.details,
         )
 
     def _wanted(self, task: Task, position: int, seen: int) -> bool:

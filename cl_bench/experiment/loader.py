@@ -1,6 +1,6 @@
 """Batches of a task, in an order that depends on (seed, task, epoch) alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from typing import Any
 
 import torch
@@ -39,6 +39,11 @@ class TrainLoader:
         self.pack = pack
         self.num_workers = num_workers
         self.epoch = 0
+        self._skip = 0
+
+    def resume_at(self, epoch: int, position: int) -> None:
+        """Begin in ``epoch`` (from 0), after the first ``position`` items of it."""
+        self.epoch, self._skip = epoch, position
 
     @property
     def steps(self) -> int:
@@ -61,11 +66,12 @@ class TrainLoader:
         )
         # A sized loader is never exhausted by Lightning: code after the last yield would not run.
         self.epoch += 1
-        indices = [order[start:end] for start, end in self._groups()]
+        skip, self._skip = self._skip, 0
+        indices = [order[start:end] for start, end in self._groups()[skip:]]
         held = getattr(self.data, "tensors", {})
-        for index, batch in zip(
-            indices, _fetch(self.data, indices, self.num_workers), strict=True
-        ):
+        rng = generator(self.seed, "workers", self.task, self.epoch)
+        fetched = _fetch(self.data, indices, self.num_workers, rng)
+        for index, batch in zip(indices, fetched, strict=True):
             if "x" in held and self.num_workers == 0:
                 mark_drawn(batch["x"], held["x"], index)
             yield self._stack(batch) if self.pack > 1 else batch
@@ -95,13 +101,13 @@ class EvalLoader:
         if max_samples is not None and max_samples < len(data):
             index = torch.randperm(len(data), generator=generator(0, "evaluation"))[:max_samples]
             index = index.sort().values
-        self.indices = list(index.split(batch_size))
+        self.indices = list(torch.split(index, batch_size))
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(_fetch(self.data, self.indices, self.num_workers))
+        return _fetch(self.data, self.indices, self.num_workers, generator(0, "evaluation"))
 
 
 class _Indexed(torch.utils.data.Dataset[Batch]):
@@ -114,19 +120,22 @@ class _Indexed(torch.utils.data.Dataset[Batch]):
         return self.data[index]
 
 
-def _fetch(data: Data, indices: list[Tensor], num_workers: int) -> Iterator[Batch]:
+def _fetch(
+    data: Data, indices: list[Tensor], num_workers: int, rng: torch.Generator
+) -> Iterator[Batch]:
     if num_workers == 0:
         return (data[index] for index in indices)
     loader: DataLoader[Batch] = DataLoader(
         _Indexed(data),
-        sampler=indices,  # type: ignore[arg-type]
+        sampler=indices,
         batch_size=None,
         num_workers=num_workers,
+        generator=rng,  # workers are seeded from it; without one, from training's random numbers
     )
     return iter(loader)
 
 
-def require_samples(data: Data, task: str, split: str) -> None:
+def require_samples(data: Sized, task: str, split: str) -> None:
     """Raise :class:`UsageError` if a task has nothing to learn from or to be tested on."""
     if len(data) == 0:
         raise UsageError(
@@ -135,12 +144,14 @@ def require_samples(data: Data, task: str, split: str) -> None:
         )
 
 
-def require_labels(task: Task) -> None:
+def require_labels(task: Task, drawn: Batch | None = None) -> None:
     """Raise :class:`UsageError` if labels lie outside the task's part of the label space.
 
-    All labels where they lie in memory, else those of 1,000 samples.
+    Args:
+        task: whose classes the labels must be.
+        drawn: samples to look at; None takes all where they lie in memory, else 1,000.
     """
-    labels = getattr(task.train, "tensors", None) or task.sample(1000, 0)
+    labels = drawn or getattr(task.train, "tensors", None) or task.sample(1000, 0)
     if "y" not in labels or not len(labels["y"]):
         return
     low, high = int(labels["y"].min()), int(labels["y"].max())

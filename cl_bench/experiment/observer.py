@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cl_bench.contracts import Protect, Task, UsageError
+from cl_bench.contracts import Protect, State, Task, UsageError
 from cl_bench.learners import BaseLearner
 from cl_bench.metrics.alignment import relative_change, share_inside
 from cl_bench.subspace import LinearMap, Moments, extend, rank_to_reach
@@ -36,7 +36,7 @@ class AlignmentSettings:
             )
         if self.samples < 1 or self.batches < 1:
             raise UsageError(
-                f"alignment.samples={self.samples}, alignment.batches={self.batches}: at least one; "
+                f"alignment.samples={self.samples}, alignment.batches={self.batches}: at least 1; "
                 "alignment.enabled=false switches the measurement off"
             )
 
@@ -100,7 +100,17 @@ class AlignmentObserver:
             d, rank = self.memory[name].shape
             found[name]["input_rank"] = rank
             found[name]["input_capacity_left"] = 1 - rank / d
+        self._before, self._raw = {}, {}
         return found
+
+    def state_dict(self) -> State:
+        """M, and inside a task the weights and raw shares from its start."""
+        return {"memory": dict(self.memory), "before": dict(self._before), "raw": dict(self._raw)}
+
+    def load_state_dict(self, state: State) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.memory = dict(state["memory"])
+        self._before, self._raw = dict(state["before"]), dict(state["raw"])
 
     def _grow(self, name: str, inputs: Moments) -> None:
         basis = self.memory.get(name, torch.zeros(inputs.dim, 0, dtype=torch.float64))

@@ -1,7 +1,8 @@
 """LightningModules that learn a stream's tasks under a strategy."""
 
-from cl_bench.learners.base import BaseLearner, Diverged
+from cl_bench.learners.base import BaseLearner, DivergedError
+from cl_bench.learners.causal import Causal
 from cl_bench.learners.classifier import Classifier
 from cl_bench.learners.services import NORMS, NetworkServices
 
-__all__ = ["NORMS", "BaseLearner", "Classifier", "Diverged", "NetworkServices"]
+__all__ = ["NORMS", "BaseLearner", "Causal", "Classifier", "DivergedError", "NetworkServices"]

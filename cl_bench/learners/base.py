@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torchmetrics import MeanMetric
 
-from cl_bench.contracts import Batch, Strategy, Stream, Task, UsageError
-from cl_bench.contracts.strategy import overrides
+from cl_bench.contracts import Batch, State, Strategy, Stream, Task, UsageError
+from cl_bench.contracts.strategy import overrides, penalises_weights
 from cl_bench.learners.services import NetworkServices
 
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
@@ -24,8 +24,15 @@ LOSS_WINDOW = 64
 """Losses are looked at this many at a time: a look at each would stall an accelerator."""
 
 
-class Diverged(UsageError):
+class DivergedError(UsageError):
     """The loss is NaN or infinite: the run stops, what it has recorded stays."""
+
+
+class _Step:
+    """What the latest step learned; apart, since a module's attributes are slow to set."""
+
+    batch: Batch
+    out: Tensor
 
 
 class BaseLearner(NetworkServices, lightning.LightningModule):
@@ -50,6 +57,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.scenario = stream.scenario
+        self.task_id_at_test = stream.task_id_at_test
         self.modality = stream.modality
         self.batch_size = batch_size
         self.seed = seed
@@ -65,7 +73,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         self.held_norms: set[nn.Module] = set()
         self._losses: list[Tensor] = []
         self._loss_sum, self._loss_count = 0.0, 0
-        self._latest: tuple[Batch, Tensor] | None = None
+        self._step = _Step()
 
     # -- what a kind of learner defines ---------------------------------------------------------
 
@@ -84,6 +92,18 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
     @abstractmethod
     def label_logits(self, out: Tensor, batch: Batch) -> Tensor:
         """Logit of every sample's own label."""
+
+    @abstractmethod
+    def draw_labels(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """The batch with labels drawn from the model's own predictions."""
+
+    def details(self, out: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        """Further scores of every sample (n,), recorded beside the matrix; NaN does not count."""
+        return {}
+
+    def describe(self) -> str:
+        """The network in words: two networks with the same description compute the same."""
+        return repr(self)
 
     def initial_state(self) -> Mapping[str, Tensor]:
         """Weights and buffers as they were at construction."""
@@ -132,7 +152,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         out = self(batch)
         loss = self.loss(out, batch)
         penalty = self.strategy.penalty(self, batch, out)
-        self._latest = (batch, out)
+        self._step.batch, self._step.out = batch, out.detach()
         return loss if penalty is None else loss + penalty
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -148,13 +168,14 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
                 "(for example strategy.n_blocks=1)"
             )
         optimizer = self._optimizer_factory(groups)
+        for group in optimizer.param_groups:
+            group["lr"] *= self.task.rate if self.task else 1.0
         if overrides(self.strategy, "after_step"):
             optimizer.register_step_post_hook(self._stepped)
         return optimizer
 
     def _stepped(self, *_: Any) -> None:
-        assert self._latest is not None
-        self.strategy.after_step(self, *self._latest)
+        self.strategy.after_step(self, self._step.batch, self._step.out)
 
     def _watch(self, loss: Tensor) -> None:
         self._losses.append(loss.detach())
@@ -165,7 +186,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         """Take the pending losses into the epoch's mean.
 
         Raises:
-            Diverged: one of them is not finite.
+            DivergedError: one of them is not finite.
         """
         if not self._losses:
             return
@@ -174,7 +195,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         if not bool(finite.all()):
             step = self.learned_steps + int(finite.logical_not().nonzero()[0])
             name = self.task.name if self.task else "?"
-            raise Diverged(
+            raise DivergedError(
                 f"the loss became {losses[~finite][0].item()} in task {name!r} at step {step}; "
                 "lower the learning rate (optimizer.lr=...) or clip gradients "
                 "(pack=1 trainer.gradient_clip_val=1.0); results so far are kept"
@@ -191,6 +212,22 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         self._loss_sum, self._loss_count = 0.0, 0
         return mean
 
+    def progress_state(self) -> State:
+        """What a checkpoint needs beside the weights: steps, heads, and losses not yet reported."""
+        return {
+            "seen_heads": self.seen_heads,
+            "learned_steps": self.learned_steps,
+            "losses": torch.stack(self._losses) if self._losses else None,
+            "loss_sum": self._loss_sum,
+            "loss_count": self._loss_count,
+        }
+
+    def load_progress_state(self, state: State) -> None:
+        """Inverse of :meth:`progress_state`."""
+        self.seen_heads, self.learned_steps = state["seen_heads"], state["learned_steps"]
+        self._losses = [] if state["losses"] is None else list(state["losses"].unbind())
+        self._loss_sum, self._loss_count = state["loss_sum"], state["loss_count"]
+
     def train(self, mode: bool = True) -> "BaseLearner":
         """As usual, except that held normalisation layers keep their statistics."""
         super().train(mode)
@@ -204,12 +241,34 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         """The tasks whose test loaders the next ``trainer.test`` will bring, in order."""
         self.test_tasks = list(tasks)
         self.test_scores = nn.ModuleList(MeanMetric().set_dtype(torch.float64) for _ in tasks)
+        self._sums: list[dict[str, Tensor]] = [{} for _ in tasks]
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch of the ``dataloader_idx``-th expected task."""
         task = self.test_tasks[dataloader_idx]
-        with self.strategy.inference(self, task if self.scenario == "task" else None):
-            self.test_scores[dataloader_idx].update(self.score(self(batch), batch))
+        with self.strategy.inference(self, task if self.task_id_at_test else None):
+            out = self(batch)
+            metric = self.test_scores[dataloader_idx]
+            assert isinstance(metric, MeanMetric)
+            metric.update(self.score(out, batch))
+            sums = self._sums[dataloader_idx]
+            for name, values in self.details(out, batch).items():
+                known = values[~values.isnan()].double()
+                seen = torch.stack([known.sum(), known.new_tensor(len(known))])
+                sums[name] = sums[name] + seen if name in sums else seen
+
+    def test_details(self) -> list[dict[str, float]]:
+        """Means of :meth:`details` over the data of each expected task; NaN where none counted."""
+        return [
+            {name: float(total / count) for name, (total, count) in sums.items()}
+            for sums in self._sums
+        ]
+
+    def performance(self, batch: Batch) -> float:
+        """Mean score over the batch at the current weights; no side effects."""
+        batch = self._to_device(batch)
+        with torch.no_grad(), self._evaluating():
+            return float(self.score(self(batch), batch).mean())
 
     # -- services for strategies that a bare network has no answer to ----------------------------
 
@@ -255,5 +314,5 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         half = self._trainer is not None and not str(self.trainer.precision).startswith(
             ("32", "64")
         )
-        penalised = overrides(self.strategy, "penalty")
-        return "gradient" if shared or half or penalised else "input"
+        apart = not (shared or half or penalises_weights(self.strategy))
+        return "input" if apart else "gradient"

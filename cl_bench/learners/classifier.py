@@ -75,6 +75,14 @@ class Classifier(BaseLearner):
         """1 where the most likely class is right."""
         return (out.argmax(1) == batch["y"]).double()
 
+    def draw_labels(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """The batch with ``y`` drawn from the model's own predictions."""
+        batch = self._to_device(batch)
+        with torch.no_grad(), self._evaluating():
+            likelihood = self(batch).softmax(1).cpu()
+        drawn = torch.multinomial(likelihood, 1, generator=generator).squeeze(1)
+        return {**batch, "y": drawn.to(batch["y"].device)}
+
     def label_logits(self, out: Tensor, batch: Batch) -> Tensor:
         """Logit of every sample's own class (n,)."""
         return out.gather(1, batch["y"].unsqueeze(1)).squeeze(1)

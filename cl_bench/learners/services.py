@@ -37,7 +37,8 @@ class NetworkServices:
 
     if TYPE_CHECKING:
 
-        def __call__(self, batch: Batch, head: int | None = None) -> Tensor: ...
+        def __call__(self, batch: Batch, head: int | None = None) -> Tensor:
+            """Logits for a batch."""
 
     @abstractmethod
     def loss(self, out: Tensor, batch: Batch) -> Tensor:
@@ -65,6 +66,21 @@ class NetworkServices:
         if named is not None:
             return list(named() if callable(named) and not isinstance(named, nn.Module) else named)
         return [m for m in self.body.children() if any(True for _ in m.parameters())]
+
+    def embeddings(self) -> list[nn.Module]:
+        """Input embeddings: of tokens, of learned positions; none in a network without them."""
+        return [m for m in self.body.modules() if isinstance(m, nn.Embedding)]
+
+    @property
+    def tied(self) -> bool:
+        """Whether an embedding shares its weight with another layer, such as an output head."""
+        own = [(id(m), id(m.weight)) for m in self.embeddings() if isinstance(m, nn.Embedding)]
+        inputs, weights = {i for i, _ in own}, {w for _, w in own}
+        return any(
+            id(p) in weights and id(m) not in inputs
+            for m in self.network.modules()
+            for p in m.parameters(recurse=False)
+        )
 
     def hold(self, modules: Iterable[nn.Module]) -> None:
         """Until the next task: no gradients, no optimizer state, running statistics held."""
@@ -108,8 +124,14 @@ class NetworkServices:
         """Second moments of the layers' inputs over the batches, in evaluation mode."""
         with torch.no_grad(), self._evaluating(), tapped(layers) as moments:
             for batch in batches:
-                self(self._to_device(batch))
+                batch = self._to_device(batch)
+                moments.counted = self.counted(batch)
+                self(batch)
         return moments
+
+    def counted(self, batch: Batch) -> Tensor | None:
+        """Which positions (n, L) of sequences hold something; None where there is no padding."""
+        return None
 
     def gradients(
         self,
@@ -136,12 +158,14 @@ class NetworkServices:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        training = self.network.training
+        # Module by module: somebody may keep a part of their network in evaluation mode.
+        modes = [(module, module.training) for module in self.network.modules()]
         self.network.eval()
         try:
             yield
         finally:
-            self.network.train(training)
+            for module, training in modes:
+                module.training = training
 
     def _to_device(self, batch: Batch) -> Batch:
         device = next(self.network.parameters()).device
@@ -169,7 +193,8 @@ def _per_sample(
     objective = _Objective(network, value)
 
     def of(varied: dict[str, Tensor], sample: Batch) -> Tensor:
-        return functional_call(objective, varied, (sample,))
+        result: Tensor = functional_call(objective, varied, (sample,))
+        return result
 
     detached = {f"network.{name}": p.detach() for name, p in parameters.items()}
     found = vmap(grad(of), in_dims=(None, 0))(detached, batch)

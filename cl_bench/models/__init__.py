@@ -1,6 +1,10 @@
 """Networks that turn inputs into features; the learner adds the heads."""
 
+from cl_bench.models.alexnet_cl import AlexNetCL
 from cl_bench.models.cnn import SmallCNN
+from cl_bench.models.gpt import gpt
+from cl_bench.models.lenet import LeNet
 from cl_bench.models.mlp import MLP
+from cl_bench.models.resnet18_small import ResNet18Small
 
-__all__ = ["MLP", "SmallCNN"]
+__all__ = ["MLP", "AlexNetCL", "LeNet", "ResNet18Small", "SmallCNN", "gpt"]

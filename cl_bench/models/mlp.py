@@ -28,6 +28,6 @@ class MLP(nn.Sequential):
         width = math.prod(input_shape)
         for i, out in enumerate(hidden, start=1):
             layers[f"fc{i}"] = nn.Linear(width, out, bias=bias)
-            layers[f"relu{i}"] = nn.ReLU()
+            layers[f"relu{i}"] = nn.ReLU(inplace=True)
             width = out
         super().__init__(layers)

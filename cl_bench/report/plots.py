@@ -135,7 +135,7 @@ def forgetting_figure(R: Matrix, task_names: Sequence[str], title: str = "") -> 
         right.tick_params(axis="y", length=0)
         right.grid(axis="x")
         right.set_axisbelow(True)
-        right.set_xlabel("best accuracy since learned, minus accuracy now (points)")
+        right.set_xlabel("best minus final accuracy (points)")
         finite = lost[np.isfinite(lost)]
         right.set_xlim(1.15 * finite.min(initial=0.0), 1.15 * finite.max(initial=5.0))
         for position in np.flatnonzero(np.isfinite(lost)):

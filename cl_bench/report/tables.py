@@ -13,7 +13,7 @@ from cl_bench.report.plots import cell_colours
 from cl_bench.tracking import read_run
 
 WIDTH = 100
-"""Columns a table may take."""
+"""Columns a table takes at most, however wide the console is."""
 
 LABEL_WIDTH = 16
 SHORTEST_LABEL = 9
@@ -29,8 +29,8 @@ EXPLANATIONS = {
 }
 
 
-def matrix_table(R: Matrix, task_names: Sequence[str]) -> Table:
-    """The accuracy matrix in percent, at most 100 columns wide.
+def matrix_table(R: Matrix, task_names: Sequence[str], width: int = WIDTH) -> Table:
+    """The accuracy matrix in percent, with nothing cut off.
 
     Learned tasks have a background by score, the diagonal is underlined, and tasks still to come
     are dim. Columns carry task numbers where names do not fit; decimals go where there are many
@@ -39,21 +39,22 @@ def matrix_table(R: Matrix, task_names: Sequence[str]) -> Table:
     Args:
         R: accuracy matrix (T + 1, T), scores in [0, 1].
         task_names: its columns.
+        width: columns of the console that it may take; below 25 or so a row no longer fits.
     """
     T = len(task_names)
     number = len(str(T))
     longest = max(9, *map(len, task_names))
-    decimals = 1 if number + 2 + min(longest, LABEL_WIDTH) + 6 * T <= WIDTH else 0
-    width = 5 if decimals else 3
+    decimals = 1 if number + 2 + min(longest, LABEL_WIDTH) + 6 * T <= width else 0
+    cell = 5 if decimals else 3
     # Names at the start of rows give way to columns, down to where they say nothing any more.
-    room = WIDTH - number - 2 - T * (width + 1)
+    room = width - number - 2 - T * (cell + 1)
     label = min(longest, LABEL_WIDTH, max(room, SHORTEST_LABEL))
-    fits = (WIDTH - number - 2 - label) // (width + 1)
+    fits = max(1, (width - number - 2 - label) // (cell + 1))
     stride = -(-T // fits)
     # The last task always shows, the others at equal distances before it.
     shown = list(range(T - 1, -1, -stride))[::-1]
-    columns = sum(max(len(task_names[j]), width) + 1 for j in shown)
-    named = number + 2 + label + columns <= WIDTH
+    columns = sum(max(len(task_names[j]), cell) + 1 for j in shown)
+    named = number + 2 + label + columns <= width
 
     table = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, title_justify="left")
     table.title = Text("accuracy (%)", style="bold not italic")
@@ -105,7 +106,7 @@ def print_run(directory: Path | str, console: Console | None = None) -> None:
     done, T = tasks_learned(run.matrix), len(run.task_names)
     state = "" if run.status == "completed" else f"  {run.status}, {done} of {T} tasks learned"
     console.print(Text(f"{run.title}{state}", style="bold"))
-    console.print(matrix_table(run.matrix, run.task_names))
+    console.print(matrix_table(run.matrix, run.task_names, min(console.width, WIDTH)))
     console.print()
     console.print(summary_table(summarise(run.matrix), run.task_id_known))
 

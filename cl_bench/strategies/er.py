@@ -49,7 +49,7 @@ class ER(Strategy):
         return learned
 
     def _offer(self, batch: Batch) -> None:
-        """Reservoir sampling: the m-th sample ever seen replaces slot j ~ U{0..m-1} if it exists."""
+        """Reservoir sampling: the m-th sample seen takes slot j ~ U{0..m-1} if there is one."""
         if not self.buffer:
             self.buffer = {
                 k: torch.zeros(self.memory, *v.shape[1:], dtype=v.dtype) for k, v in batch.items()
@@ -69,15 +69,20 @@ class ER(Strategy):
     def state_dict(self) -> State:
         """The memory, what it has seen, and its random state."""
         rng: Tensor | None = None if self.rng is None else self.rng.get_state()
-        return {"buffer": dict(self.buffer), "seen": self.seen, "rng": rng}
+        return {"buffer": _copied(self.buffer), "seen": self.seen, "rng": rng}
 
     def load_state_dict(self, state: State) -> None:
         """Inverse of :meth:`state_dict`."""
-        self.buffer, self.seen = dict(state["buffer"]), state["seen"]
+        self.buffer, self.seen = _copied(state["buffer"]), state["seen"]
         self.filled = min(self.memory, self.seen)
         self.rng = None if state["rng"] is None else torch.Generator()
         if self.rng is not None:
             self.rng.set_state(state["rng"])
+
+
+def _copied(buffer: Batch) -> Batch:
+    """The memory is written in place; a state must not be."""
+    return {k: v.clone() for k, v in buffer.items()}
 
 
 def size(batch: Batch) -> int:

@@ -60,7 +60,7 @@ class EWC(Strategy):
         self.centre: dict[str, Tensor] = {}
 
     def penalty(self, learner: Learner, batch: Batch, out: Tensor) -> Tensor | None:
-        """lambda / 2 * sum_i F_i (theta_i - theta*_i)^2."""
+        """Penalty lambda / 2 * sum_i F_i (theta_i - theta*_i)^2."""
         weights = {n: p for n, p in learner.named_trainable().items() if n in self.information}
         if not weights:
             return None
@@ -74,15 +74,12 @@ class EWC(Strategy):
         """Sum over samples of the squared gradient of the log-likelihood, and their number."""
         batch = task.sample(self.samples, learner.seed)
         rng = generator(learner.seed, "fisher", task.index)
-        count = len(batch["y"])
+        count = len(next(iter(batch.values())))
         total: dict[str, Tensor] = {"samples": torch.tensor(float(count))}
         for start in range(0, count, 64):
             piece = {k: v[start : start + 64] for k, v in batch.items()}
             if self.fisher == "true":
-                with torch.no_grad():
-                    likelihood = learner(piece).softmax(1).cpu()
-                drawn = torch.multinomial(likelihood, 1, generator=rng).squeeze(1)
-                piece = {**piece, "y": drawn}
+                piece = learner.draw_labels(piece, rng)
             for name, gradient in learner.gradients(piece, per_sample=True).items():
                 squared = gradient.square().sum(0)
                 total[name] = total[name] + squared if name in total else squared

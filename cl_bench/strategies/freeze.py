@@ -1,27 +1,57 @@
 """Freezing the bottom of the network (Zheng et al., ICLR 2025, "Spurious Forgetting").
 
-From the second task on, the first n blocks keep their weights bit for bit; what lies above them
-re-aligns.
+From the second task on, input embeddings and the first n blocks keep their weights bit for bit;
+what lies above them re-aligns. No old data, no memory; backward passes end at block n.
 """
 
-from cl_bench.contracts import Learner, Strategy, Task, UsageError
+from typing import Literal
+
+from cl_bench.contracts import EpochDecision, Learner, Progress, Strategy, Task, UsageError
 
 
 class Freeze(Strategy):
-    """Keeps the ``n_blocks`` blocks next to the input as they were.
+    """Keeps input embeddings and the ``n_blocks`` blocks next to them as they were.
 
     Args:
-        n_blocks: how many blocks, counted from the input by index.
+        n_blocks: how many blocks, counted from the input by index, never by name.
         start_task: index of the first task that they are frozen for.
+        embeddings: freeze input embeddings too, where the network has them.
+        tied: what becomes of an embedding that an output layer shares: ``refuse`` to start,
+            ``train`` it on, or ``freeze`` it and the output layer with it.
+        early_stop: from ``start_task`` on, end a task after the first epoch that brings its metric
+            on training samples to this value; None never does. What a task learns after it fits
+            costs old tasks more than it gives.
+        stop_samples: training samples that the metric is taken on.
+
+    Raises:
+        UsageError: an option is out of range, or the network has fewer blocks.
     """
 
-    def __init__(self, n_blocks: int = 1, start_task: int = 1) -> None:
+    def __init__(
+        self,
+        n_blocks: int = 1,
+        start_task: int = 1,
+        embeddings: bool = True,
+        tied: Literal["refuse", "train", "freeze"] = "refuse",
+        early_stop: float | None = None,
+        stop_samples: int = 500,
+    ) -> None:
         if n_blocks < 0 or start_task < 0:
             raise UsageError(
                 f"strategy.n_blocks={n_blocks}, strategy.start_task={start_task}: both count from 0"
             )
+        if tied not in ("refuse", "train", "freeze"):
+            raise UsageError(f"strategy.tied={tied!r}: use 'refuse', 'train' or 'freeze'")
+        if early_stop is not None and not 0.0 < early_stop <= 1.0:
+            raise UsageError(f"strategy.early_stop={early_stop}: a metric in (0, 1], or null")
+        if stop_samples < 1:
+            raise UsageError(f"strategy.stop_samples={stop_samples}: at least one is needed")
         self.n_blocks = n_blocks
         self.start_task = start_task
+        self.embeddings = embeddings
+        self.tied = tied
+        self.early_stop = early_stop
+        self.stop_samples = stop_samples
 
     def setup(self, learner: Learner, task: Task) -> None:
         """Freeze before the optimizer is built, so that it holds no state for them."""
@@ -30,5 +60,21 @@ class Freeze(Strategy):
             raise UsageError(
                 f"strategy.n_blocks={self.n_blocks}: the network has {len(blocks)} blocks"
             )
+        frozen = blocks[: self.n_blocks]
+        if self.embeddings and (self.tied != "train" or not learner.tied):
+            if self.tied == "refuse" and learner.tied:
+                raise UsageError(
+                    "the output layer shares the input embedding's weight, so freezing one freezes "
+                    "both: say strategy.tied=freeze to do so, strategy.tied=train to freeze blocks "
+                    "alone, or untie them (model.tied=false)"
+                )
+            frozen = [*learner.embeddings(), *frozen]
         if task.index >= self.start_task:
-            learner.hold(blocks[: self.n_blocks])
+            learner.hold(frozen)
+
+    def after_epoch(self, learner: Learner, task: Task, progress: Progress) -> EpochDecision | None:
+        """Stop once the new task is learned."""
+        if self.early_stop is None or task.index < self.start_task:
+            return None
+        reached = learner.performance(task.sample(self.stop_samples, learner.seed))
+        return EpochDecision(stop=reached >= self.early_stop)

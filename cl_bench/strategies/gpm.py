@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from cl_bench.contracts import (
@@ -23,7 +22,7 @@ from cl_bench.contracts import (
     Task,
     UsageError,
 )
-from cl_bench.subspace import Confinement, Moments, Projection, Where, extend, rank_to_reach
+from cl_bench.subspace import Confinement, LinearMap, Moments, Projection, Where, grow
 
 
 class GPM(Strategy):
@@ -72,18 +71,27 @@ class GPM(Strategy):
         self.protect = protect or Protect()
         self.memory: dict[str, Tensor] = {}
         self.rows_per_sample: dict[str, float] = {}
+        self.layers: list[LinearMap] = []
         self.confinement: Confinement | None = None
 
     def setup(self, learner: Learner, task: Task) -> None:
         """Confine every remembered layer to the complement of its memory."""
         learner.guard(self.protect, first_task=not self.memory)
-        where: Where = learner.projectable if self.project == "auto" else self.project
+        self.layers = learner.layers(self.protect)
         self.confinement = Confinement(
-            learner.layers(self.protect),
-            {name: Projection(M) for name, M in self.memory.items()},
-            where,
+            self.layers,
+            {name: self.projection(name) for name in self.memory},
+            self.place(learner),
             {name: learner.batch_size * n for name, n in self.rows_per_sample.items()},
         )
+
+    def projection(self, name: str) -> Projection:
+        """What the weight changes of a layer go through: I - M M^T."""
+        return Projection(self.memory[name])
+
+    def place(self, learner: Learner) -> Where:
+        """Where changes are projected."""
+        return learner.projectable if self.project == "auto" else self.project
 
     def constrain(self, learner: Learner) -> None:
         """G <- G - (G M) M^T, unless the gradient was born projected."""
@@ -100,23 +108,26 @@ class GPM(Strategy):
         return learner.tap(learner.layers(self.protect), [task.sample(self.samples, learner.seed)])
 
     def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
-        """Grow each basis until it explains a share eps of the new task's inputs."""
+        """Remember every layer's inputs R."""
         for i, (name, R) in enumerate(stats.items()):
             assert isinstance(R, Moments)
             eps = threshold_of(self.threshold, name, i, len(stats), self.increment * task.index)
-            M = self.memory.get(name, torch.zeros(R.dim, 0, dtype=torch.float64))
-            explained = float(R.energy_along(M).sum()) / max(R.energy, 1e-300)
-            S2, U = R.principal(outside=M)  # Eq. 8: SVD of R - M M^T R
-            below = self.rank_rule == "official" and name not in self.memory
-            r = rank_to_reach(S2, R.energy, eps, explained, below)  # Eq. 5 and 9
-            self.memory[name] = extend(M.to(U), U[:, :r])
+            self.remember(name, R, eps)
             self.rows_per_sample[name] = R.rows / max(R.samples, 1)
+
+    def remember(self, name: str, R: Moments, eps: float) -> None:
+        """Grow a layer's basis until it explains a share eps of R (Eq. 5, 8 and 9)."""
+        self.memory[name], _ = grow(self.memory.get(name), R, eps, self.below(name))
+
+    def below(self, name: str) -> bool:
+        """Whether the direction that crosses the threshold is left out."""
+        return self.rank_rule == "official" and name not in self.memory
 
     def release(self, learner: Learner) -> None:
         """Give the layers their own gradients back."""
         if self.confinement:
             self.confinement.release()
-        self.confinement = None
+        self.confinement, self.layers = None, []
 
     def metrics(self) -> Mapping[str, Mapping[str, float]]:
         """Rank of each basis, and the share of input dimensions that is left to learn in."""
@@ -126,13 +137,36 @@ class GPM(Strategy):
         }
 
     def state_dict(self) -> State:
-        """Bases and the inputs per sample."""
-        return {"memory": dict(self.memory), "rows_per_sample": dict(self.rows_per_sample)}
+        """Bases, the inputs per sample, and where the current task stands."""
+        return {
+            "memory": dict(self.memory),
+            "rows_per_sample": dict(self.rows_per_sample),
+            "confinement": self.confinement.state_dict() if self.confinement else {},
+        }
 
     def load_state_dict(self, state: State) -> None:
         """Inverse of :meth:`state_dict`."""
         self.memory = dict(state["memory"])
         self.rows_per_sample = dict(state["rows_per_sample"])
+        if self.confinement:
+            self.confinement.load_state_dict(state["confinement"])
+
+
+def layer_gradients(
+    learner: Learner, layers: Sequence[LinearMap], batch: Batch
+) -> dict[str, Tensor]:
+    """Gradient G (o, d) of the mean loss over ``batch``, by layer; frozen layers are absent."""
+    gradients = learner.gradients(batch)
+    by_parameter = {id(p): gradients[name] for name, p in learner.named_trainable().items()}
+    found = {}
+    for layer in layers:
+        weight = by_parameter.get(id(layer.weight))
+        if weight is not None:
+            bias = None if layer.bias is None else by_parameter.get(id(layer.bias))
+            if bias is None and layer.bias is not None:
+                bias = layer.bias.new_zeros(layer.bias.shape)
+            found[layer.name] = layer.matrix(weight, bias)
+    return found
 
 
 def check_thresholds(key: str, value: float | Sequence[float] | Mapping[str, float]) -> None:
@@ -144,8 +178,7 @@ def check_thresholds(key: str, value: float | Sequence[float] | Mapping[str, flo
     for eps in values:
         if not isinstance(eps, int | float) or not 0.0 < eps <= 1.0:
             raise UsageError(
-                f"strategy.{key}={eps}: a share of energy lies in (0, 1]; "
-                f"try strategy.{key}=0.95"
+                f"strategy.{key}={eps}: a share of energy lies in (0, 1]; try strategy.{key}=0.95"
             )
 
 
@@ -154,9 +187,10 @@ def threshold_of(
     name: str,
     position: int,
     layers: int,
-    increase: float,
+    increase: float = 0.0,
+    key: str = "threshold",
 ) -> float:
-    """The threshold of one layer.
+    """The threshold of one layer: its entry in option ``key``, and at most 1 with the increase.
 
     Raises:
         UsageError: a list of another length than there are layers, or no pattern matches.
@@ -164,12 +198,12 @@ def threshold_of(
     if isinstance(value, Mapping):
         matching = [eps for pattern, eps in value.items() if fnmatchcase(name, pattern)]
         if not matching:
-            raise UsageError(f"strategy.threshold={dict(value)}: no pattern matches layer {name!r}")
+            raise UsageError(f"strategy.{key}={dict(value)}: no pattern matches layer {name!r}")
         eps = matching[0]
     elif isinstance(value, Sequence):
         if len(value) != layers:
             raise UsageError(
-                f"strategy.threshold={list(value)} has {len(value)} entries, "
+                f"strategy.{key}={list(value)} has {len(value)} entries, "
                 f"but {layers} layers are protected"
             )
         eps = value[position]

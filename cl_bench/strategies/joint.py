@@ -56,7 +56,7 @@ class Union(Data):
         order = owner.argsort(stable=True)
         pieces = [
             self.parts[part][index[owner == part] - self.starts[part]]
-            for part in owner.unique().tolist()
+            for part in torch.unique(owner).tolist()
         ]
         back = order.argsort()
         return {k: torch.cat([piece[k] for piece in pieces])[back] for k in pieces[0]}

@@ -6,6 +6,7 @@ second term is a constant of each input. So the layer may as well learn from P x
 backward pass of its own, and P x is the same in every epoch.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,36 +21,59 @@ FETCHED_ELEMENTS = 1 << 22
 DATA_ELEMENTS = 1 << 26
 """Largest data (256 MiB in float32) whose projection is kept for a task."""
 
+CHUNK = 2048
+"""Rows of the data projected at a time: what lies between stays in the processor's cache."""
+
 
 def mark_drawn(rows: Tensor, data: Tensor, index: Tensor) -> None:
     """Say that ``rows`` is ``data[index]``, and that ``data`` will not change."""
-    rows.drawn_from = (data, index)  # type: ignore[attr-defined]
+    rows.drawn_from = Drawn(data, index, rows._version)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Which rows of which data a fetched tensor holds, and the version of it that did."""
+
+    data: Tensor
+    index: Tensor
+    version: int
+
+    def usable(self, fetched: Tensor, d: int) -> bool:
+        """Whether it still holds them, as vectors of length ``d``, and the data fits."""
+        return (
+            fetched._version == self.version
+            and self.data.is_contiguous()
+            and self.data.numel() == len(self.data) * d
+            and self.data.numel() <= DATA_ELEMENTS
+        )
 
 
 class InputsAhead:
     """P x and W (I - P) x for inputs that lie in a fetched tensor.
 
-    The constant is made anew for each fetched tensor, from the weights as they then are: a run that
-    is resumed between two of them goes on bit for bit.
-
     Args:
         projection: P.
+
+    Attributes:
+        anchor: W as it was at the first input of the task, from which the constants are made; part
+            of a strategy's state, since a W that has moved gives them with other rounding.
     """
 
     def __init__(self, projection: Projection) -> None:
         self.projection = projection
+        self.anchor: Tensor | None = None
         self._fetched: Tensor | None = None
         self._version = -1
         self._projected = self._constant = torch.empty(0)
         self._data: Tensor | None = None
-        self._projected_data = torch.empty(0)
+        self._projected_data = self._constant_data = torch.empty(0)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "InputsAhead":
         """A copy of the layer has weights of its own; the constants are not theirs."""
         return InputsAhead(self.projection)
 
     def of(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor] | None:
-        """P x (n, d) and W (I - P) x (n, o); None if ``x`` (n, d) is not rows of a fetched tensor."""
+        """P x (n, d) and W (I - P) x (n, o); None if ``x`` (n, d) is no part of fetched rows."""
         fetched = x._base
         if fetched is None or x.dim() != 2:
             return None
@@ -57,11 +81,11 @@ class InputsAhead:
         if fetched is not self._fetched or fetched._version != self._version:
             if not self._worthwhile(x, fetched):
                 return None
+            if self.anchor is None:
+                self.anchor = weight.detach().clone()
             self._fetched, self._version = fetched, fetched._version
             with torch.no_grad():
-                rows = fetched.view(-1, d)
-                self._projected = self._project(fetched, rows)
-                self._constant = F.linear(rows - self._projected, weight)
+                self._projected, self._constant = self._prepare(fetched, d, self.anchor)
         offset = x.storage_offset() - fetched.storage_offset()
         if offset % d or d != self._projected.shape[1] or not x.is_contiguous():
             return None
@@ -78,11 +102,25 @@ class InputsAhead:
             and fetched.is_contiguous()
         )
 
-    def _project(self, fetched: Tensor, rows: Tensor) -> Tensor:
-        data, index = getattr(fetched, "drawn_from", (None, None))
-        if data is None or data.numel() > DATA_ELEMENTS or data.numel() != len(data) * rows.shape[1]:
-            return self.projection.to(rows)(rows)
-        if data is not self._data:
-            self._data = data
-            self._projected_data = self.projection.to(rows)(data.view(-1, rows.shape[1]))
-        return self._projected_data.index_select(0, index)
+    def _prepare(self, fetched: Tensor, d: int, anchor: Tensor) -> tuple[Tensor, Tensor]:
+        drawn: Drawn | None = getattr(fetched, "drawn_from", None)
+        if drawn is None or not drawn.usable(fetched, d):
+            return self._split(fetched.view(-1, d), anchor)
+        if drawn.data is not self._data:
+            self._data = drawn.data
+            rows = self._data.view(-1, d)
+            self._projected_data = torch.empty_like(rows)
+            self._constant_data = rows.new_empty(len(rows), anchor.shape[0])
+            for start in range(0, len(rows), CHUNK):
+                piece = slice(start, start + CHUNK)
+                self._projected_data[piece], self._constant_data[piece] = self._split(
+                    rows[piece], anchor
+                )
+        return (
+            self._projected_data.index_select(0, drawn.index),
+            self._constant_data.index_select(0, drawn.index),
+        )
+
+    def _split(self, rows: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
+        projected = self.projection.to(rows)(rows)
+        return projected, F.linear(rows - projected, anchor.to(rows))

@@ -51,4 +51,5 @@ def extend(basis: Tensor, directions: Tensor) -> Tensor:
 def complement(basis: Tensor) -> Tensor:
     """Orthonormal N (d, d - k) with span(N) = span(M)^perp, for orthonormal M (d, k)."""
     q, _ = torch.linalg.qr(basis, mode="complete")
-    return q[:, basis.shape[1] :].contiguous()
+    complete: Tensor = q
+    return complete[:, basis.shape[1] :].contiguous()

@@ -14,7 +14,7 @@ Three places to do it, the same update for plain SGD:
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -48,7 +48,7 @@ class Confinement:
 
     Args:
         layers: the layers to confine.
-        projections: one per layer name; layers without one, or of rank 0, stay free.
+        projections: one per layer name; layers without one, or with a trivial one, stay free.
         where: ``input`` falls back, layer by layer, to ``gradient`` where that is cheaper.
         rows: input vectors per optimizer step by layer name (batch x patches), for that choice.
     """
@@ -64,17 +64,17 @@ class Confinement:
         self._projected = [
             (layer, projections[layer.name])
             for layer in layers
-            if layer.name in projections and projections[layer.name].rank > 0
+            if layer.name in projections and not projections[layer.name].trivial
         ]
-        self._swapped: list[nn.Linear] = []
+        self._swapped: dict[str, ConfinedLinear] = {}
         self._before: list[Tensor] = []
         if where == "input":
             for layer, projection in list(self._projected):
                 linear = layer.module
                 saved = projection.cost * (layer.out_features - rows[layer.name])
                 if type(linear) is nn.Linear and saved > WORTHWHILE:
-                    ConfinedLinear.attach(linear, projection, layer.augmented)
-                    self._swapped.append(linear)
+                    confined = ConfinedLinear.attach(linear, projection, layer.augmented)
+                    self._swapped[layer.name] = confined
                     self._projected.remove((layer, projection))
 
     def constrain(self) -> None:
@@ -88,6 +88,10 @@ class Confinement:
         for layer, projection in self._projected:
             gradient = layer.weight.grad
             if gradient is None:
+                continue
+            if layer.is_one_tensor and gradient.is_contiguous():
+                matrix = gradient.flatten(1)
+                projection.to(matrix).inplace(matrix)
                 continue
             bias = layer.bias
             bias_gradient = None if bias is None else bias.grad
@@ -103,11 +107,24 @@ class Confinement:
             change = layer.matrix(weight, bias) - before
             layer.store(before + projection.to(change)(change), weight, bias)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a run that is resumed within the task needs, by layer name."""
+        return {
+            name: linear.ahead.anchor
+            for name, linear in self._swapped.items()
+            if linear.ahead.anchor is not None
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        for name, linear in self._swapped.items():
+            linear.ahead.anchor = state.get(name)
+
     def release(self) -> None:
         """Give the layers their own forward pass back."""
-        for linear in self._swapped:
+        for linear in self._swapped.values():
             ConfinedLinear.detach(linear)
-        self._swapped, self._projected, self._before = [], [], []
+        self._swapped, self._projected, self._before = {}, [], []
 
 
 def _detached(bias: Tensor | None) -> Tensor | None:
@@ -126,11 +143,12 @@ class ConfinedLinear(nn.Linear):
     ahead: InputsAhead
 
     @staticmethod
-    def attach(linear: nn.Linear, projection: Projection, augmented: bool) -> None:
+    def attach(linear: nn.Linear, projection: Projection, augmented: bool) -> "ConfinedLinear":
         """Confine ``linear`` in place."""
         linear.__class__ = ConfinedLinear
         ahead = InputsAhead(projection)
         linear.__dict__.update(projection=projection, augmented=augmented, ahead=ahead)
+        return cast(ConfinedLinear, linear)
 
     @staticmethod
     def detach(linear: nn.Linear) -> None:
@@ -143,12 +161,16 @@ class ConfinedLinear(nn.Linear):
         """As ``nn.Linear``; only the gradient of the weight differs."""
         if not torch.is_grad_enabled() or _lifted.get():
             return F.linear(x, self.weight, self.bias)
-        weight, bias = self.weight, self.bias
-        known = self.ahead.of(x, weight) if bias is None else None
+        weight = self.weight
+        bias: Tensor | None = self.bias
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):  # subspaces need full precision
+                return self.forward(x.to(weight.dtype))
+        known = self.ahead.of(x, weight) if bias is None and self.projection.exact else None
         if known is not None:
             projected, constant = known
             return torch.addmm(constant, projected, weight.t())
-        out: Tensor = _LinearWithProjectedInput.apply(
+        out: Tensor = _LinearWithProjectedInput.apply(  # type: ignore[no-untyped-call]
             x, weight, bias, self.projection, self.augmented
         )
         return out

@@ -58,6 +58,11 @@ class LinearMap:
         return self.module.groups if isinstance(self.module, nn.Conv1d | nn.Conv2d) else 1
 
     @cached_property
+    def is_one_tensor(self) -> bool:
+        """Whether the matrix is the layer's weight as it lies, and nothing else."""
+        return not (self.transposed or self.augmented) and self.groups == 1
+
+    @cached_property
     def out_features(self) -> int:
         """Rows o of the matrix."""
         if self.transposed:

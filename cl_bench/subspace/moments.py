@@ -45,7 +45,7 @@ class Moments:
         self.samples += samples
         self.energy += float(x.double().square().sum())
         if self._inputs is not None and self.rows < self.dim:
-            self._inputs.append(x.double())
+            self._inputs.append(x.to(torch.float64, copy=True))  # x may be overwritten later
             return
         self._to_gram(x.device)
         assert self._gram is not None
@@ -87,9 +87,10 @@ class Moments:
 
     def energy_along(self, directions: Tensor) -> Tensor:
         """||m_i^T X||^2 for every column m_i of ``directions`` (d, k); shape (k,)."""
-        directions = directions.double()
         if self._inputs is not None:
-            return (self._stacked() @ directions).square().sum(0)
+            x = self._stacked()
+            return (x @ directions.to(x)).square().sum(0)
+        directions = directions.to(self.gram)
         return (directions * (self.gram @ directions)).sum(0)
 
     def principal(self, outside: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -102,15 +103,16 @@ class Moments:
             ``(S2, U)``: energies (r,), descending, and directions (d, r), orthonormal, float64.
             Directions that carry only rounding error are left out, so r is the numerical rank.
         """
-        basis = None if outside is None or outside.shape[1] == 0 else outside.double()
+        seen = self._stacked() if self._inputs is not None else self.gram
+        basis = None if outside is None or outside.shape[1] == 0 else outside.to(seen)
         if self._inputs is not None:
-            x = _remove(self._stacked(), basis)
+            x = _remove(seen, basis)
             energies, v = torch.linalg.eigh(x @ x.t())
             keep = energies > self._floor * max(self.energy, torch.finfo(torch.float64).tiny)
             energies, v = energies[keep].flip(0), v[:, keep].flip(1)
             directions = x.t() @ v / energies.sqrt()
         else:
-            gram = _remove(_remove(self.gram, basis).t(), basis)
+            gram = _remove(_remove(seen, basis).t(), basis)
             energies, v = torch.linalg.eigh((gram + gram.t()) / 2)
             keep = energies > self._floor * max(self.energy, torch.finfo(torch.float64).tiny)
             energies, directions = energies[keep].flip(0), v[:, keep].flip(1)
@@ -125,21 +127,37 @@ def _remove(rows: Tensor, basis: Tensor | None) -> Tensor:
     return rows - (rows @ basis) @ basis.t()
 
 
+class Tapped(dict[str, Moments]):
+    """Moments by layer name.
+
+    Attributes:
+        counted: bool (n, L), which positions of the batch under way count; None counts all.
+    """
+
+    counted: Tensor | None = None
+
+    def of(self, x: Tensor) -> Tensor:
+        """The inputs (n, ..., d) that count."""
+        if self.counted is None or x.shape[:2] != self.counted.shape:
+            return x
+        return x[self.counted]
+
+
 @contextmanager
-def tapped(layers: Sequence[LinearMap]) -> Iterator[dict[str, Moments]]:
+def tapped(layers: Sequence[LinearMap]) -> Iterator[Tapped]:
     """While the context is open, every forward pass adds the layers' inputs to their moments.
 
     Yields:
         ``{layer name: Moments}``, filled as forward passes happen.
     """
-    moments = {layer.name: Moments(layer.in_features) for layer in layers}
+    moments = Tapped((layer.name, Moments(layer.in_features)) for layer in layers)
     by_module: dict[nn.Module, list[LinearMap]] = {}
     for layer in layers:
         by_module.setdefault(layer.module, []).append(layer)
 
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         for layer in by_module[module]:
-            for rows in layer.inputs(args[0].detach()):
+            for rows in layer.inputs(moments.of(args[0].detach())):
                 moments[layer.name].add(rows)
             moments[layer.name].samples += args[0].shape[0]
 

@@ -7,7 +7,7 @@ from cl_bench.subspace.basis import complement
 
 
 class Projection:
-    """Right multiplication by I - M M^T, or by I - M diag(importance) M^T.
+    """Right multiplication by I - M M^T, or by I - M diag(importance) M^T, times ``scale``.
 
     The d x d projector is never built. With k <= d/2 directions A - (A M) M^T is cheaper, with
     more (A N) N^T, N spanning the complement; both cost 4 n d min(k, d - k) operations.
@@ -15,14 +15,24 @@ class Projection:
     Args:
         basis: M (d, k), orthonormal columns.
         importance: (k,) in [0, 1], how much of each direction is taken out (SGP); None means all.
+        scale: a factor on what is left (Adam-NSCL divides by the projector's norm).
+
+    Attributes:
+        exact: whether it is a projection, so that applying it twice changes nothing.
+        trivial: whether it changes nothing at all.
     """
 
-    def __init__(self, basis: Tensor, importance: Tensor | None = None) -> None:
+    def __init__(self, basis: Tensor, importance: Tensor | None = None, scale: float = 1.0) -> None:
         self.dim, self.rank = basis.shape
+        self.scale = scale
+        self.exact = importance is None and scale == 1.0
+        self.trivial = self.rank == 0 and scale == 1.0
         self._free = importance is None and 2 * self.rank > self.dim
         kept = complement(basis.double()) if self._free else basis.double()
         self._right = kept.t().contiguous()
-        self._left = kept if importance is None else kept * importance.double()
+        self._left = kept if importance is None else kept * importance.to(kept)
+        if self._free:
+            self._left = self._left * scale
 
     @property
     def cost(self) -> int:
@@ -30,7 +40,7 @@ class Projection:
         return 2 * self._left.numel()
 
     def to(self, like: Tensor) -> "Projection":
-        """This projection in the dtype and on the device of ``like``."""
+        """The projection itself, in the dtype and on the device of ``like``."""
         if self._left.dtype != like.dtype or self._left.device != like.device:
             self._left, self._right = self._left.to(like), self._right.to(like)
         return self
@@ -39,10 +49,10 @@ class Projection:
         """``rows`` (n, d) without their part in span(M)."""
         if self._free:
             return (rows @ self._left) @ self._right
-        return torch.addmm(rows, rows @ self._left, self._right, alpha=-1.0)
+        return torch.addmm(rows, rows @ self._left, self._right, beta=self.scale, alpha=-self.scale)
 
     def inplace(self, rows: Tensor) -> Tensor:
         """The same, written into ``rows``."""
         if self._free:
             return torch.mm(rows @ self._left, self._right, out=rows)
-        return rows.addmm_(rows @ self._left, self._right, alpha=-1.0)
+        return rows.addmm_(rows @ self._left, self._right, beta=self.scale, alpha=-self.scale)

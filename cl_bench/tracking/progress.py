@@ -44,6 +44,7 @@ class ProgressDisplay:
         self._index = 0
         self._steps = 0
         self._epoch = ""
+        self._stage = ""
         self._began = 0.0
 
     def __enter__(self) -> Self:
@@ -65,9 +66,17 @@ class ProgressDisplay:
             self._live = Live(console=self.console, auto_refresh=False, transient=True)
             self._live.start()
 
+    def stage(self, name: str, steps: int) -> None:
+        """Something that belongs to no task begins; it takes up to ``steps`` steps."""
+        self._begin(0, steps, name)
+
     def task(self, index: int, steps: int) -> None:
         """Training on the task with index ``index`` begins; it takes up to ``steps`` steps."""
+        self._begin(index, steps)
+
+    def _begin(self, index: int, steps: int, stage: str = "") -> None:
         self._index, self._steps, self._done, self._epoch = index, steps, 0, ""
+        self._stage = stage
         self._began = time.monotonic()
         self._next = self._began + self._interval
         if self._live:
@@ -83,7 +92,11 @@ class ProgressDisplay:
 
     def epoch(self, epoch: int, max_epochs: int, loss: float) -> None:
         """``epoch`` of at most ``max_epochs`` epochs are done, the last with this mean loss."""
-        self._epoch = f"epoch {epoch}/{max_epochs}  loss {loss:.4g}"
+        self.say(f"epoch {epoch}/{max_epochs}  loss {loss:.4g}")
+
+    def say(self, facts: str) -> None:
+        """What to show beside speed and time from now on."""
+        self._epoch = facts
 
     def evaluated(
         self,
@@ -138,9 +151,9 @@ class ProgressDisplay:
         )
         if self._live is None:
             share = self._done / max(self._steps, 1)
-            self.note(f"{self._label(self._index)}  {share:4.0%}  {facts}")
+            self.note(f"{self._stage or self._label(self._index)}  {share:4.0%}  {facts}")
             return
-        label = self._label(self._index)
+        label = self._stage or self._label(self._index)
         # The words matter more than the bar where the terminal is narrow.
         room = self.console.width - len(label) - len(facts) - 5
         bar = ProgressBar(
@@ -156,6 +169,8 @@ class ProgressDisplay:
         """Seconds until the last task is done, if every task takes what they took so far."""
         # A task may stop early, so what finished tasks took counts for more than its step count.
         this = seconds * max(self._steps / max(self._done, 1) - 1, 0)
+        if self._stage:
+            return this
         known = self._task_seconds or [seconds + this]
         return this + (len(self._names) - self._index - 1) * sum(known) / len(known)
 

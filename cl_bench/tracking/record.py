@@ -3,12 +3,15 @@
 ========================  ======================================================================
 ``config.yaml``           the resolved configuration
 ``command.txt``           the command that runs exactly this again
+``choices.json``          which option of each configuration group was chosen
 ``environment.json``      versions, platform, git commit, processes, effective batch
 ``data.json``             the stream and where its data comes from
 ``results.jsonl``         what happened, one JSON object a line, on disk as it happens
 ``accuracy_matrix.csv``   R, one row per number of tasks learned; rewritten after each row
 ``layers.csv``            numbers per task and layer; rewritten after each task
 ``summary.json``          how the run ended and what it reached
+``resumes.jsonl``         when the run was resumed, and from where
+``checkpoints``           what a run is resumed from; see :mod:`cl_bench.experiment.checkpoint`
 ``run.lock``              only while a process writes: which one
 ========================  ======================================================================
 
@@ -16,12 +19,14 @@
 
 * ``status``: ``status`` (``started``, ``completed``, ``failed``, ``interrupted``) and facts.
 * ``evaluation``: ``row`` (tasks learned), ``task`` (index of the task just learned, or null),
-  ``task_name``, ``scores`` {task name: value}, ``task_id_known``, ``seconds``.
+  ``task_name``, ``scores`` {task name: value}, ``task_id_known``, ``seconds`` and, where a stream
+  has more to measure, ``details`` {task name: {measure: value}}.
 * ``epoch``: ``task``, ``epoch`` (from 1), ``train_loss``, ``learning_rate``, ``seconds``,
   ``steps``.
 * ``layers``: ``task``, ``layers`` {layer: {quantity: value}}.
 
-Tasks are indices from 0; a number that is not finite is null.
+Tasks are indices from 0; a number that is not finite is null. A run that is resumed drops the
+events after its checkpoint and writes them again: apart from times they are the same.
 """
 
 import contextlib
@@ -33,6 +38,7 @@ import json
 import math
 import os
 import platform
+import re
 import socket
 import subprocess
 import time
@@ -42,7 +48,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import IO, Any, Literal, Protocol, Self
 
 import numpy as np
 
@@ -52,6 +58,7 @@ from cl_bench.metrics import Matrix, empty_matrix, summarise, tasks_learned
 
 RESULTS, MATRIX, SUMMARY, LOCK = "results.jsonl", "accuracy_matrix.csv", "summary.json", "run.lock"
 CONFIG, LAYERS = "config.yaml", "layers.csv"
+COMMAND, CHOICES, RESUMES = "command.txt", "choices.json", "resumes.jsonl"
 
 PACKAGES = (
     "torch",
@@ -78,7 +85,10 @@ class Sink(Protocol):
     """For the warning when it fails."""
 
     def start(self, task_names: Sequence[str]) -> None:
-        """The run begins."""
+        """The run begins, or is resumed."""
+
+    def resume(self, events: Sequence[Event]) -> None:
+        """After :meth:`start`: what was recorded, and told, before this process."""
 
     def event(self, event: Event) -> None:
         """One line of ``results.jsonl``, as a reader gets it."""
@@ -114,6 +124,7 @@ class Record:
         task_id_known: bool,
         facts: Mapping[str, Any],
         sinks: Sequence[Sink],
+        seconds: float = 0.0,
     ) -> None:
         self.directory = directory
         self.task_names = list(task_names)
@@ -122,13 +133,14 @@ class Record:
         self._facts = dict(facts)
         self._sinks = list(sinks)
         self._layers: list[dict[str, Any]] = []
+        self._last_row = -1
         self._finished = False
         with _explained(directory):
             self._results = os.open(
                 directory / RESULTS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666
             )
         self._tell(lambda sink: sink.start(self.task_names))
-        self._started = time.monotonic()
+        self._started = time.monotonic() - seconds
 
     @classmethod
     def open(
@@ -139,6 +151,7 @@ class Record:
         task_id_known: bool,
         config: str = "",
         command: str = "",
+        choices: Mapping[str, Any] | None = None,
         data: Mapping[str, Any] | None = None,
         environment: Mapping[str, Any] | None = None,
         facts: Mapping[str, Any] | None = None,
@@ -152,6 +165,7 @@ class Record:
             task_id_known: whether the task id is known at test time.
             config: the resolved configuration, as YAML.
             command: the exact command line.
+            choices: which option of each configuration group was chosen.
             data: stream name, fingerprint, scenario, origin of every task.
             environment: joins versions and platform, for example ``processes`` and
                 ``effective_batch``.
@@ -166,10 +180,11 @@ class Record:
         path = Path(directory)
         _claim(path)
         files = {
-            CONFIG: config,
-            "command.txt": f"{command}\n",
+            COMMAND: f"{command}\n",
+            **({CHOICES: _json(choices, 2)} if choices else {}),
             "environment.json": _json({**describe_environment(), **(environment or {})}, 2),
             "data.json": _json({**(data or {}), "task_names": list(task_names)}, 2),
+            CONFIG: config,  # the last one: a run can be resumed if it is there
         }
         try:
             for name, text in files.items():
@@ -183,7 +198,90 @@ class Record:
             raise
         return record
 
-    def row(self, row: int, task: int | None, scores: Mapping[str, float], seconds: float) -> None:
+    @classmethod
+    def resume(
+        cls,
+        directory: Path | str,
+        task_names: Sequence[str],
+        *,
+        task_id_known: bool,
+        position: int,
+        seconds: float = 0.0,
+        source: str = "",
+        data: Mapping[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None,
+        sinks: Sequence[Sink] = (),
+    ) -> "Record":
+        """Go on with a run whose process is gone.
+
+        Args:
+            directory: of the run.
+            task_names: as the run was opened with.
+            task_id_known: as the run was opened with.
+            position: what :attr:`position` was; later events are dropped. 0 begins anew.
+            seconds: what :attr:`wall_seconds` was.
+            source: what the run is resumed from, for ``resumes.jsonl``.
+            data: as the run was opened with; another fingerprint is refused.
+            facts: as the run was opened with.
+            sinks: loggers that get every event from here on.
+
+        Raises:
+            UsageError: the directory holds no run, its process is alive, its data has changed, or
+                the disk refuses.
+        """
+        path = Path(directory)
+        _require_run(path, data or {})
+        _lock(path)
+        try:
+            with _explained(path / RESULTS):
+                descriptor = os.open(path / RESULTS, os.O_WRONLY | os.O_CREAT, 0o666)
+                try:
+                    os.ftruncate(descriptor, position)
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+                for name in (MATRIX, LAYERS, SUMMARY):
+                    (path / name).unlink(missing_ok=True)
+            events = read_results(path)
+            record = cls(path, task_names, task_id_known, facts or {}, sinks, seconds)
+            record._go_on(events, source)
+        except BaseException:
+            (path / LOCK).unlink(missing_ok=True)
+            raise
+        return record
+
+    def _go_on(self, events: Sequence[Event], source: str) -> None:
+        for event in events:
+            self._take(event)
+        if self._last_row >= 0:
+            self._write_matrix()
+        if self._layers:
+            self._write_layers()
+        line = _json({"time": _now(), "process": _ourselves(), "from": source or "the beginning"})
+        with _explained(self.directory / RESUMES), (self.directory / RESUMES).open("a") as file:
+            file.write(f"{line}\n")
+        self._tell(lambda sink: sink.resume(events))
+        if not events:
+            self.status("started", task_id_known=self.task_id_known, **self._facts)
+
+    @property
+    def position(self) -> int:
+        """Bytes of ``results.jsonl`` so far."""
+        return os.lseek(self._results, 0, os.SEEK_END)
+
+    @property
+    def wall_seconds(self) -> float:
+        """Time that the run took so far, in all its processes."""
+        return time.monotonic() - self._started
+
+    def row(
+        self,
+        row: int,
+        task: int | None,
+        scores: Mapping[str, float],
+        seconds: float,
+        details: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
         """Scores after ``row`` tasks were learned.
 
         Args:
@@ -191,9 +289,9 @@ class Record:
             task: index of the task just learned.
             scores: by task name, in [0, 1]; tasks that were not evaluated are left out.
             seconds: what the evaluation took.
+            details: further measures of every task, ``{task name: {measure: value}}``.
         """
-        for name, score in scores.items():
-            self.matrix[row, self.task_names.index(name)] = score
+        found = {name: dict(values) for name, values in (details or {}).items() if values}
         self._event(
             "evaluation",
             row=row,
@@ -202,13 +300,16 @@ class Record:
             scores=dict(scores),
             task_id_known=self.task_id_known,
             seconds=seconds,
+            **({"details": found} if found else {}),
         )
-        last = int(np.flatnonzero(np.isfinite(self.matrix).any(axis=1)).max(initial=row))
+        self._write_matrix()
+
+    def _write_matrix(self) -> None:
         write_atomically(
             self.directory / MATRIX,
             _csv(
                 ["after_task", *self.task_names],
-                ([i, *map(_cell, self.matrix[i])] for i in range(last + 1)),
+                ([i, *map(_cell, self.matrix[i])] for i in range(self._last_row + 1)),
             ),
         )
 
@@ -235,7 +336,9 @@ class Record:
     def layers(self, task: int, layers: Mapping[str, Mapping[str, float]]) -> None:
         """Numbers per layer after the task with index ``task``: {layer: {quantity: value}}."""
         self._event("layers", task=task, layers={k: dict(v) for k, v in layers.items()})
-        self._layers += [{"task": task, "layer": k, **v} for k, v in layers.items()]
+        self._write_layers()
+
+    def _write_layers(self) -> None:
         columns = list(dict.fromkeys(key for line in self._layers for key in line))
         write_atomically(
             self.directory / LAYERS,
@@ -263,7 +366,7 @@ class Record:
             "tasks": len(self.task_names),
             "tasks_learned": tasks_learned(self.matrix),
             "task_id_known": self.task_id_known,
-            "wall_seconds": time.monotonic() - self._started,
+            "wall_seconds": self.wall_seconds,
             **details,
         }
         write_atomically(self.directory / SUMMARY, _json(summary, 2).encode())
@@ -321,7 +424,19 @@ class Record:
                     os.ftruncate(self._results, end)
                 raise
         written = json.loads(line)
+        self._take(written)
         self._tell(lambda sink: sink.event(written))
+
+    def _take(self, event: Event) -> None:
+        """Enter an event as a reader gets it: tables are the same, live and rebuilt."""
+        if event["event"] == "evaluation":
+            self._last_row = max(self._last_row, event["row"])
+            for name, score in event["scores"].items():
+                column = self.task_names.index(name)
+                self.matrix[event["row"], column] = np.nan if score is None else score
+        elif event["event"] == "layers":
+            for layer, values in event["layers"].items():
+                self._layers.append({"task": event["task"], "layer": layer, **values})
 
     def _tell(self, call: Callable[[Sink], None]) -> None:
         """Call every sink; one that raises is dropped with a warning, and the run goes on."""
@@ -430,6 +545,15 @@ def read_run(directory: Path | str) -> Run:
     )
 
 
+def is_finished(directory: Path | str) -> bool:
+    """Whether a run is completed, and its process has left nothing undone (such as figures)."""
+    path = Path(directory)
+    if (path / LOCK).exists() or not (path / RESULTS).exists():
+        return False
+    statuses = [e["status"] for e in read_results(path) if e["event"] == "status"]
+    return statuses[-1:] == ["completed"]
+
+
 def describe_environment() -> dict[str, Any]:
     """Python, platform, package versions, and the git commit of the current directory."""
     versions: dict[str, str | None] = {"cl_bench": cl_bench.__version__}
@@ -450,8 +574,12 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], None]) -> None:
     """Put ``content`` in place of whatever ``path`` held: a reader sees the old or the new, whole.
+
+    Args:
+        path: of the file.
+        content: bytes, or what writes them to an empty file.
 
     Raises:
         UsageError: the file system refuses, for example because it is full.
@@ -460,17 +588,33 @@ def write_atomically(path: Path, content: bytes) -> None:
     scratch = path.with_name(f".{path.name}.tmp")
     with _explained(path):
         try:
-            descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            descriptor = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
             try:
-                _write(descriptor, content)
+                if isinstance(content, bytes):
+                    _write(descriptor, content)
+                else:
+                    with os.fdopen(descriptor, "w+b", closefd=False) as file:
+                        content(file)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
             scratch.replace(path)
+            _sync_directory(path.parent)
         except OSError:
             with contextlib.suppress(OSError):
                 scratch.unlink()
             raise
+
+
+def _sync_directory(path: Path) -> None:
+    """A name in a directory is lost in a power failure until the directory is on disk too."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _claim(path: Path) -> None:
@@ -482,26 +626,100 @@ def _claim(path: Path) -> None:
         )
     with _explained(path):
         path.mkdir(parents=True, exist_ok=True)
+    _lock(path)
+    if any((path / name).exists() for name in (RESULTS, CONFIG, MATRIX, SUMMARY)):
+        (path / LOCK).unlink()
+        raise UsageError(
+            f"run_dir={path} already holds a run: give another run_dir=..., delete {path}, or go "
+            f"on with it: python -m cl_bench resume={path}"
+        )
+
+
+def _lock(path: Path) -> None:
+    """Make the lock of a directory; that of a process which is gone is taken over."""
     lock = path / LOCK
     with _explained(lock):
         try:
             descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
+            if _take_over(lock):
+                return
             raise UsageError(
                 f"run_dir={path} is being written by {_holder(lock)}: give another run_dir=...; "
-                f"if that process is gone, delete {path}"
+                f"if that process is gone, delete {lock}"
             ) from None
         try:
-            _write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            _write(descriptor, f"{_ourselves()}\n".encode())
         except OSError:
             lock.unlink()
             raise
         finally:
             os.close(descriptor)
-    if any((path / name).exists() for name in (RESULTS, CONFIG, MATRIX, SUMMARY)):
-        lock.unlink()
+
+
+def _take_over(lock: Path) -> bool:
+    """Whether the lock was that of a dead process, and now is ours; of several that try, one's."""
+    if os.name == "nt":
+        return False
+    import fcntl
+
+    try:
+        descriptor = os.open(lock, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if not _is_gone(os.read(descriptor, 1000).decode()):
+            return False
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.ftruncate(descriptor, 0)
+        _write(descriptor, f"{_ourselves()}\n".encode())
+        # Whoever held it may have been ending, and have deleted the name meanwhile.
+        return lock.exists() and os.path.samestat(os.fstat(descriptor), lock.stat())
+    finally:
+        os.close(descriptor)
+
+
+def _ourselves() -> str:
+    started = _start_time(os.getpid())
+    return f"process {os.getpid()} on {socket.gethostname()}" + (
+        f", started at tick {started}" if started else ""
+    )
+
+
+def _start_time(process: int) -> str | None:
+    """When a process began, in clock ticks since boot: process ids are used again. Linux only."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _is_gone(holder: str) -> bool:
+    """Whether the process that a lock names ran on this host, and is there no more."""
+    held = re.fullmatch(r"process (\d+) on (\S+?)(?:, started at tick (\d+))?", holder.strip())
+    if held is None or held[2] != socket.gethostname():
+        return False
+    process = int(held[1])
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    started = _start_time(process)
+    return None not in (held[3], started) and held[3] != started
+
+
+def _require_run(path: Path, data: Mapping[str, Any]) -> None:
+    if not (path / CONFIG).exists():
+        raise UsageError(f"{path} holds no run ({CONFIG} is missing): give the directory of a run")
+    written = json.loads(_read(path / "data.json"))
+    then, now = written.get("fingerprint"), data.get("fingerprint")
+    if then != now:
         raise UsageError(
-            f"run_dir={path} already holds a run: give another run_dir=..., or delete {path}"
+            f"the data of {path} has changed (fingerprint {then}, now {now}): a run is resumed on "
+            "the data it began with"
         )
 
 

@@ -1,21 +1,31 @@
 """Weights & Biases beside the plain files, through Lightning's ``WandbLogger``.
 
 Axes: ``eval/*`` and ``layers/*`` run over ``task``, the number of tasks learned; ``train/*`` over
-``global_epoch``, which goes on counting from task to task. The run's summary holds what
-``summary.json`` holds (``acc``, ``bwt``, ...), which is what a sweep optimises.
+``global_epoch``, which goes on counting from task to task. W&B's own step is the number of the
+event in ``results.jsonl``. The run's summary holds what ``summary.json`` holds (``acc``, ``bwt``,
+...), which is what a sweep optimises.
+
+A run that is resumed goes on under the same id, kept in ``wandb_id.txt``. W&B loses what it
+had not written yet when a process is killed, so everything recorded before is sent again, the same
+under the same steps: online, what the server has is left out; offline, every process leaves a
+segment of its own in ``wandb``, the last one is complete, and ``wandb sync`` takes them in order.
 """
 
+import contextlib
 import math
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from cl_bench.contracts import UsageError
 from cl_bench.metrics import Matrix
-from cl_bench.tracking.record import Event
+from cl_bench.tracking.record import Event, write_atomically
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
+
+ID = "wandb_id.txt"
 
 MODES = ("online", "offline", "disabled")
 
@@ -85,10 +95,12 @@ class WandbSink:
         mode: Literal["online", "offline"],
         **options: Any,
     ) -> None:
+        self._directory = directory
         self._init = {"dir": str(directory), "config": dict(config), "mode": mode, **options}
         self._logger: WandbLogger | None = None
         self._task_names: list[str] = []
         self._global_epoch = 0
+        self._events = 0
 
     @property
     def started(self) -> bool:
@@ -103,7 +115,7 @@ class WandbSink:
         return self._logger
 
     def start(self, task_names: Sequence[str]) -> None:
-        """Start the W&B run and declare its axes."""
+        """Start the W&B run, or go on with it, and declare its axes."""
         import wandb
         from lightning.pytorch.loggers import WandbLogger
 
@@ -112,6 +124,9 @@ class WandbSink:
         # "trainer/global_step", which starts anew with each task's Trainer.
         run = wandb.init(
             **self._init,
+            id=self._id(),
+            # Offline, W&B puts segments together by their id when they are synchronised.
+            resume="allow" if self._init["mode"] == "online" else None,
             reinit="create_new",
             settings=wandb.Settings(silent=True, console="off", finish_timeout=FINISH_TIMEOUT),
         )
@@ -123,8 +138,22 @@ class WandbSink:
         run.define_metric("global_epoch")
         run.define_metric("train/*", step_metric="global_epoch")
 
+    def _id(self) -> str:
+        path = self._directory / ID
+        with contextlib.suppress(FileNotFoundError):
+            return path.read_text().strip()
+        made = secrets.token_hex(4)
+        write_atomically(path, f"{made}\n".encode())
+        return made
+
+    def resume(self, events: Sequence[Event]) -> None:
+        """Send what was recorded before, as far as it is missing."""
+        for event in events:
+            self.event(event)
+
     def event(self, event: Event) -> None:
         """Log an epoch, an evaluation or numbers per layer."""
+        self._events += 1
         if event["event"] == "epoch":
             self._global_epoch += 1
             keys = ("train_loss", "learning_rate", "seconds", "steps")
@@ -136,6 +165,8 @@ class WandbSink:
             seen = [scores.get(name) for name in self._task_names[: event["row"]]]
             if seen and None not in seen:
                 values["eval/mean_over_seen"] = sum(seen) / len(seen)
+            for name, measures in event.get("details", {}).items():
+                values |= {f"eval/{name}/{measure}": v for measure, v in measures.items()}
             self._log(values, task=event["row"])
         elif event["event"] == "layers":
             values = {
@@ -165,8 +196,9 @@ class WandbSink:
 
     def _log(self, values: Mapping[str, Any], **axis: int) -> None:
         numbers = _numbers(values)
-        if numbers:
-            self.logger.log_metrics({**numbers, **axis})
+        if numbers and self._events >= self.logger.experiment.step:
+            # Lightning's log_metrics would leave the step to W&B, which counts calls.
+            self.logger.experiment.log({**numbers, **axis}, step=self._events)
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,9 +64,16 @@ def pixel_orders(pixels: int, num_tasks: int, order_seed: int) -> list[Tensor]:
 
 
 def permuted_tasks(
-    source: ImageSource, num_tasks: int, order_seed: int, holdout: Holdout, identity_first: bool
+    source: ImageSource,
+    num_tasks: int,
+    order_seed: int,
+    holdout: Holdout,
+    identity_first: bool,
+    task_id: bool = False,
 ) -> list[ImageTask]:
     """Tasks that each see the pixels in an order of their own (:func:`pixel_orders`).
+
+    With ``task_id`` every batch says which task it is from.
 
     Raises:
         UsageError: if ``num_tasks`` is not in 1..100, where the slots' seeds are distinct.
@@ -77,7 +84,7 @@ def permuted_tasks(
     if identity_first:
         arrangements[0] = Unchanged()
     names = [f"perm_{i}" for i in range(num_tasks)]
-    return _domain_tasks(source, names, arrangements, holdout)
+    return _domain_tasks(source, names, arrangements, holdout, task_id)
 
 
 def rotated_tasks(
@@ -162,7 +169,11 @@ def split_tasks(
 
 
 def _domain_tasks(
-    source: ImageSource, names: list[str], arrangements: Sequence[Arrangement], holdout: Holdout
+    source: ImageSource,
+    names: list[str],
+    arrangements: Sequence[Arrangement],
+    holdout: Holdout,
+    task_id: bool = False,
 ) -> list[ImageTask]:
     return [
         _task(
@@ -174,7 +185,7 @@ def _domain_tasks(
             labels=list(range(source.num_classes)),
             view=view_of(source, arrange),
             holdout=holdout,
-            task_id=False,
+            task_id=task_id,
         )
         for i, (name, arrange) in enumerate(zip(names, arrangements, strict=True))
     ]

@@ -71,8 +71,8 @@ def _write(path: Path, tensors: dict[str, Tensor], fingerprint: str) -> None:
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         warnings.warn(
-            f"cannot write the cache {path.parent} ({error}); images are decoded again at every "
-            "start: set CL_BENCH_CACHE to a writable folder",
+            f"cannot write the cache {path.parent} ({error}); what it would hold is made "
+            "again at every start: set CL_BENCH_CACHE to a writable folder",
             stacklevel=4,
         )
         if path.parent.is_dir():

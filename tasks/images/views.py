@@ -82,7 +82,9 @@ class View:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """float32 (n, c, h, w) of uint8 ``pixels``."""
-        x = self.arrange(pixels).float().div(self.maximum)
+        arranged = self.arrange(pixels)
+        x = arranged.float() if arranged.dtype != torch.float32 else arranged.clone()
+        x.div_(self.maximum)
         mean = torch.tensor(self.moments.mean).view(-1, 1, 1)
         std = torch.tensor(self.moments.std).view(-1, 1, 1)
         return x.sub_(mean).div_(std)

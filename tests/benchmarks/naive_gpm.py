@@ -54,9 +54,9 @@ class NaiveGPM(Strategy):
         for weight, P in self.projectors:
             assert weight.grad is not None
             size = weight.grad.size(0)
-            weight.grad.data = weight.grad.data - torch.mm(
-                weight.grad.data.view(size, -1), P
-            ).view(weight.size())
+            weight.grad.data = weight.grad.data - torch.mm(weight.grad.data.view(size, -1), P).view(
+                weight.size()
+            )
 
     def collect(self, learner: Learner, task: Task) -> Statistics:
         """Keep the inputs of every layer for one batch of samples."""

@@ -1,0 +1,59 @@
+# make demo, make test: two commands on a fresh machine. `make` alone prints what there is.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Which torch to install first. TORCH=torch==2.13.0 or TORCH="torch --index-url ..." chooses a build.
+TORCH ?= torch
+DATA ?= ../shared/data
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Networks of this size gain nothing from a second thread; tests run side by side instead.
+export OMP_NUM_THREADS ?= 1
+export PYTHONUNBUFFERED = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow test-kills lint bench bench-pmnist clean
+
+help: ## what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo ## set up, then learn ten tasks with GPM on embedded data
+	$(BIN)/python -m cl_bench +strategy=gpm +stream=permuted_digits
+
+test: $(VENV)/.dev ## set up, then run the tests
+	$(BIN)/python -m pytest -n 2
+
+test-slow: $(VENV)/.dev ## tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+test-kills: $(VENV)/.dev ## kill runs at 100 random moments, resume, compare every file
+	$(BIN)/python tests/kills.py
+
+lint: $(VENV)/.dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev ## time training steps against bare PyTorch loops
+	$(BIN)/python tests/benchmarks/step.py
+
+bench-pmnist: $(VENV)/.dev ## time whole PMNIST runs against a naive GPM (DATA=folder with mnist/)
+	$(BIN)/python tests/benchmarks/pmnist.py --data-dir $(DATA)/mnist
+
+clean: ## remove the environment and caches; runs/ stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	$(PIP) $(TORCH)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[dev,sweep,language]'
+	@touch $@ $(VENV)/.demo

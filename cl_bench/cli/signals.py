@@ -1,0 +1,78 @@
+"""Ctrl-C and SIGTERM: end the run in order, whatever it is doing."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+CLOSING_SECONDS = 1.0
+"""A key pressed again and again counts once: the record is being closed meanwhile."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Somebody asked the process to end.
+
+    Args:
+        number: the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+    @property
+    def exit_status(self) -> int:
+        """What shells expect of a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + self.number
+
+
+@dataclass
+class _Deferral:
+    active: bool = False
+    pending: int | None = None
+
+
+_deferral = _Deferral()
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Inside, a signal waits until the end: half an import leaves modules that break others."""
+    _deferral.active, _deferral.pending = True, None
+    try:
+        yield
+    finally:
+        _deferral.active = False
+    if _deferral.pending is not None:
+        raise Stopped(_deferral.pending)
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM raise :class:`Stopped` in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    last = float("-inf")
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        if _deferral.active:
+            _deferral.pending = number
+            return
+        previous, last = last, time.monotonic()
+        if last - previous > CLOSING_SECONDS:
+            raise Stopped(number)
+
+    before: dict[signal.Signals, Any] = {
+        number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

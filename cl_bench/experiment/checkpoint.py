@@ -1,0 +1,215 @@
+"""Checkpoint files: whole or not there, checked when read, a few of them kept.
+
+A file is what ``torch.save`` writes, loadable anywhere with ``torch.load(..., weights_only=True)``.
+It is a zip archive, whose comment holds the SHA-256 of everything before it: a file that was cut
+short or changed since does not pass for a checkpoint.
+"""
+
+import hashlib
+import pickle
+import re
+import struct
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from cl_bench.contracts import State, UsageError
+from cl_bench.tracking.record import write_atomically
+
+FORMAT = 1
+
+MARK = b"sha256:"
+COMMENT_LENGTH = len(MARK) + 64
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """When checkpoints are written.
+
+    Attributes:
+        enabled: write any at all.
+        every_steps: optimizer steps between two of them inside a task; None leaves those at the
+            end of each task.
+        keep: how many of the newest stay.
+    """
+
+    enabled: bool = True
+    every_steps: int | None = 5000
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        if self.every_steps is not None and self.every_steps < 1:
+            raise UsageError(
+                f"checkpoint.every_steps={self.every_steps}: at least 1, or null for the ends of "
+                "tasks only"
+            )
+        if self.keep < 1:
+            raise UsageError(
+                f"checkpoint.keep={self.keep}: at least 1; checkpoint.enabled=false writes none"
+            )
+
+
+class DamagedError(Exception):
+    """A checkpoint file is not what was written; the message says how that shows."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One that was read.
+
+    Attributes:
+        path: of the file.
+        state: what it holds.
+    """
+
+    path: Path
+    state: State
+
+    @property
+    def position(self) -> int:
+        """Bytes of the record that it knows of."""
+        return int(self.state["position"])
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        directory: of the run; files go to ``checkpoints`` in it.
+        settings: how many stay.
+
+    Attributes:
+        seconds: spent on writing them.
+    """
+
+    def __init__(self, directory: Path, settings: CheckpointSettings) -> None:
+        self.directory = directory / "checkpoints"
+        self.settings = settings
+        self.seconds = 0.0
+
+    def paths(self) -> list[Path]:
+        """All of them, the oldest first."""
+        return sorted(self.directory.glob("task*-step*.pt"))
+
+    def save(self, task: int, step: int, state: State) -> None:
+        """Write a checkpoint, then let go of the oldest.
+
+        Args:
+            task: index of the task it belongs to.
+            step: optimizer steps taken in the task.
+            state: tensors and plain values.
+
+        Raises:
+            UsageError: the disk takes no more; the checkpoints before stay.
+        """
+        begun = time.perf_counter()
+        path = self.directory / f"task{task:04}-step{step:09}.pt"
+        self.directory.mkdir(exist_ok=True)
+        write_atomically(path, lambda file: write_checkpoint(file, state))
+        for old in self.paths()[: -self.settings.keep]:
+            old.unlink(missing_ok=True)
+        self.seconds += time.perf_counter() - begun
+
+    def newest(
+        self, against: Callable[[Checkpoint], str | None], say: Callable[[str], None]
+    ) -> Checkpoint | None:
+        """The newest checkpoint that can be used; None if there is none.
+
+        Args:
+            against: what speaks against an undamaged one, or None.
+            say: told about every one that is passed over.
+        """
+        for path in reversed(self.paths()):
+            try:
+                found = Checkpoint(path, read_checkpoint(path))
+            except DamagedError as damage:
+                say(f"checkpoint {path} is damaged ({damage}): the one before it is used")
+                continue
+            reason = against(found)
+            if reason is None:
+                return found
+            say(f"checkpoint {path} cannot be used ({reason}): the one before it is used")
+        return None
+
+    def forget_after(self, found: Checkpoint | None) -> None:
+        """Delete what is newer than ``found``, or was never finished. None deletes all."""
+        for stray in self.directory.glob(".task*.tmp"):
+            stray.unlink(missing_ok=True)
+        for other in self.paths():
+            if found is None or other.name > found.path.name:
+                other.unlink(missing_ok=True)
+
+
+class _Hashing:
+    """Writes through to a file, and hashes what passes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        self.digest.update(content)
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def write_checkpoint(file: IO[bytes], state: State) -> None:
+    """Write ``state`` and its hash to an empty binary file that can seek."""
+    hashing = _Hashing(file)
+    try:
+        torch.save(state, hashing)  # type: ignore[arg-type]
+    except RuntimeError:
+        # torch reports a full disk as a position that it did not expect.
+        if hashing.error is not None:
+            raise hashing.error from None
+        raise
+    # The archive ends with the length of its comment, zero so far.
+    file.seek(-2, 2)
+    file.write(struct.pack("<H", COMMENT_LENGTH))
+    file.write(MARK + hashing.digest.hexdigest().encode())
+
+
+def read_checkpoint(path: Path) -> State:
+    """What :func:`write_checkpoint` wrote.
+
+    Raises:
+        DamagedError: the file is not as it was written.
+    """
+    try:
+        _verify(path)
+        where = None if torch.cuda.is_available() else "cpu"
+        state: State = torch.load(path, map_location=where, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise DamagedError(str(error).splitlines()[0]) from error
+    if state.get("format") != FORMAT:
+        raise DamagedError(f"format {state.get('format')}, this version reads {FORMAT}")
+    return state
+
+
+def _verify(path: Path) -> None:
+    size = path.stat().st_size
+    body = size - COMMENT_LENGTH - 2
+    if body < 0:
+        raise DamagedError(f"only {size} bytes long")
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while body and (piece := file.read(min(body, 1 << 20))):
+            digest.update(piece)
+            body -= len(piece)
+        end = file.read()
+    digest.update(b"\0\0")
+    if end != struct.pack("<H", COMMENT_LENGTH) + MARK + digest.hexdigest().encode():
+        cut = not re.search(re.escape(MARK) + rb"[0-9a-f]{64}\Z", end)
+        raise DamagedError("it ends too early" if cut else "its contents have changed")

@@ -1,0 +1,232 @@
+"""What comes before the first task, done once and shared by every run that would do the same.
+
+The weights that pre-training leads to are kept in ``$CL_BENCH_CACHE`` under a hash of everything
+they depend on: text, recipe, network, initial weights, seed and precision. They become the
+learner's initial weights, so a strategy that starts tasks afresh starts them here.
+"""
+
+import contextlib
+import hashlib
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import lightning
+from filelock import FileLock
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import IterableDataset
+
+from cl_bench.contracts import Batch, Pretraining, UsageError, derive_seed
+from cl_bench.experiment.engine import TrainerFactory, as_interrupt, quiet_lightning, seed_training
+from cl_bench.learners import BaseLearner
+from cl_bench.tracking import ProgressDisplay
+from tasks.images.cache import cache_directory, cached, digest
+
+FORMAT = 1
+"""Counts up whenever the same settings lead to other weights."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """How a learner came by its initial weights.
+
+    Attributes:
+        identity: names them in the cache.
+        fingerprint: hash of their values.
+        from_cache: whether an earlier run had made them.
+        steps: optimizer steps behind them.
+        final_loss: mean training loss of the last steps; None if they came from the cache.
+        seconds: what it took, waiting for another run included.
+    """
+
+    identity: str
+    fingerprint: str
+    from_cache: bool
+    steps: int
+    final_loss: float | None
+    seconds: float
+
+
+def pretrain(
+    learner: BaseLearner,
+    recipe: Pretraining,
+    trainer: TrainerFactory,
+    seed: int,
+    progress: ProgressDisplay,
+    after_step: Callable[[], None] = lambda: None,
+) -> Pretrained:
+    """Give the learner the weights that ``recipe`` leads to, from the cache if they are there.
+
+    Of several runs that want the same weights one trains; the others wait for it.
+
+    Args:
+        learner: at its weights of construction.
+        recipe: what is learned, and how.
+        trainer: builds a ``lightning.Trainer``; its number of epochs does not matter here.
+        seed: of initial weights, order and dropout.
+        progress: shows where training stands.
+        after_step: called after every step; may raise to end it all.
+
+    Raises:
+        UsageError: the loss is not finite.
+    """
+    began = time.perf_counter()
+    final_loss: list[float] = []
+    with quiet_lightning():
+        precision = str(trainer(callbacks=[]).precision)
+
+    def build() -> dict[str, Tensor]:
+        hooks = _Hooks(recipe.steps, progress, after_step)
+        _train(learner, recipe, trainer, seed, hooks)
+        final_loss.append(hooks.loss)
+        return {k: v.detach().cpu().clone() for k, v in learner.state_dict().items()}
+
+    name = _identity(learner, recipe, seed, precision)
+    with _alone(name):
+        weights, fingerprint = cached(f"pretrained-{name}", build)
+    learner.load_state_dict(weights)
+    learner.remember_initial_state()
+    return Pretrained(
+        name,
+        fingerprint,
+        not final_loss,
+        recipe.steps,
+        final_loss[0] if final_loss else None,
+        time.perf_counter() - began,
+    )
+
+
+def _identity(learner: BaseLearner, recipe: Pretraining, seed: int, precision: str) -> str:
+    plain = {**asdict(replace(recipe, batches=_nothing)), "batches": None}
+    start = digest({k: v.cpu() for k, v in learner.state_dict().items()})
+    everything = [FORMAT, plain, learner.describe(), start, seed, precision]
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+
+
+def _nothing(seed: int) -> Iterator[Batch]:
+    yield from ()
+
+
+@contextlib.contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """Nobody else makes the same weights meanwhile; where no lock can be had, both make them."""
+    lock = FileLock(cache_directory() / f"pretrained-{name}.lock")
+    try:
+        cache_directory().mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        warnings.warn(
+            f"cannot lock {lock.lock_file} ({error}); runs at the same time each pre-train: set "
+            "CL_BENCH_CACHE to a writable folder",
+            stacklevel=3,
+        )
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _train(
+    learner: BaseLearner,
+    recipe: Pretraining,
+    trainer: TrainerFactory,
+    seed: int,
+    hooks: "_Hooks",
+) -> None:
+    module = _Reader(learner, recipe)
+    with quiet_lightning(), as_interrupt():
+        warnings.filterwarnings("ignore", ".*IterableDataset.*__len__.*")
+        seed_training(derive_seed(seed, "pretraining"))
+        texts = _Texts(recipe, derive_seed(seed, "pretraining order"))
+        trainer(callbacks=[hooks], max_epochs=-1, max_steps=recipe.steps).fit(module, texts)
+
+
+class _Texts(IterableDataset[Batch]):
+    """Batches without end."""
+
+    def __init__(self, recipe: Pretraining, seed: int) -> None:
+        self.recipe = recipe
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.recipe.batches(self.seed)
+
+
+class _Reader(lightning.LightningModule):
+    """Trains a learner by its own loss and the recipe's optimizer; no strategy takes part."""
+
+    def __init__(self, learner: BaseLearner, recipe: Pretraining) -> None:
+        super().__init__()
+        self.learner = learner
+        self.recipe = recipe
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self.learner.loss(self.learner(batch), batch)
+
+    def configure_optimizers(self) -> Any:
+        recipe = self.recipe
+        optimizer = AdamW(
+            [p for p in self.learner.parameters() if p.requires_grad],
+            lr=recipe.learning_rate,
+            eps=recipe.eps,
+            weight_decay=recipe.weight_decay,
+        )
+        schedule = LambdaLR(optimizer, recipe.rate)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+
+class _Hooks(Callback):
+    """Tells the display, and now and then looks at the loss.
+
+    Attributes:
+        loss: mean over the steps since the last look but one.
+    """
+
+    EVERY = 100
+
+    def __init__(
+        self, steps: int, progress: ProgressDisplay, after_step: Callable[[], None]
+    ) -> None:
+        self.steps = steps
+        self.progress = progress
+        self.after_step = after_step
+        self.loss = float("nan")
+        self._sum: Tensor | float = 0.0
+        self._count = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.progress.stage("pre-training", self.steps)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self.after_step()
+        self.progress.advance()
+        self._sum = self._sum + outputs["loss"].detach()
+        self._count += 1
+        if self._count < self.EVERY and trainer.global_step < self.steps:
+            return
+        self.loss = float(self._sum) / self._count
+        self._sum, self._count = 0.0, 0
+        if self.loss != self.loss or abs(self.loss) == float("inf"):
+            raise UsageError(
+                f"the loss became {self.loss} in pre-training by step {trainer.global_step}; lower "
+                "its rate (stream.pretrain.learning_rate=...)"
+            )
+        self.progress.say(f"loss {self.loss:.4g}")

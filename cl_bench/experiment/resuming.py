@@ -1,0 +1,112 @@
+"""Checkpoints inside a task, and going on from one."""
+
+from lightning import Trainer
+
+from cl_bench.contracts import State
+from cl_bench.experiment.interrupts import Interrupts
+from cl_bench.experiment.loader import TrainLoader
+from cl_bench.experiment.snapshot import RunState, set_random_states
+
+
+class TaskCheckpoints:
+    """Saves a task between optimizer steps, and puts one that was saved back into a Trainer.
+
+    Always at the same steps, however often the run is resumed; and when a signal asks for it. Not
+    a callback itself, since Lightning spends time on each of those in every step.
+
+    Args:
+        state: of the run.
+        task: index of the task.
+        loader: its training data.
+        interrupts: signals that wait for a checkpoint.
+
+    Attributes:
+        resumed: the part of a checkpoint from inside the task, until training goes on from it.
+        batches: learned in the task so far.
+    """
+
+    def __init__(
+        self, state: RunState, task: int, loader: TrainLoader, interrupts: Interrupts
+    ) -> None:
+        self.state = state
+        self.task = task
+        self.loader = loader
+        self.interrupts = interrupts
+        self.resumed: State | None = None
+        self.batches = 0
+        self._every = self._due = float("inf")
+
+    def set_up(self, trainer: Trainer) -> None:
+        """After the strategy's ``setup`` and before there is an optimizer: load the weights."""
+        self._every = self.state.every_steps * trainer.accumulate_grad_batches
+        self.resumed = self.state.resume_task()
+        if self.resumed:
+            self.batches = self.resumed["batches"]
+            self.loader.resume_at(self.resumed["epoch"], self.resumed["position"])
+        self._plan()
+
+    def load_training(self, trainer: Trainer) -> None:
+        """Once optimizers exist and before a loop begins: load both."""
+        if self.resumed is None:
+            return
+        for optimizer, state in zip(trainer.optimizers, self.resumed["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        configs = trainer.lr_scheduler_configs
+        for config, state in zip(configs, self.resumed["schedulers"], strict=True):
+            config.scheduler.load_state_dict(state)
+        trainer.precision_plugin.load_state_dict(self.resumed["precision"])
+        trainer.fit_loop.load_state_dict(self.resumed["loops"])
+
+    def begin(self) -> None:
+        """The last thing before the first step: random states, signals."""
+        self.interrupts.install()
+        if self.resumed is not None:
+            set_random_states(self.resumed["random"])
+            self.resumed = None
+
+    def epoch_begins(self, trainer: Trainer) -> None:
+        """What was due at the end of the last epoch is done here, where the epoch is recorded."""
+        if self.batches and self._wanted:
+            self._save(trainer, position=0)
+
+    def learned(self, trainer: Trainer, position: int) -> None:
+        """Save if it is time, no gradient is being accumulated, and the epoch goes on.
+
+        Args:
+            trainer: of the task.
+            position: items of the loader that are learned in this epoch.
+        """
+        self.batches += self.loader.pack
+        if not self._wanted:
+            return
+        steps_now = position % trainer.accumulate_grad_batches == 0
+        if steps_now and position < trainer.num_training_batches:
+            self._save(trainer, position)
+
+    @property
+    def _wanted(self) -> bool:
+        return self.batches >= self._due or self.interrupts.requested is not None
+
+    def _plan(self) -> None:
+        self._due = (self.batches // self._every + 1) * self._every
+
+    def _save(self, trainer: Trainer, position: int) -> None:
+        loops = trainer.fit_loop.state_dict()
+        if position == 0:
+            # Lightning zeroes these on entering an epoch, which it takes for entered on resuming.
+            progress = loops["epoch_loop.batch_progress"]
+            progress["current"] = dict.fromkeys(progress["current"], 0)
+            progress["is_last_batch"] = False
+        training = {
+            "batches": self.batches,
+            "epoch": trainer.current_epoch,
+            "position": position,
+            "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
+            "schedulers": [c.scheduler.state_dict() for c in trainer.lr_scheduler_configs],
+            "precision": trainer.precision_plugin.state_dict(),
+            "loops": loops,
+        }
+        step = self.batches // trainer.accumulate_grad_batches
+        self.state.save_inside(self.task, step, training, scheduled=self.batches >= self._due)
+        self._plan()
+        self.interrupts.stop()

@@ -1,0 +1,273 @@
+"""Somebody else's network, seen through the learner's services; it is left as it was found."""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cl_bench.contracts import Batch, Protect, UsageError
+from cl_bench.learners import NORMS, NetworkServices
+from cl_bench.subspace import LinearMap, Moments, linear_maps
+
+Forward = Callable[[Any, Batch], Tensor]
+"""Outputs of a model for a batch ``{"x": ..., "y": ...}``."""
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Mean loss from outputs and labels, as ``torch.nn.functional.cross_entropy``."""
+
+
+class Borrowed(NetworkServices):
+    """The services that strategies stand on, over any module.
+
+    Args:
+        model: the network.
+        loss: mean loss from outputs and labels; for strategies that ask for gradients.
+        forward: how the model is called; ``model(batch["x"])`` if None.
+        seed: for samples that strategies draw.
+
+    Raises:
+        UsageError: the model is compiled or wrapped, so that its layers could not be watched.
+    """
+
+    batch_size = 1
+    """Not known in somebody else's loop. It prices input-side projection, never chosen there."""
+
+    def __init__(
+        self, model: nn.Module, loss: Loss | None, forward: Forward | None, seed: int
+    ) -> None:
+        wrapped = getattr(model, "_orig_mod", None) or getattr(model, "_compiled_call_impl", None)
+        if wrapped is not None or isinstance(model, nn.parallel.DistributedDataParallel):
+            raise UsageError(
+                f"{type(model).__name__} hides its layers: give the module itself, and train "
+                "what torch.compile(module) returned"
+            )
+        self._model = model
+        self._loss = loss
+        self._forward = forward
+        self.seed = seed
+        self.projectable: Literal["input", "gradient", "step"] = "step"
+        self.held_norms: set[nn.Module] = set()
+        self._learnable: list[nn.Parameter] = []
+        self._warned = False
+
+    def begin(self) -> None:
+        """Remember what is trainable before a strategy freezes some of it."""
+        self._learnable = list(self.trainable_parameters())
+
+    def clear_frozen(self) -> None:
+        """An optimizer that already exists leaves parameters without a gradient where they are."""
+        for parameter in self._learnable:
+            if not parameter.requires_grad:
+                parameter.grad = None
+
+    def end(self) -> None:
+        """Free again whatever was frozen or held since :meth:`begin`."""
+        for parameter in self._learnable:
+            parameter.requires_grad_(True)
+        for norm in self.held_norms:
+            del norm.__dict__["train"]
+            norm.training = norm.__dict__.pop("mode_asked_for")
+        self._learnable = []
+        self.held_norms.clear()
+
+    def accepts(self, sample: Batch) -> None:
+        """Raise :class:`UsageError` unless the model takes the first rows of ``sample``."""
+        rows = self._to_device({name: value[:2] for name, value in sample.items()})
+        try:
+            with torch.no_grad(), self._evaluating():
+                self(rows)
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(
+                f"the model does not take the sample: {error}. Give sample=(x, y) such that "
+                "model(x) works, or say how to call it: forward=lambda model, batch: ..."
+            ) from error
+
+    # -- the learner's contract -------------------------------------------------------------------
+
+    @property
+    def network(self) -> nn.Module:
+        """The module whose layers strategies see."""
+        return self._model
+
+    @property
+    def body(self) -> nn.Module:
+        """The network without wrappers that hold a single module, such as a LightningModule."""
+        body = self._model
+        while True:
+            inner = [m for m in body.children() if any(True for _ in m.parameters())]
+            if hasattr(body, "blocks") or len(inner) != 1 or isinstance(inner[0], nn.Linear):
+                return body
+            body = inner[0]
+
+    def __call__(self, batch: Batch, head: int | None = None) -> Tensor:
+        """Outputs for a batch.
+
+        Raises:
+            UsageError: a certain head is wanted, or nothing says how to call the model.
+        """
+        if head is not None:
+            raise UsageError("which head serves a task is not known in somebody else's model")
+        if self._forward is not None:
+            return self._forward(self._model, batch)
+        if "x" not in batch:
+            raise UsageError(
+                f"the sample has {', '.join(batch)} but no 'x': say how the model is called, "
+                "for example forward=lambda model, batch: model(**batch).logits"
+            )
+        out: Tensor = self._model(batch["x"])
+        return out
+
+    def loss(self, out: Tensor, batch: Batch) -> Tensor:
+        """Mean loss over the batch.
+
+        Raises:
+            UsageError: no loss was given.
+        """
+        if self._loss is None:
+            raise UsageError("this strategy needs the loss: give loss=F.cross_entropy (or yours)")
+        return self._loss(out, _labels(batch))
+
+    def label_logits(self, out: Tensor, batch: Batch) -> Tensor:
+        """Logit of every sample's own label (n,)."""
+        return out.gather(1, _labels(batch).unsqueeze(1)).squeeze(1)
+
+    def performance(self, batch: Batch) -> float:
+        """Share of the batch whose most likely class is right."""
+        batch = self._to_device(batch)
+        with torch.no_grad(), self._evaluating():
+            return float((self(batch).argmax(1) == _labels(batch)).double().mean())
+
+    def draw_labels(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """The batch with labels drawn from the model's own predictions."""
+        with torch.no_grad(), self._evaluating():
+            likelihood = self(self._to_device(batch)).softmax(1).cpu()
+        drawn = torch.multinomial(likelihood, 1, generator=generator).squeeze(1)
+        return {**batch, "y": drawn.to(_labels(batch).device)}
+
+    def counted(self, batch: Batch) -> Tensor | None:
+        """Which tokens (n, L) are no padding, if the sample says so as Hugging Face's models do."""
+        mask = batch.get("attention_mask")
+        return None if mask is None else mask.bool()
+
+    def layers(self, protect: Protect) -> list[LinearMap]:
+        """The linear maps that ``protect`` selects.
+
+        Raises:
+            UsageError: there are none, or one computes its weight from other parameters.
+        """
+        found = super().layers(protect)
+        if not found:
+            raise UsageError(
+                f"{type(self._model).__name__} has no linear or convolutional layer to protect: "
+                "build the network in its constructor, not later"
+            )
+        for layer in found:
+            needed = ("weight", "bias") if layer.augmented else ("weight",)
+            if any(name not in layer.module._parameters for name in needed):
+                raise UsageError(
+                    f"layer {layer.name!r} computes its weight from other parameters (weight norm "
+                    "or the like): remove that, or leave the layer alone with "
+                    f"Protect(exclude=({layer.name!r},))"
+                )
+        self._warn_of_free_layers(protect)
+        return found
+
+    def tap(self, layers: Sequence[LinearMap], batches: Iterable[Batch]) -> Mapping[str, Moments]:
+        """Second moments of the layers' inputs over the batches, in evaluation mode.
+
+        Raises:
+            UsageError: the inputs reached none of the layers.
+        """
+        moments = super().tap(layers, batches)
+        if not any(inputs.rows for inputs in moments.values()):
+            raise UsageError(
+                "the sample reached none of the protected layers: is the network called by "
+                "model(x)? If not, say how: forward=lambda model, batch: ..."
+            )
+        return moments
+
+    def is_guarded_head(self, name: str, heads: str) -> bool | None:
+        """Unknown: a head is a layer like any other here.
+
+        Raises:
+            UsageError: heads are to be left alone.
+        """
+        if heads == "never":
+            raise UsageError(
+                "protect.heads='never': which layers are heads is not known in somebody else's "
+                "model; name them, for example Protect(exclude=('head*',))"
+            )
+        return None
+
+    def hold(self, modules: Iterable[nn.Module]) -> None:
+        """Until the end of the task: no gradients, running statistics held."""
+        for module in modules:
+            module.requires_grad_(False)
+            for norm in module.modules():
+                if isinstance(norm, NORMS) and norm not in self.held_norms:
+                    self.held_norms.add(norm)
+                    _stay_in_eval(norm, norm.training)
+                    # The user's own model.train() comes later. Forward hooks would not do: a
+                    # compiled network ignores those that are registered after its compilation.
+                    norm.__dict__["train"] = partial(_stay_in_eval, norm)
+
+    def train_heads(self, which: Literal["current", "seen"]) -> None:
+        """Raise :class:`UsageError`: heads are not known in somebody else's model."""
+        raise UsageError(
+            "this strategy chooses heads, and which layers are heads is not known here"
+        )
+
+    def reset_weights(self) -> None:
+        """Raise :class:`UsageError`: the weights of construction are not known."""
+        raise UsageError("this strategy starts afresh, from weights that are not known here")
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """The network's parameters."""
+        return self._model.parameters(recurse)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        # Not by eval(): held norms would take that for what their owner asked of them.
+        modes = [(module, module.training) for module in self._model.modules()]
+        for module, _ in modes:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def _warn_of_free_layers(self, protect: Protect) -> None:
+        free = [
+            f"{name or 'the model itself'} ({type(module).__name__})"
+            for name, module in self._model.named_modules()
+            if any(p.requires_grad for p in module.parameters(recurse=False))
+            and not isinstance(module, NORMS)
+            and not linear_maps(name, module)
+            and protect.matches(name)
+        ]
+        if free and not self._warned:
+            warnings.warn(
+                f"not protected, since no linear or convolutional layer: {', '.join(free)}. "
+                "Freeze them, or say with Protect(exclude=...) that they may change",
+                stacklevel=2,
+            )
+        self._warned = True
+
+
+def _stay_in_eval(norm: nn.Module, mode: bool = True) -> nn.Module:
+    norm.__dict__["mode_asked_for"] = mode
+    norm.training = False
+    return norm
+
+
+def _labels(batch: Batch) -> Tensor:
+    if "y" not in batch:
+        raise UsageError("this strategy needs labels: give sample=(x, y)")
+    return batch["y"]

@@ -1,0 +1,240 @@
+"""Restricted Orthogonal Gradient Projection (Yang, Yang, Liu & Liu, AI Open 4, 2023, "ROGO").
+
+GPM without giving up old weights for good. While a task is learned, directions B of the frozen
+space span(M) that its gradient points along are relaxed: W_eff = W + W B (S - I) B^T with a trained
+S that a penalty beta ||S - I||_F^2 keeps near I. W itself is projected by the whole of M. At the
+end of the task the change is merged into W, so nothing grows with the number of tasks.
+
+The steps follow the authors' code (github.com/THUNLP-MT/ROGO @ 87ec345); we have not checked the
+paper's equation numbers.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from torch import Tensor
+
+from cl_bench.contracts import (
+    Batch,
+    EpochDecision,
+    Learner,
+    Progress,
+    Protect,
+    State,
+    Statistics,
+    Task,
+    UsageError,
+    derive_seed,
+)
+from cl_bench.strategies.gpm import GPM, check_thresholds, layer_gradients, threshold_of
+from cl_bench.subspace import (
+    Moments,
+    Rescaling,
+    leading_directions,
+    split_as_published,
+    split_by_angle,
+)
+
+PerLayer = float | Sequence[float] | Mapping[str, float]
+
+
+class ROGO(GPM):
+    """Relaxes the part of the frozen space that the new task's gradient asks for.
+
+    Args:
+        threshold, increment, samples, rank_rule, project, protect: as in :class:`GPM`.
+        gradient_threshold: eps_g, share of the gradient's energy that its leading directions U
+            hold; a number, one per layer, or ``{layer pattern: share}``.
+        cosine: eps_s, least ||U^T u|| of a unit vector u that is relaxed; likewise.
+        strength: beta.
+        relax_samples: training samples that the gradient is taken on.
+        schedule: ``epoch`` relaxes after every epoch as long as the last time found something, and
+            scales the rate by ``rate_factor`` when it does (the authors' PMNIST); ``plateau`` does
+            when a decay on plateau has run out of patience and the rate is at most ``relax_below``,
+            and sets the rate back (their CIFAR-100).
+        rounds: most relaxations of a task; None sets no limit.
+        rate_factor: see ``schedule``.
+        relax_below: see ``schedule``.
+        representation: M is found from layer inputs (``activations``, as in the paper) or from the
+            rows of the loss gradient (``gradients``, as in the authors' CIFAR-100 code).
+        official_quirks: search in a basis that is no longer orthonormal from a task's second
+            relaxation on, as the authors' code does.
+
+    Raises:
+        UsageError: an option is out of range.
+    """
+
+    penalises_weights = False
+
+    def __init__(
+        self,
+        threshold: PerLayer = 0.95,
+        increment: float = 0.0,
+        samples: int = 300,
+        gradient_threshold: PerLayer = 0.97,
+        cosine: PerLayer = 0.9,
+        strength: float = 1.0,
+        relax_samples: int = 125,
+        schedule: Literal["epoch", "plateau"] = "epoch",
+        rounds: int | None = None,
+        rate_factor: float = 0.5,
+        relax_below: float = 5e-4,
+        representation: Literal["activations", "gradients"] = "activations",
+        official_quirks: bool = False,
+        rank_rule: Literal["official", "energy"] = "official",
+        project: Literal["auto", "input", "gradient", "step"] = "auto",
+        protect: Protect | None = None,
+    ) -> None:
+        super().__init__(threshold, increment, samples, rank_rule, project, protect)
+        check_thresholds("gradient_threshold", gradient_threshold)
+        check_thresholds("cosine", cosine)
+        for key, choice, allowed in (
+            ("schedule", schedule, ("epoch", "plateau")),
+            ("representation", representation, ("activations", "gradients")),
+        ):
+            if choice not in allowed:
+                raise UsageError(f"strategy.{key}={choice!r}: use {' or '.join(allowed)}")
+        if strength < 0:
+            raise UsageError(f"strategy.strength={strength}: must not be negative")
+        if relax_samples < 1 or (rounds is not None and rounds < 1):
+            raise UsageError(
+                f"strategy.relax_samples={relax_samples}, strategy.rounds={rounds}: at least 1 "
+                "(rounds=null sets no limit)"
+            )
+        if not 0.0 < rate_factor <= 1.0:
+            raise UsageError(f"strategy.rate_factor={rate_factor}: must lie in (0, 1]; try 0.5")
+        self.gradient_threshold = gradient_threshold
+        self.cosine = cosine
+        self.strength = strength
+        self.relax_samples = relax_samples
+        self.schedule = schedule
+        self.rounds = rounds
+        self.rate_factor = rate_factor
+        self.relax_below = relax_below
+        self.representation = representation
+        self.official_quirks = official_quirks
+        self.rest: dict[str, Tensor] = {}  # the part of span(M) that is not relaxed
+        self.done = 0  # successful relaxations of this task
+        self.searching = False
+        self.turned: dict[str, tuple[int, float]] = {}  # q and ||S - I||_F at the task's end
+        self.rescaling: Rescaling | None = None
+
+    def setup(self, learner: Learner, task: Task) -> None:
+        """As GPM; nothing is relaxed yet."""
+        super().setup(learner, task)
+        self.rescaling = Rescaling(self.layers)
+        self.rest = dict(self.memory)
+        self.done, self.searching = 0, bool(self.memory)
+        self.turned = {}
+
+    def param_groups(self, learner: Learner) -> Iterable[dict[str, Any]]:
+        """The weights, and S without weight decay."""
+        scales = self.rescaling.parameters() if self.rescaling else []
+        return [*super().param_groups(learner), {"params": scales, "weight_decay": 0.0}]
+
+    def penalty(self, learner: Learner, batch: Batch, out: Tensor) -> Tensor | None:
+        """Beta sum ||S - I||_F^2 over the layers with a relaxing space."""
+        distance = self.rescaling.distance() if self.rescaling and self.strength else None
+        return None if distance is None else self.strength * distance
+
+    def after_epoch(self, learner: Learner, task: Task, progress: Progress) -> EpochDecision | None:
+        """Relax where the schedule says so; what was found changes the rate."""
+        if not self.searching or not self._due(progress):
+            return None
+        self.searching = self.relax(learner, task, progress.epoch) > 0
+        if not self.searching:
+            return None
+        self.done += 1
+        self.searching = self.rounds is None or self.done < self.rounds
+        if self.schedule == "plateau":
+            return EpochDecision(reset_rate=True, rebuild_optimizer=True)
+        return EpochDecision(scale_rate=self.rate_factor, rebuild_optimizer=True)
+
+    def _due(self, progress: Progress) -> bool:
+        if progress.epoch == progress.max_epochs:
+            return False  # nothing would train S
+        if self.schedule == "epoch":
+            return True
+        if progress.plateau is None:
+            raise UsageError(
+                "strategy.schedule='plateau': this run does not lower its rate on a plateau; use "
+                "strategy.schedule=epoch"
+            )
+        return progress.plateau and progress.learning_rate <= self.relax_below
+
+    def relax(self, learner: Learner, task: Task, epoch: int) -> int:
+        """Move directions from ``rest`` to B (``update_space``); returns how many."""
+        assert self.rescaling is not None
+        batch = task.sample(self.relax_samples, derive_seed(learner.seed, "relax", epoch))
+        gradients = layer_gradients(learner, self.layers, batch)
+        split = split_as_published if self.official_quirks else split_by_angle
+        found = 0
+        for i, layer in enumerate(self.layers):
+            name, count = layer.name, len(self.layers)
+            if name not in gradients or name not in self.rest:
+                continue
+            eps_g = threshold_of(self.gradient_threshold, name, i, count, key="gradient_threshold")
+            eps_s = threshold_of(self.cosine, name, i, count, key="cosine")
+            U = leading_directions(gradients[name], eps_g)
+            B, self.rest[name] = split(self.rest[name].to(U), U, eps_s)
+            if B.shape[1]:
+                self.rescaling.grow(name, B)
+                found += B.shape[1]
+        self.rescaling.attach()
+        return found
+
+    def collect(self, learner: Learner, task: Task) -> Statistics:
+        """Merge, W <- W + W B (S - I) B^T; then as GPM, from the merged weights."""
+        if self.rescaling:
+            self.turned = {
+                name: (len(term.change), float(term.change.norm()))
+                for name, (term,) in self.rescaling.terms.items()
+            }
+            self.rescaling.merge()
+        if self.representation == "activations":
+            return super().collect(learner, task)
+        batch = task.sample(self.samples, learner.seed)
+        found = {}
+        for name, G in layer_gradients(learner, learner.layers(self.protect), batch).items():
+            found[name] = Moments(G.shape[1])
+            # One row a sample is what a linear layer sees; only the place to project hangs on it.
+            found[name].add(G, samples=len(G))
+        return found
+
+    def release(self, learner: Learner) -> None:
+        """The layers' own forward pass, and gradients."""
+        if self.rescaling:
+            self.rescaling.clear()
+        self.rescaling, self.rest = None, {}
+        super().release(learner)
+
+    def metrics(self) -> Mapping[str, Mapping[str, float]]:
+        """GPM's, the directions that the task relaxed, and ||S - I||_F before the merge."""
+        return {
+            name: {
+                **values,
+                "relaxed": self.turned.get(name, (0, 0.0))[0],
+                "turned": self.turned.get(name, (0, 0.0))[1],
+            }
+            for name, values in super().metrics().items()
+        }
+
+    def state_dict(self) -> State:
+        """GPM's, and where the current task's relaxation stands."""
+        return {
+            **super().state_dict(),
+            "rest": dict(self.rest),
+            "done": self.done,
+            "searching": self.searching,
+            "turned": {name: list(values) for name, values in self.turned.items()},
+            "rescaling": self.rescaling.state_dict() if self.rescaling else {},
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Inverse of :meth:`state_dict`."""
+        super().load_state_dict(state)
+        self.rest = dict(state["rest"])
+        self.done, self.searching = state["done"], state["searching"]
+        self.turned = {name: (int(q), float(s)) for name, (q, s) in state["turned"].items()}
+        if self.rescaling:
+            self.rescaling.load_state_dict(state["rescaling"])

@@ -1,0 +1,5 @@
+"""Made-up people: biographies to read, questions to answer."""
+
+from tasks.biography.stream import Biography, BiographyTask
+
+__all__ = ["Biography", "BiographyTask"]

@@ -1,0 +1,67 @@
+"""Whole PMNIST runs through the command line, ours and a naive GPM in turn: `make bench-pmnist`.
+
+The published protocol (`+experiment=gpm_pmnist`) on one thread. The naive strategy beside this file
+computes the same update rule the way the published scripts do.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+BAR = 0.35
+"""At most this share of the naive run's time."""
+
+
+def run(strategy: list[str], seed: int, arguments: argparse.Namespace, out: Path) -> float:
+    """Seconds of one run, process start included; prints what it reached."""
+    directory = out / f"{strategy[-1].split('=')[-1]}-seed{seed}"
+    command = [
+        *(sys.executable, "-m", "cl_bench", "--config-dir", str(HERE / "conf")),
+        "+experiment=gpm_pmnist",
+        *strategy,
+        *(f"seed={seed}", f"stream.data_dir={arguments.data_dir}", f"run_dir={directory}"),
+        *arguments.overrides,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    started = time.perf_counter()
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    seconds = time.perf_counter() - started
+    summary = json.loads((directory / "summary.json").read_text())
+    print(
+        f"{directory.name:18} {seconds:7.1f} s  ACC {100 * summary['acc']:.2f}"
+        f"  BWT {100 * summary['bwt']:+.2f}",
+        flush=True,
+    )
+    return seconds
+
+
+def main() -> None:
+    """Alternate the two and print the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-dir", required=True, help="folder with MNIST's parquet files")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="keep the runs here")
+    parser.add_argument("overrides", nargs="*", help="joins both command lines")
+    arguments = parser.parse_args()
+    arguments.data_dir = Path(arguments.data_dir).resolve()
+    with tempfile.TemporaryDirectory() as scratch:
+        out = arguments.out or Path(scratch)
+        ratios = []
+        for seed in range(arguments.rounds):
+            naive = run(["strategy=naive_gpm"], seed, arguments, out)
+            ratios.append(run(["strategy=gpm"], seed, arguments, out) / naive)
+            print(f"{'':18} {ratios[-1]:7.3f}x", flush=True)
+    middle = statistics.median(ratios)
+    verdict = "met" if middle <= BAR else "MISSED"
+    print(f"median of {len(ratios)}: {middle:.3f}x of the naive run; bar {BAR}x: {verdict}")
+
+
+if __name__ == "__main__":
+    main()

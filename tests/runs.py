@@ -1,0 +1,77 @@
+"""Comparing the files that two runs left: everything but the time it took."""
+
+import json
+from pathlib import Path
+
+from cl_bench.experiment import Checkpoints, CheckpointSettings
+from cl_bench.experiment.checkpoint import read_checkpoint
+
+ELSEWHERE = {"command.txt", "config.yaml", "resumes.jsonl", "environment.json", "wandb_id.txt"}
+"""Files that say where, when and by which command."""
+
+
+def contents(directory, ignore=()):
+    """What a run left, by file name, without times."""
+    found = {}
+    for path in sorted(Path(directory).iterdir()):
+        if path.is_dir() or path.name in ELSEWHERE:
+            continue
+        if path.suffix == ".jsonl":
+            found[path.name] = [
+                timeless(json.loads(line), ignore) for line in path.read_text().splitlines()
+            ]
+        elif path.name == "summary.json":
+            found[path.name] = timeless(json.loads(path.read_text()), ignore)
+        else:
+            found[path.name] = path.read_bytes()
+    found["checkpoints"] = sorted(p.name for p in (Path(directory) / "checkpoints").glob("*"))
+    return found
+
+
+def timeless(event, ignore=()):
+    return {
+        k: v
+        for k, v in event.items()
+        if k != "time" and not k.endswith("seconds") and k not in ignore
+    }
+
+
+def differences(a, b, ignore=()):
+    """Names of the files in which two runs differ; a list of them, with what differs."""
+    one, other = contents(a, ignore), contents(b, ignore)
+    if ignore:
+        one.pop("checkpoints"), other.pop("checkpoints")
+    return [
+        f"{name}: {_first_difference(one.get(name), other.get(name))}"
+        for name in sorted({*one, *other})
+        if one.get(name) != other.get(name)
+    ]
+
+
+def _first_difference(a, b):
+    if isinstance(a, list) and isinstance(b, list):
+        for i, (x, y) in enumerate(zip(a, b, strict=False)):
+            if x != y:
+                return f"line {i + 1}: {x} / {y}"
+        return f"{len(a)} / {len(b)} lines"
+    return f"{str(a)[:300]} / {str(b)[:300]}"
+
+
+def final_weights(directory):
+    """Bytes of every weight, bases and memories included, in the last checkpoint."""
+    last = Checkpoints(Path(directory), CheckpointSettings()).paths()[-1]
+    start = read_checkpoint(last)["start"]
+    return dict(_flat("", start))
+
+
+def _flat(where, value):
+    if hasattr(value, "numpy"):
+        yield where, (tuple(value.shape), value.numpy().tobytes())
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(f"{where}/{key}", inner)
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from _flat(f"{where}/{i}", inner)
+    else:
+        yield where, value
