@@ -45,6 +45,9 @@ from cl_bench.strategies.finetune import Finetune
 from cl_bench.strategies.freeze import Freeze
 from cl_bench.strategies.gpm import GPM
 from cl_bench.strategies.joint import Joint
+from cl_bench.strategies.rogo import ROGO
+from cl_bench.strategies.sgp import SGP
+from cl_bench.strategies.trgp import TRGP
 from cl_bench.tracking import Record, read_results
 from runs import differences, final_weights
 
@@ -187,6 +190,10 @@ ewc = functools.partial(EWC, samples=20)
 er = functools.partial(ER, memory=30)
 last = functools.partial(Joint, when="last")
 
+rogo = functools.partial(ROGO, samples=20, relax_samples=20, cosine=0.3)
+sgp = functools.partial(SGP, samples=20)
+trgp = functools.partial(TRGP, samples=20)
+
 CASES = {
     "finetune": {"strategy": Finetune, "optimizer": sgd},
     "finetune-packed": {"strategy": Finetune, "optimizer": adam, "pack": 2},
@@ -215,6 +222,11 @@ CASES = {
     "freeze": {"strategy": Freeze, "optimizer": momentum, "scenario": "task"},
     "joint": {"strategy": Joint, "optimizer": sgd, "epochs": 1},
     "joint-last": {"strategy": last, "optimizer": adam},
+    "rogo": {"strategy": rogo, "optimizer": momentum},
+    "rogo-packed": {"strategy": rogo, "optimizer": sgd, "pack": 2},
+    "sgp": {"strategy": sgp, "optimizer": adam},
+    "trgp": {"strategy": trgp, "optimizer": momentum, "scenario": "task"},
+    "trgp-packed": {"strategy": trgp, "optimizer": sgd, "pack": 2, "scenario": "task"},
     "companions": {"strategy": companions, "optimizer": momentum, "pack": 2},
     "companions-noisy": {"strategy": companions, "optimizer": adam, "model": noisy},
     "rates": {"strategy": Restless, "optimizer": momentum},

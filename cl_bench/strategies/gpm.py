@@ -78,6 +78,8 @@ class GPM(Strategy):
         """Confine every remembered layer to the complement of its memory."""
         learner.guard(self.protect, first_task=not self.memory)
         self.layers = learner.layers(self.protect)
+        for i, layer in enumerate(self.layers):  # a wrong list should not wait for the task's end
+            threshold_of(self.threshold, layer.name, i, len(self.layers))
         self.confinement = Confinement(
             self.layers,
             {name: self.projection(name) for name in self.memory},
@@ -172,9 +174,11 @@ def layer_gradients(
 def check_thresholds(key: str, value: float | Sequence[float] | Mapping[str, float]) -> None:
     """Raise :class:`UsageError` unless every threshold lies in (0, 1]."""
     if isinstance(value, Mapping):
-        values = list(value.values())
+        values: list[object] = list(value.values())
+    elif isinstance(value, list | tuple):
+        values = list(value)
     else:
-        values = list(value) if isinstance(value, Sequence) else [value]
+        values = [value]
     for eps in values:
         if not isinstance(eps, int | float) or not 0.0 < eps <= 1.0:
             raise UsageError(

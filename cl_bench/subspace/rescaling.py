@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from cl_bench.subspace.linear_maps import LinearMap
 
@@ -173,11 +172,8 @@ class Rescaling:
 
     def distance(self) -> Tensor | None:
         """Sum of ||S - I||_F^2 over the terms; None where there are none."""
-        changes = [term.change for terms in self.terms.values() for term in terms]
-        if not changes:
-            return None
-        found: Tensor = _SumOfSquares.apply(*changes)  # type: ignore[no-untyped-call]
-        return found
+        changes = [term.change.flatten() for terms in self.terms.values() for term in terms]
+        return torch.cat(changes).square().sum() if changes else None
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -258,20 +254,6 @@ class _RescaledConv(nn.Module):
         bias = torch.cat(biases) if biases else None
         out: Tensor = super()._conv_forward(x, torch.cat(weights), bias)  # type: ignore[misc]
         return out
-
-
-class _SumOfSquares(torch.autograd.Function):
-    """sum_i ||A_i||_F^2 as one operation."""
-
-    @staticmethod
-    def forward(ctx: Any, *matrices: Tensor) -> Tensor:
-        ctx.save_for_backward(*matrices)
-        return torch.stack(torch._foreach_norm(matrices)).square_().sum()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        return torch._foreach_mul(ctx.saved_tensors, 2.0 * grad)
 
 
 def _image(layer: LinearMap, basis: Tensor) -> Tensor:
