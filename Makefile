@@ -55,5 +55,5 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(PIP) --editable '.[dev,sweep,language]'
+	$(PIP) --editable '.[dev,sweep]'
 	@touch $@ $(VENV)/.demo

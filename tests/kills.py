@@ -117,7 +117,8 @@ def start(directory, *arguments, kill_after=None):
             process.wait()
         lived = time.monotonic() - begun
     if process.returncode not in (0, -9):
-        raise RuntimeError(f"exit status {process.returncode}; see {log}")
+        said = "\n    ".join(log.read_text().splitlines()[-5:])
+        raise RuntimeError(f"exit status {process.returncode}; see {log}\n    {said}")
     return process.returncode == -9, lived
 
 

@@ -46,15 +46,15 @@ def main() -> None:
     """Alternate the two and print the ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", required=True, help="folder with MNIST's parquet files")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="a round for each")
     parser.add_argument("--out", type=Path, help="keep the runs here")
-    parser.add_argument("overrides", nargs="*", help="joins both command lines")
+    parser.add_argument("overrides", nargs="*", help="join both command lines")
     arguments = parser.parse_args()
     arguments.data_dir = Path(arguments.data_dir).resolve()
     with tempfile.TemporaryDirectory() as scratch:
         out = arguments.out or Path(scratch)
         ratios = []
-        for seed in range(arguments.rounds):
+        for seed in arguments.seeds:
             naive = run(["strategy=naive_gpm"], seed, arguments, out)
             ratios.append(run(["strategy=gpm"], seed, arguments, out) / naive)
             print(f"{'':18} {ratios[-1]:7.3f}x", flush=True)
