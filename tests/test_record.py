@@ -586,7 +586,7 @@ def offline_run(tmp_path_factory):
 def read_finished_wandb(path):
     """Records of an offline run that was ended; W&B writes the file a moment after it says so."""
     for _ in range(200):
-        records = _read_wandb(path)
+        records = _read_wandb(path) if path.exists() else []
         if any(r.WhichOneof("record_type") == "exit" for r in records):
             break
         time.sleep(0.1)

@@ -775,6 +775,12 @@ def kill_when(directory, seen, *arguments):
     return process.returncode
 
 
+def last_segment(directory):
+    """The W&B file of the last process that wrote to the run."""
+    segment = sorted((directory / "wandb").glob("offline-run-*"))[-1]
+    return segment / f"run-{segment.name.rsplit('-', 1)[1]}.wandb"
+
+
 @pytest.mark.parametrize("checkpoint", ["task0000-step000000000", "task0001-step000000128"])
 def test_kill_9_and_resume(tmp_path, whole_run, checkpoint):
     directory = tmp_path / "run"
@@ -790,10 +796,7 @@ def test_kill_9_and_resume(tmp_path, whole_run, checkpoint):
     assert all(s.name.endswith(identifier) for s in segments)
     # Whatever the killed process had not written yet: the last segment has every point, once.
     complete, expected = (
-        _history(
-            read_finished_wandb(next(sorted(d.glob("wandb/offline-run-*"))[-1].glob("*.wandb")))
-        )
-        for d in (directory, whole_run)
+        _history(read_finished_wandb(last_segment(d))) for d in (directory, whole_run)
     )
     assert [timeless_row(row) for row in complete] == [timeless_row(row) for row in expected]
     assert len(complete) > 6

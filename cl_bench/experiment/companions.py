@@ -127,7 +127,11 @@ class Together(Strategy):
     def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
         """Every member with its own statistics."""
         for name, member in zip(self.names, self.members, strict=True):
-            own = {k.removeprefix(f"{name}/"): v for k, v in stats.items() if _owner(k) == name}
+            own = {
+                k.removeprefix(f"{name}/"): v
+                for k, v in stats.items()
+                if max((n for n in self.names if k.startswith(f"{n}/")), key=len) == name
+            }
             member.consolidate(learner, task, own)
 
     @contextmanager
@@ -159,7 +163,3 @@ class Together(Strategy):
         """Inverse of :meth:`state_dict`."""
         for name, member in zip(self.names, self.members, strict=True):
             member.load_state_dict(state[name])
-
-
-def _owner(key: str) -> str:
-    return key.split("/", 1)[0]

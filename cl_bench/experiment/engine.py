@@ -209,7 +209,7 @@ class TaskHooks(Callback):
         batch_idx: int,
     ) -> None:
         """Tell the display, which decides by the clock whether to look, and the checkpoints."""
-        self.engine.progress.advance(self.loader.pack)
+        self.engine.progress.advance(self.loader.batches_in(batch_idx))
         self.checkpoints.learned(trainer, batch_idx + 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -78,13 +78,15 @@ class Experiment:
             if t < (begin or 0):
                 continue
             started = time.perf_counter()
-            layers = self.engine.learn(task, self.strategy.train_data(self.stream, t))
+            data = self.strategy.train_data(self.stream, t)
+            layers = self.engine.learn(task, data)
             if layers:
                 self.record.layers(task=t, layers=layers)
-            self._evaluate(task, seen=t + 1)
-            self.progress.evaluated(
-                self.record.matrix, t + 1, time.perf_counter() - started, layers
-            )
+            if data is not None:  # otherwise there is nothing new to measure, and no task learned
+                self._evaluate(task, seen=t + 1)
+                self.progress.evaluated(
+                    self.record.matrix, t + 1, time.perf_counter() - started, layers
+                )
             self.engine.between_tasks(t + 1)
         return self.record.matrix
 

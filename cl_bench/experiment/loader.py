@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from cl_bench.contracts import Batch, Data, Task, UsageError, generator
 from cl_bench.subspace import mark_drawn
+from tasks.memory import MemoryData
 
 
 class TrainLoader:
@@ -60,6 +61,11 @@ class TrainLoader:
     def __len__(self) -> int:
         return len(self._groups())
 
+    def batches_in(self, item: int) -> int:
+        """Batches that the ``item``-th thing of an epoch holds; the last ones may hold fewer."""
+        left = len(self.data) // self.batch_size - item * self.pack
+        return min(self.pack, left) if left > 0 else 1
+
     def __iter__(self) -> Iterator[Batch]:
         order = torch.randperm(
             len(self.data), generator=generator(self.seed, "order", self.task, self.epoch)
@@ -68,7 +74,8 @@ class TrainLoader:
         self.epoch += 1
         skip, self._skip = self._skip, 0
         indices = [order[start:end] for start, end in self._groups()[skip:]]
-        held = getattr(self.data, "tensors", {})
+        # A subclass may hand out something else than its tensors.
+        held = self.data.tensors if type(self.data) is MemoryData else {}
         rng = generator(self.seed, "workers", self.task, self.epoch)
         fetched = _fetch(self.data, indices, self.num_workers, rng)
         for index, batch in zip(indices, fetched, strict=True):

@@ -58,14 +58,17 @@ def place_for(optimizers: Iterable[Optimizer]) -> Literal["gradient", "step"]:
 
     A projected gradient stays projected under plain SGD, also with momentum if that starts from
     nothing. Momentum of an earlier task, weight decay and adaptive rates lead out of the subspace.
+    With several optimizers each step would rewrite the gradients of the others once more.
     """
     optimizers = list(optimizers)
+    if len(optimizers) != 1:
+        return "step"
     for optimizer in optimizers:
         momentum = any(s.get("momentum_buffer") is not None for s in optimizer.state.values())
         decay = any(group.get("weight_decay", 0) != 0 for group in optimizer.param_groups)
         if type(optimizer) is not SGD or momentum or decay:
             return "step"
-    return "gradient" if optimizers else "step"
+    return "gradient"
 
 
 class Session:

@@ -57,6 +57,8 @@ class GPM(Strategy):
         check_thresholds("threshold", threshold)
         if samples < 1:
             raise UsageError(f"strategy.samples={samples}: at least one sample is needed")
+        if not -1.0 < increment < 1.0:
+            raise UsageError(f"strategy.increment={increment}: added per task, e.g. 0.003")
         if rank_rule not in ("official", "energy"):
             raise UsageError(f"strategy.rank_rule={rank_rule!r}: use 'official' or 'energy'")
         if project not in ("auto", "input", "gradient", "step"):
@@ -92,7 +94,17 @@ class GPM(Strategy):
         return Projection(self.memory[name])
 
     def place(self, learner: Learner) -> Where:
-        """Where changes are projected."""
+        """Where changes are projected.
+
+        Raises:
+            UsageError: at the inputs, where the weights would not stay in the subspace.
+        """
+        if self.project == "input" and learner.projectable != "input":
+            raise UsageError(
+                "strategy.project=input keeps weight changes in the subspace for plain SGD in full "
+                "precision alone, without weight decay, penalties on the weights or shared "
+                f"weights: use strategy.project={learner.projectable} or auto"
+            )
         return learner.projectable if self.project == "auto" else self.project
 
     def constrain(self, learner: Learner) -> None:
@@ -213,4 +225,4 @@ def threshold_of(
         eps = value[position]
     else:
         eps = value
-    return min(1.0, eps + increase)
+    return min(1.0, max(0.0, eps + increase))
