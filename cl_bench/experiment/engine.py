@@ -232,11 +232,12 @@ class TaskHooks(Callback):
         if decision is None:
             return
         if decision.rebuild_optimizer:
-            rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+            first = trainer.optimizers[0].param_groups[0]
+            decayed = first["lr"] / first["initial_lr"] if first["initial_lr"] else 1.0
             trainer.strategy.setup_optimizers(trainer)
             for group in trainer.optimizers[0].param_groups:
                 group.setdefault("initial_lr", group["lr"])
-                group["lr"] = rates[0]
+                group["lr"] *= decayed
         for optimizer in trainer.optimizers:
             _set_rates(optimizer, decision.reset_rate, decision.scale_rate)
         trainer.should_stop = trainer.should_stop or decision.stop
