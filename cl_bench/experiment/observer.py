@@ -9,7 +9,7 @@ from torch import Tensor
 from cl_bench.contracts import Protect, State, Task, UsageError
 from cl_bench.learners import BaseLearner
 from cl_bench.metrics.alignment import relative_change, share_inside
-from cl_bench.subspace import LinearMap, Moments, extend, rank_to_reach
+from cl_bench.subspace import LinearMap, grow
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class AlignmentObserver:
                     row["raw_share"] = self._raw[layer.name]
         moments = learner.tap(layers, [task.sample(self.settings.samples, self.seed)])
         for name, inputs in moments.items():
-            self._grow(name, inputs)
+            self.memory[name], _ = grow(self.memory.get(name), inputs, self.settings.threshold)
             d, rank = self.memory[name].shape
             found[name]["input_rank"] = rank
             found[name]["input_capacity_left"] = 1 - rank / d
@@ -111,13 +111,6 @@ class AlignmentObserver:
         """Inverse of :meth:`state_dict`."""
         self.memory = dict(state["memory"])
         self._before, self._raw = dict(state["before"]), dict(state["raw"])
-
-    def _grow(self, name: str, inputs: Moments) -> None:
-        basis = self.memory.get(name, torch.zeros(inputs.dim, 0, dtype=torch.float64))
-        explained = float(inputs.energy_along(basis).sum()) / max(inputs.energy, 1e-300)
-        energies, directions = inputs.principal(outside=basis)
-        rank = rank_to_reach(energies, inputs.energy, self.settings.threshold, explained)
-        self.memory[name] = extend(basis.to(directions), directions[:, :rank])
 
 
 def _layers(learner: BaseLearner) -> list[LinearMap]:
