@@ -170,6 +170,9 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         optimizer = self._optimizer_factory(groups)
         for group in optimizer.param_groups:
             group["lr"] *= self.task.rate if self.task else 1.0
+            on_cpu = all(parameter.device.type == "cpu" for parameter in group["params"])
+            if on_cpu and group.get("foreach", False) is None:
+                group["foreach"] = False  # what torch decides for a CPU too, but in every step
         if overrides(self.strategy, "after_step"):
             optimizer.register_step_post_hook(self._stepped)
         return optimizer

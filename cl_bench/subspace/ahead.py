@@ -63,8 +63,9 @@ class InputsAhead:
         self.projection = projection
         self.anchor: Tensor | None = None
         self._fetched: Tensor | None = None
-        self._version = -1
+        self._version = self._offset = self._dim = self._width = -1
         self._projected = self._constant = torch.empty(0)
+        self._batches: list[tuple[Tensor, Tensor]] = []
         self._data: Tensor | None = None
         self._projected_data = self._constant_data = torch.empty(0)
 
@@ -84,12 +85,18 @@ class InputsAhead:
             if self.anchor is None:
                 self.anchor = weight.detach().clone()
             self._fetched, self._version = fetched, fetched._version
+            self._offset, self._dim, self._width = fetched.storage_offset(), d, n
             with torch.no_grad():
                 self._projected, self._constant = self._prepare(fetched, d, self.anchor)
-        offset = x.storage_offset() - fetched.storage_offset()
-        if offset % d or d != self._projected.shape[1] or not x.is_contiguous():
+            # Views are cheaper made together than one a step.
+            pieces = zip(self._projected.split(n), self._constant.split(n), strict=True)
+            self._batches = list(pieces)
+        offset = x.storage_offset() - self._offset
+        if offset % d or d != self._dim or not x.is_contiguous():
             return None
         start = offset // d
+        if n == self._width and start % n == 0:
+            return self._batches[start // n]
         return self._projected[start : start + n], self._constant[start : start + n]
 
     def _worthwhile(self, x: Tensor, fetched: Tensor) -> bool:
