@@ -21,10 +21,15 @@ from cl_bench.experiment import (
     AlignmentSettings,
     CheckpointSettings,
     EvalSettings,
+    FeatureSettings,
     Identity,
+    LandscapeSettings,
     LoopSettings,
+    ProbeSettings,
+    RecoverySettings,
     Result,
     Together,
+    UpdateSettings,
     check_pair,
     check_tasks,
     check_trainer,
@@ -69,6 +74,7 @@ def run_config(
     loop = LoopSettings(seed, cfg.batch_size, cfg.pack, cfg.num_workers)
     evaluation = _settings(EvalSettings, cfg.eval)
     alignment = _settings(AlignmentSettings, cfg.alignment)
+    probe = _probe(cfg.get("probe"))
     checkpoint = _settings(CheckpointSettings, cfg.checkpoint)
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     sink = functools.partial(wandb_sink, config=settings, **_logger(cfg.logger))
@@ -105,6 +111,7 @@ def run_config(
         loop=loop,
         evaluation=evaluation,
         alignment=alignment,
+        probe=probe,
         checkpoint=checkpoint,
         run_dir=cfg.run_dir,
         resume=resume,
@@ -200,6 +207,24 @@ def _settings(kind: Callable[..., Settings], cfg: DictConfig) -> Settings:
     with _explained(cfg):
         require_arguments(kind, cfg)
         return kind(**{str(k): v for k, v in cfg.items()})
+
+
+PROBES = {
+    "updates": UpdateSettings,
+    "features": FeatureSettings,
+    "recovery": RecoverySettings,
+    "landscape": LandscapeSettings,
+}
+
+
+def _probe(cfg: DictConfig | None) -> ProbeSettings | None:
+    """Settings of the probes, each from its own node; None in runs older than them."""
+    if cfg is None:
+        return None
+    with _explained(cfg):
+        require_arguments(ProbeSettings, cfg)
+        made = {name: _settings(kind, cfg[name]) for name, kind in PROBES.items() if name in cfg}
+        return ProbeSettings(early=cfg.early, **made)
 
 
 def _logger(cfg: DictConfig) -> dict[str, Any]:

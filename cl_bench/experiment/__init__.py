@@ -9,6 +9,13 @@ from cl_bench.experiment.experiment import EvalSettings, Experiment
 from cl_bench.experiment.loader import EvalLoader, TrainLoader
 from cl_bench.experiment.observer import AlignmentObserver, AlignmentSettings
 from cl_bench.experiment.pretrain import Pretrained, pretrain
+from cl_bench.experiment.probes import (
+    FeatureSettings,
+    LandscapeSettings,
+    ProbeSettings,
+    RecoverySettings,
+    UpdateSettings,
+)
 
 __all__ = [
     "AlignmentObserver",
@@ -18,13 +25,18 @@ __all__ = [
     "EvalLoader",
     "EvalSettings",
     "Experiment",
+    "FeatureSettings",
     "Identity",
+    "LandscapeSettings",
     "LightningEngine",
     "LoopSettings",
     "Pretrained",
+    "ProbeSettings",
+    "RecoverySettings",
     "Result",
     "Together",
     "TrainLoader",
+    "UpdateSettings",
     "check_pair",
     "check_tasks",
     "check_trainer",

@@ -18,11 +18,12 @@ from cl_bench.experiment.checkpoint import Checkpoint, Checkpoints, CheckpointSe
 from cl_bench.experiment.engine import LightningEngine, LoopSettings, TrainerFactory
 from cl_bench.experiment.experiment import EvalSettings, Experiment
 from cl_bench.experiment.interrupts import Interrupts
-from cl_bench.experiment.observer import AlignmentObserver, AlignmentSettings
+from cl_bench.experiment.observer import AlignmentSettings
 from cl_bench.experiment.pretrain import pretrain
+from cl_bench.experiment.probes import Observers, ProbeSettings, watch
 from cl_bench.experiment.snapshot import RunState
 from cl_bench.learners import BaseLearner, DivergedError
-from cl_bench.report import print_run, write_figures
+from cl_bench.report import print_run, write_figures, write_probe_figures
 from cl_bench.tracking import ProgressDisplay, Record, Sink
 from cl_bench.tracking.record import RESULTS
 
@@ -73,6 +74,7 @@ def conduct(
     loop: LoopSettings,
     evaluation: EvalSettings,
     alignment: AlignmentSettings,
+    probe: ProbeSettings | None = None,
     checkpoint: CheckpointSettings | None = None,
     run_dir: Path | str | None = None,
     resume: bool = False,
@@ -90,6 +92,7 @@ def conduct(
         loop: seed, batches.
         evaluation: how much is evaluated.
         alignment: how updates are watched.
+        probe: what else is measured on the way; None is nothing.
         checkpoint: when checkpoints are written; None takes the defaults.
         run_dir: where to; None takes ``runs/<stream>/<strategy>/<time>-seed<k>``.
         resume: go on with the run in ``run_dir`` from its newest checkpoint, or from its beginning
@@ -131,9 +134,6 @@ def conduct(
             choices=identity.choices,
             environment={"threads": torch.get_num_threads(), **(environment or {})},
         )
-    observer = (
-        AlignmentObserver(alignment, loop.batch_size, loop.seed) if alignment.enabled else None
-    )
     with (
         progress,
         opened as record,
@@ -145,7 +145,12 @@ def conduct(
             checkpoints.forget_after(last)
             progress.note(_where_from(last, stream))
         progress.start(record.task_names)
+        observer = watch(
+            stream, record, alignment=alignment, probe=probe, evaluation=evaluation, loop=loop
+        )
         if stream.pretraining is not None:
+            if observer:
+                observer.before_pretraining(learner)
             came = pretrain(
                 learner, stream.pretraining, trainer, loop.seed, progress, interrupts.stop
             )
@@ -153,6 +158,8 @@ def conduct(
             progress.note(f"pre-trained for {came.steps} steps ({source})")
             if last is None:  # a resumed run has said so before
                 record.status("pretrained", **asdict(came))
+            if observer:
+                observer.after_pretraining(learner)
         state = RunState(
             learner, strategy, observer, record, checkpoints if settings.enabled else None
         )
@@ -161,13 +168,17 @@ def conduct(
             learner, strategy, trainer, loop, observer, record, progress, state, interrupts
         )
         Experiment(stream, strategy, engine, evaluation, record, progress).run(begin)
+        costs: dict[str, Any] = {}
+        if isinstance(observer, Observers):
+            costs["probe_seconds"] = observer.seconds
         summary = record.finish(
             optimizer_steps=state.optimizer_steps,
             checkpoint_bytes=state.largest,
             checkpoint_seconds=checkpoints.seconds,
+            **costs,
         )
         progress.stop()
-        record.figures(write_figures(directory))
+        record.figures([*write_figures(directory), *write_probe_figures(directory)])
         progress.note("")
         print_run(directory, progress.console)
         progress.note(f"\neverything about this run is in {directory}")

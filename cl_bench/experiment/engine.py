@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from cl_bench.contracts import Data, Progress, Strategy, Task, UsageError, derive_seed
 from cl_bench.experiment.interrupts import Interrupts
 from cl_bench.experiment.loader import EvalLoader, TrainLoader, require_labels, require_samples
-from cl_bench.experiment.observer import AlignmentObserver
+from cl_bench.experiment.observer import Observer
 from cl_bench.experiment.resuming import TaskCheckpoints
 from cl_bench.experiment.snapshot import RunState
 from cl_bench.learners import BaseLearner
@@ -56,7 +56,7 @@ class LightningEngine:
         strategy: which updates are allowed.
         trainer: builds a ``lightning.Trainer``; called with the callbacks of a task.
         settings: seed, batch size, packing.
-        observer: watches alignment; None means nobody does.
+        observer: watches the run from the side; None means nobody does.
         record: keeps the numbers of every epoch.
         progress: shows where training stands.
         state: of the run, with its checkpoints; None keeps it without writing any.
@@ -72,7 +72,7 @@ class LightningEngine:
         strategy: Strategy,
         trainer: TrainerFactory,
         settings: LoopSettings,
-        observer: AlignmentObserver | None,
+        observer: Observer | None,
         record: Record,
         progress: ProgressDisplay,
         state: RunState | None = None,
@@ -173,6 +173,8 @@ class TaskHooks(Callback):
         self.checkpoints = checkpoints
         self.layers: LayerMetrics = {}
         self._epoch_started = 0.0
+        observer = engine.observer
+        self._watching = observer if observer and observer.watches_steps else None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before the optimizer and any wrapper exist."""
@@ -210,6 +212,9 @@ class TaskHooks(Callback):
     ) -> None:
         """Tell the display, which decides by the clock whether to look, and the checkpoints."""
         self.engine.progress.advance(self.loader.batches_in(batch_idx))
+        if self._watching:
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            self._watching.after_step(self.engine.learner, self.task, trainer.global_step, rate)
         self.checkpoints.learned(trainer, batch_idx + 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cl_bench.contracts import State, Strategy, UsageError
 from cl_bench.experiment.checkpoint import FORMAT, Checkpoint, Checkpoints
-from cl_bench.experiment.observer import AlignmentObserver
+from cl_bench.experiment.observer import Observer
 from cl_bench.learners import BaseLearner
 from cl_bench.tracking import Record
 
@@ -27,7 +27,7 @@ class RunState:
     Args:
         learner: what learns.
         strategy: which updates are allowed.
-        observer: watches alignment; None means nobody does.
+        observer: watches the run from the side; None means nobody does.
         record: whose position a checkpoint keeps.
         checkpoints: where they go; None writes none.
 
@@ -42,7 +42,7 @@ class RunState:
         self,
         learner: BaseLearner,
         strategy: Strategy,
-        observer: AlignmentObserver | None,
+        observer: Observer | None,
         record: Record,
         checkpoints: Checkpoints | None,
     ) -> None:

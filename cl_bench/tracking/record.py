@@ -24,6 +24,9 @@
 * ``epoch``: ``task``, ``epoch`` (from 1), ``train_loss``, ``learning_rate``, ``seconds``,
   ``steps``.
 * ``layers``: ``task``, ``layers`` {layer: {quantity: value}}.
+* ``probe``: ``probe`` (``curve``, ``dynamics``, ``alignment``, ``landscape``, ``cost``), ``task``,
+  ``values`` (nested, by task name) and what else the probe tells; see
+  :mod:`cl_bench.experiment.probes`.
 
 Tasks are indices from 0; a number that is not finite is null. A run that is resumed drops the
 events after its checkpoint and writes them again: apart from times they are the same.
@@ -344,6 +347,17 @@ class Record:
             self.directory / LAYERS,
             _csv(columns, ([_cell(line.get(c)) for c in columns] for line in self._layers)),
         )
+
+    def probe(self, probe: str, task: int, values: Mapping[str, Any], **details: Any) -> None:
+        """What a probe found during or after the task with index ``task``.
+
+        Args:
+            probe: its name.
+            task: index of the task that is learned.
+            values: numbers, nested by task name.
+            details: anything else, such as ``step`` and ``seconds``.
+        """
+        self._event("probe", probe=probe, task=task, values=dict(values), **details)
 
     def status(self, status: str, **details: Any) -> None:
         """Anything that happened to the run as a whole."""
