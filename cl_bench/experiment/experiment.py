@@ -21,7 +21,8 @@ class EvalSettings:
         tasks: ``all`` fills the matrix; ``seen`` leaves tasks that come later out.
         max_samples: test samples per task, a fixed random subset; None means all of them.
         batch_size: samples of a batch.
-        dense: steps of every task but the first after which old tasks and the task are scored.
+        dense: steps of every task but the first after which old tasks and the task are scored;
+            unless there are none, its beginning and its end are among them.
         dense_samples: test samples of each of them then; None means all.
     """
 

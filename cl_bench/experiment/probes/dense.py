@@ -19,7 +19,7 @@ class DenseEvaluation(Observer):
     What old tasks went through (:func:`cl_bench.metrics.dynamics`) is recorded after it.
 
     Args:
-        at: steps after which is evaluated.
+        at: steps after which is evaluated, beside step 0 and the last one.
         max_samples: of every task.
         batch_size: samples of a batch.
         stream: whose tasks are scored.
