@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kills lint bench bench-pmnist clean
+.PHONY: help demo test test-slow test-kills lint bench bench-pmnist clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ demo: $(VENV)/.demo ## set up, then learn ten tasks with GPM on embedded data
 
 test: $(VENV)/.dev ## set up, then run the tests
 	$(BIN)/python -m pytest -n 2
+
+test-slow: $(VENV)/.dev ## set up, then run the tests that take minutes each (about half an hour)
+	$(BIN)/python -m pytest -m slow
 
 test-kills: $(VENV)/.dev ## kill runs at 100 random moments, resume, compare every file
 	$(BIN)/python tests/kills.py
