@@ -21,6 +21,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from pictures import assert_same, everything, make_pixels, write_folder, write_parquet
 from PIL import Image
 
 from cl_bench.contracts import stream as contract
@@ -45,8 +46,14 @@ CONFIGS = [
     for name in (
         *("permuted_digits", "rotated_digits", "split_digits"),
         *("pmnist", "rotated_mnist", "split_mnist", "split_images"),
+        *("split_cifar100",),
     )
 ]
+MODELS = {
+    "split_images": "cnn_small",
+    "split_cifar100": "alexnet_cl",
+}
+"""Default models of the streams that do not take the MLP."""
 DIGITS = {
     "permuted": PermutedDigits,
     "rotated": RotatedDigits,
@@ -64,50 +71,6 @@ def own_cache(tmp_path, monkeypatch):
 def mnist_cache(tmp_path_factory):
     """One decoded MNIST for all tests that read it."""
     return tmp_path_factory.mktemp("mnist_cache")
-
-
-def everything(data):
-    return data[torch.arange(len(data))]
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert a[name].dtype == b[name].dtype
-        assert torch.equal(a[name], b[name]), name
-
-
-def make_pixels(count, shape, seed=0):
-    return np.random.RandomState(seed).randint(0, 256, (count, *shape), dtype=np.uint8)
-
-
-def write_folder(root, classes=4, per_class=6, shape=(6, 5, 3), split_sizes=None):
-    """An imagefolder data set; returns {split: (n, *shape)} in the order of class, file."""
-    written = {}
-    for seed, (split, size) in enumerate((split_sizes or {"train": per_class, "test": 2}).items()):
-        pixels = make_pixels(classes * size, shape, seed)
-        for i, image in enumerate(pixels):
-            path = root / split / f"kind{i // size}" / f"{i:04}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(path)
-        written[split] = pixels
-    return written
-
-
-def write_parquet(root, labels, shape=(6, 5, 3), names=None, columns=("image", "label")):
-    """``train.parquet`` and ``test.parquet`` with the given labels; returns the pixels."""
-    import datasets
-
-    root.mkdir(parents=True, exist_ok=True)
-    written = {}
-    for seed, (split, values) in enumerate(labels.items()):
-        pixels = make_pixels(len(values), shape, seed)
-        kind = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
-        features = datasets.Features({columns[0]: datasets.Image(), columns[1]: kind})
-        rows = {columns[0]: [Image.fromarray(p) for p in pixels], columns[1]: list(values)}
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(root / f"{split}.parquet")
-        written[split] = pixels
-    return written
 
 
 def undo_normalisation(task, x):
@@ -434,7 +397,7 @@ def test_configs_compose_and_leave_the_users_choice(tmp_path):
         **{
             f"{group}/{name}.yaml": f"name: {name}\n"
             for group in ("model", "optimizer")
-            for name in ("mlp", "cnn_small", "sgd", "other")
+            for name in ("mlp", *MODELS.values(), "sgd", "other")
         },
         **{f"stream/{path.name}": path.read_text() for path in CONFIGS},
     }
@@ -444,7 +407,7 @@ def test_configs_compose_and_leave_the_users_choice(tmp_path):
     with hydra.initialize_config_dir(str(tmp_path), version_base=None):
         for path in CONFIGS:
             config = hydra.compose("config", [f"+stream={path.stem}", "stream.num_tasks=2"])
-            model = "cnn_small" if path.stem == "split_images" else "mlp"
+            model = MODELS.get(path.stem, "mlp")
             assert (config.model.name, config.optimizer.name) == (model, "sgd")
             assert config.stream.num_tasks == 2
             config = hydra.compose("config", [f"+stream={path.stem}", "model=other"])

@@ -32,6 +32,8 @@ class Wanted:
         image_column: name of the column with the images (hub, parquet).
         label_column: name of the column with the labels (hub, parquet).
         test_split: name of the split that serves as test data.
+        aliases: other names of the image and the label column, (name, alias) pairs: copies of a
+            data set differ in them.
     """
 
     dataset: str | None
@@ -42,15 +44,24 @@ class Wanted:
     image_column: str = "image"
     label_column: str = "label"
     test_split: str = "test"
+    aliases: tuple[tuple[str, str], ...] = ()
 
     @property
     def layout(self) -> str:
         """What ``data_dir`` must look like, in words."""
         test = self.test_split
-        return (
-            f"a folder with train*.parquet and {test}*.parquet (columns {self.image_column!r}, "
-            f"{self.label_column!r}) or with train/<class>/*.png and {test}/<class>/*.png"
+        image, label = (
+            " or ".join(map(repr, self.names(column)))
+            for column in (self.image_column, self.label_column)
         )
+        return (
+            f"a folder with train*.parquet and {test}*.parquet (columns {image}, {label}) or with "
+            f"train/<class>/*.png and {test}/<class>/*.png"
+        )
+
+    def names(self, column: str) -> list[str]:
+        """``column`` and what else it may be called."""
+        return [column, *(alias for name, alias in self.aliases if name == column)]
 
     def missing(self, reason: str) -> UsageError:
         """The error for data that is nowhere: what was looked for, what would do instead."""
@@ -241,6 +252,9 @@ def _undecoded(split: Any, wanted: Wanted) -> Any:
         ("image_column", wanted.image_column),
         ("label_column", wanted.label_column),
     ):
+        found = next((name for name in wanted.names(column) if name in split.features), column)
+        if found != column:
+            split = split.rename_column(found, column)
         if column not in split.features:
             raise UsageError(f"stream.{key}={column}: the data has columns {split.column_names}")
     split = split.select_columns(sorted({wanted.image_column, wanted.label_column}))
