@@ -46,14 +46,18 @@ CONFIGS = [
     for name in (
         *("permuted_digits", "rotated_digits", "split_digits"),
         *("pmnist", "rotated_mnist", "split_mnist", "split_images"),
-        *("split_cifar100",),
+        *("split_cifar100", "cifar100_superclass", "five_datasets", "split_mini_imagenet"),
     )
 ]
 MODELS = {
     "split_images": "cnn_small",
     "split_cifar100": "alexnet_cl",
+    "cifar100_superclass": "lenet",
+    "five_datasets": "resnet18_small",
+    "split_mini_imagenet": "resnet18_small_84",
 }
 """Default models of the streams that do not take the MLP."""
+RESNET_RATE = ("five_datasets", "split_mini_imagenet")
 DIGITS = {
     "permuted": PermutedDigits,
     "rotated": RotatedDigits,
@@ -381,7 +385,8 @@ def test_config_keys_and_values_are_the_constructors(path):
     module, name = config.pop("_target_").rsplit(".", 1)
     assert module == f"tasks.{path.stem}"
     parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
-    assert config == {key: parameter.default for key, parameter in parameters.items()}
+    defaults = {key: parameter.default for key, parameter in parameters.items()}
+    assert config == {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}
     header, command, description, *_ = path.read_text().splitlines()
     assert header == "# @package _global_", "Hydra reads the package from the first line only"
     assert command.startswith("# python -m cl_bench ")
@@ -397,7 +402,7 @@ def test_configs_compose_and_leave_the_users_choice(tmp_path):
         **{
             f"{group}/{name}.yaml": f"name: {name}\n"
             for group in ("model", "optimizer")
-            for name in ("mlp", *MODELS.values(), "sgd", "other")
+            for name in ("mlp", *MODELS.values(), "sgd", "sgd_resnet", "other")
         },
         **{f"stream/{path.name}": path.read_text() for path in CONFIGS},
     }
@@ -406,10 +411,11 @@ def test_configs_compose_and_leave_the_users_choice(tmp_path):
         (tmp_path / name).write_text(text)
     with hydra.initialize_config_dir(str(tmp_path), version_base=None):
         for path in CONFIGS:
-            config = hydra.compose("config", [f"+stream={path.stem}", "stream.num_tasks=2"])
+            config = hydra.compose("config", [f"+stream={path.stem}", "stream.order_seed=2"])
             model = MODELS.get(path.stem, "mlp")
-            assert (config.model.name, config.optimizer.name) == (model, "sgd")
-            assert config.stream.num_tasks == 2
+            optimizer = "sgd_resnet" if path.stem in RESNET_RATE else "sgd"
+            assert (config.model.name, config.optimizer.name) == (model, optimizer)
+            assert config.stream.order_seed == 2
             config = hydra.compose("config", [f"+stream={path.stem}", "model=other"])
             assert config.model.name == "other"
         config = hydra.compose("config", ["+stream=split_digits", "stream.num_tasks=2"])

@@ -34,6 +34,8 @@ class Wanted:
         test_split: name of the split that serves as test data.
         aliases: other names of the image and the label column, (name, alias) pairs: copies of a
             data set differ in them.
+        subfolder: where in ``data_dir`` the data is, for streams of several data sets.
+        subfolders: all that such a stream looks for there.
     """
 
     dataset: str | None
@@ -45,6 +47,8 @@ class Wanted:
     label_column: str = "label"
     test_split: str = "test"
     aliases: tuple[tuple[str, str], ...] = ()
+    subfolder: str | None = None
+    subfolders: tuple[str, ...] = ()
 
     @property
     def layout(self) -> str:
@@ -54,9 +58,10 @@ class Wanted:
             " or ".join(map(repr, self.names(column)))
             for column in (self.image_column, self.label_column)
         )
+        each = f"subfolders {', '.join(self.subfolders)}, each " if self.subfolders else ""
         return (
-            f"a folder with train*.parquet and {test}*.parquet (columns {image}, {label}) or with "
-            f"train/<class>/*.png and {test}/<class>/*.png"
+            f"a folder with {each}{'with ' if each else ''}train*.parquet and {test}*.parquet "
+            f"(columns {image}, {label}) or with train/<class>/*.png and {test}/<class>/*.png"
         )
 
     def names(self, column: str) -> list[str]:
@@ -106,6 +111,12 @@ def locate(wanted: Wanted) -> Located:
 def _locate_folder(wanted: Wanted, folder: Path) -> Located:
     if not folder.is_dir():
         raise wanted.missing("no such folder")
+    where = "there"
+    if wanted.subfolder is not None:
+        absent = [name for name in wanted.subfolders if not (folder / name).is_dir()]
+        if absent:
+            raise wanted.missing(f"has no subfolder {', '.join(absent)}")
+        folder, where = folder / wanted.subfolder, f"in {wanted.subfolder}"
     splits = {"train": "train", "test": wanted.test_split}
     parquet = {k: sorted(folder.glob(f"{glob.escape(v)}*.parquet")) for k, v in splits.items()}
     if all(parquet.values()):
@@ -123,7 +134,7 @@ def _locate_folder(wanted: Wanted, folder: Path) -> Located:
         )
     names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-    raise wanted.missing(f"found {', '.join(names[:12]) or 'an empty folder'}{more} there")
+    raise wanted.missing(f"found {', '.join(names[:12]) or 'an empty folder'}{more} {where}")
 
 
 def _class_images(split: Path) -> list[Path]:
