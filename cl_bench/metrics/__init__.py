@@ -22,6 +22,7 @@ from cl_bench.metrics.dynamics import dynamics, matched, rebound, steps_to_half,
 from cl_bench.metrics.knowledge import alignment_ratio, at_chance, drops, spurious_fraction
 from cl_bench.metrics.matrix import (
     SUMMARIES,
+    TASK_AWARE,
     Matrix,
     average_accuracy,
     average_incremental_accuracy,
@@ -40,6 +41,7 @@ from cl_bench.metrics.matrix import (
 
 __all__ = [
     "SUMMARIES",
+    "TASK_AWARE",
     "Matrix",
     "alignment_ratio",
     "at_chance",
