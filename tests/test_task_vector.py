@@ -114,10 +114,10 @@ def test_runs_are_compared_where_the_new_task_is_learned_equally_well(tmp_path, 
     assert out.stat().st_size > 10_000
     printed = [line for line in capsys.readouterr().out.splitlines() if "·" in line]
     lines = {line.split("·")[1].split()[0]: line.split() for line in printed}
-    assert lines["finetune"][-3:] == ["10", "99.0", "40.0"]
-    assert lines["freeze"][-3:] == ["20", "98.0", "50.0"]
-    assert lines["frozen"][-3:] == ["never", "10.0", "-"]
-    assert lines["vector"][-3:] == ["end", "99.0", "30.0"]
+    assert lines["finetune"][-5:] == ["10", "99.0", "40.0", "100.0", "20.0"]
+    assert lines["freeze"][-5:] == ["20", "98.0", "50.0", "98.0", "50.0"]
+    assert lines["frozen"][-5:] == ["-", "-", "-", "10.0", "90.0"]
+    assert lines["vector"][-5:] == ["-", "-", "-", "99.0", "30.0"]
 
 
 def test_a_passage_ends_where_the_matrix_ends(tmp_path):

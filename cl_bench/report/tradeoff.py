@@ -33,6 +33,7 @@ class Passage:
 
     Attributes:
         label: what the run is called.
+        where: the last part of its directory.
         steps: of the last task, at which was evaluated.
         old: mean score of all earlier tasks, in [0, 1].
         new: score of the last task.
@@ -40,6 +41,7 @@ class Passage:
     """
 
     label: str
+    where: str
     steps: list[int]
     old: list[float]
     new: list[float]
@@ -68,6 +70,7 @@ def read_path(directory: Path | str) -> Passage:
     old_names = run.task_names[:last]
     return Passage(
         label=run.title,
+        where=run.directory.name,
         steps=[event["step"] for event in curve],
         old=[float(np.mean([event["values"][n] for n in old_names])) for event in curve],
         new=[float(event["values"][run.task_names[last]]) for event in curve],
@@ -106,21 +109,23 @@ def tradeoff_figure(paths: Sequence[Passage], level: float | None = None) -> Fig
 
 
 def matched_table(paths: Sequence[Passage], level: float) -> Table:
-    """Old accuracy of every run where it first has the new task at ``level``."""
+    """Old accuracy of every run where it first has the new task at ``level``, and at its end.
+
+    A strategy that edits the weights after the last step is told by its end alone.
+    """
     table = Table(box=None, pad_edge=False, title_justify="left")
-    table.title = f"old tasks where the new one first reaches {100 * level:g} %"
-    for name, side in (("run", "left"), ("step", "right"), ("new", "right"), ("old", "right")):
-        table.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]
+    table.title = f"old tasks where the new one first reaches {100 * level:g} %, and at the end (%)"
+    table.add_column("run", no_wrap=True)
+    table.add_column("directory", overflow="fold")
+    for name in ("step", "new", "old", "end: new", "old"):
+        table.add_column(name, justify="right", no_wrap=True)
     for path in paths:
-        steps, old, new = path.steps, path.old, path.new
-        if not steps:  # no curve: the end is all there is
-            steps, old, new = [-1], [path.end[0]], [path.end[1]]
-        at = matched(old, new, level)
-        if at is None:
-            table.add_row(path.label, "never", f"{100 * max(new):.1f}", "-")
-            continue
-        step = "end" if steps[at] < 0 else str(steps[at])
-        table.add_row(path.label, step, f"{100 * new[at]:.1f}", f"{100 * old[at]:.1f}")
+        at = matched(path.old, path.new, level)
+        cells = ["-", "-", "-"]
+        if at is not None:
+            cells = [str(path.steps[at]), f"{100 * path.new[at]:.1f}", f"{100 * path.old[at]:.1f}"]
+        old, new = (f"{100 * score:.1f}" for score in path.end)
+        table.add_row(path.label, path.where, *cells, new, old)
     return table
 
 
