@@ -49,22 +49,24 @@ def curve_figure(events: Sequence[Event], task_names: Sequence[str], title: str 
                 scores = [_percent(e["values"].get(name)) for e in points]
                 panel.plot(steps, scores, "-o", ms=3.5, lw=1.8, color=colours[old], label=name)
             new = [_percent(e["values"].get(task_names[task])) for e in points]
-            label = f"{task_names[task]} (new)"
-            panel.plot(steps, new, "--", lw=1.8, color=NEW, label=label)
+            panel.plot(steps, new, "--", lw=1.8, color=NEW, label="the new task")
             _stars(panel, events, task, task_names, colours)
             # The first steps decide: they get as much room as all that follow.
             panel.set_xscale("symlog", linthresh=50, linscale=1.2)
             panel.set_xlim(-1, max(steps) * 1.1)
             last = max(steps)
-            marks = [n for n in (0, 10, 20, 40, 100, 200, 400, 1000, 10_000) if n < 0.75 * last]
+            near = 0.75 if last <= 100 else 0.4
+            marks = [n for n in (0, 10, 20, 40, 100, 200, 400, 1000, 10_000) if n < near * last]
             panel.set_xticks([*marks, last], [f"{n:,}" for n in (*marks, last)])
             panel.minorticks_off()
             panel.set_ylim(-2, 104)
             panel.grid(axis="y")
             panel.set_xlabel(f"steps of {task_names[task]}")
             panel.set_ylabel("score (%)")
-            panel.legend(frameon=False, fontsize=8, loc="best")
             _titles(panel, f"Learning {task_names[task]}", title if panel is panels[0] else "")
+        # The last panel has every old task.
+        handles, labels = panels[len(tasks) - 1].get_legend_handles_labels()
+        figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside right center")
     return figure
 
 
