@@ -39,6 +39,7 @@ from cl_bench.strategies.rogo import ROGO
 from cl_bench.strategies.task_vector import TaskVector
 from cl_bench.strategies.trgp import TRGP
 from cl_bench.tracking import read_results
+from cl_bench.tracking.wandb import WandbSink
 from runs import differences, final_weights, timeless
 from tasks.memory import MemoryData
 
@@ -406,3 +407,28 @@ def test_at_evaluation_time_the_same_numbers_come_out_as_from_the_trainer(tmp_pa
     curve = [e for e in probes(tmp_path / "run", "curve") if e["task"] == 2]
     assert curve[0]["values"]["t0"] == rows[2]["scores"]["t0"]
     assert not math.isnan(curve[-1]["values"]["t2"])
+
+
+def test_loggers_get_numbers_on_the_axis_they_belong_to(tmp_path):
+    logged = []
+
+    class Sink(WandbSink):
+        def _log(self, values, **axis):
+            logged.append((values, axis))
+
+    run(tmp_path / "run")
+    sink = Sink(tmp_path, {}, mode="offline")
+    for event in read_results(tmp_path / "run"):
+        if event["event"] == "probe" and event["task"] == 1:
+            sink.event(event)
+    by_axis = {(next(iter(axis)), key) for values, axis in logged for key in values}
+    assert {
+        ("curve_step", "curve/task_2/t0"),
+        ("curve_step", "curve/task_2/alignment/t0/recovered"),
+        ("task", "alignment/t0/recovered"),
+        ("task", "dynamics/t0/trough"),
+        ("task", "landscape/u_norm"),
+        ("task", "cost/seconds/recovery"),
+    } <= by_axis
+    assert {axis["task"] for _, axis in logged if "task" in axis} == {2}
+    assert {axis["curve_step"] for _, axis in logged if "curve_step" in axis} == {0, 1, 3, 4, 8, 10}
