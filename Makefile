@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kills lint bench bench-pmnist clean
+.PHONY: help demo test test-kills lint bench bench-pmnist bench-alexnet clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ bench: $(VENV)/.dev ## time training steps against bare PyTorch loops
 
 bench-pmnist: $(VENV)/.dev ## time whole PMNIST runs against a naive GPM (DATA=folder with mnist/)
 	$(BIN)/python tests/benchmarks/pmnist.py --data-dir $(DATA)/mnist
+
+bench-alexnet: $(VENV)/.dev ## time GPM's step and basis update on the papers' AlexNet
+	$(BIN)/python tests/benchmarks/alexnet.py
 
 clean: ## remove the environment and caches; runs/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
