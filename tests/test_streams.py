@@ -57,7 +57,8 @@ MODELS = {
     "split_mini_imagenet": "resnet18_small_84",
 }
 """Default models of the streams that do not take the MLP."""
-RESNET_RATE = ("five_datasets", "split_mini_imagenet")
+RESNETS = ("five_datasets", "split_mini_imagenet")
+PLATEAUS = ("plateau", "plateau_resnet")
 DIGITS = {
     "permuted": PermutedDigits,
     "rotated": RotatedDigits,
@@ -397,12 +398,12 @@ def test_config_keys_and_values_are_the_constructors(path):
 def test_configs_compose_and_leave_the_users_choice(tmp_path):
     """Alone with Hydra, so that only these files can fail it."""
     written = {
-        "config.yaml": "defaults: [_self_, {model: other}, {optimizer: other}]\n"
+        "config.yaml": "defaults: [_self_, {model: other}, {optimizer: other}, {schedule: other}]\n"
         "batch_size: 1\ntrainer: {max_epochs: 1}\n",
         **{
             f"{group}/{name}.yaml": f"name: {name}\n"
-            for group in ("model", "optimizer")
-            for name in ("mlp", *MODELS.values(), "sgd", "sgd_resnet", "other")
+            for group in ("model", "optimizer", "schedule")
+            for name in ("mlp", *MODELS.values(), "sgd", "sgd_resnet", *PLATEAUS, "other")
         },
         **{f"stream/{path.name}": path.read_text() for path in CONFIGS},
     }
@@ -413,8 +414,11 @@ def test_configs_compose_and_leave_the_users_choice(tmp_path):
         for path in CONFIGS:
             config = hydra.compose("config", [f"+stream={path.stem}", "stream.order_seed=2"])
             model = MODELS.get(path.stem, "mlp")
-            optimizer = "sgd_resnet" if path.stem in RESNET_RATE else "sgd"
+            optimizer = "sgd_resnet" if path.stem in RESNETS else "sgd"
             assert (config.model.name, config.optimizer.name) == (model, optimizer)
+            plateau = PLATEAUS[path.stem in RESNETS]
+            of_papers = path.stem in MODELS and path.stem != "split_images"
+            assert config.schedule.name == (plateau if of_papers else "other")
             assert config.stream.order_seed == 2
             config = hydra.compose("config", [f"+stream={path.stem}", "model=other"])
             assert config.model.name == "other"
