@@ -157,15 +157,6 @@ def test_test_and_validation_data_are_made_once():
     assert task.validation is task.validation
 
 
-def test_slices_are_streams_of_the_same_tasks():
-    stream = SplitDigits()
-    part = stream[1:3]
-    assert isinstance(part, contract.Stream)
-    assert [task.name for task in part] == ["classes_2-3", "classes_4-5"]
-    assert part[0] is stream[1]
-    assert (part.scenario, part.fingerprint) == (stream.scenario, stream.fingerprint)
-
-
 def test_memory_data_selects_rows_and_refuses_ragged_tensors():
     data = MemoryData({"x": torch.arange(12.0).view(4, 3), "y": torch.arange(4)})
     batch = data[torch.tensor([3, 1])]
