@@ -150,7 +150,7 @@ def _require_one_network(order: Order) -> None:
         if named is None:
             continue
         try:
-            cls = get_class(named)
+            cls: Any = get_class(named)
         except (HydraException, ImportError, AttributeError, ValueError) as error:
             raise UsageError(
                 f"export={order.run.directory}: cannot import {named} ({error}); put its folder "

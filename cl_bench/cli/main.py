@@ -89,17 +89,26 @@ def main() -> int:
 
 
 def _on_a_run(arguments: Sequence[str]) -> Callable[[Sequence[str]], bool] | None:
-    """What ``resume=``, ``reproduce=`` or ``export=`` calls; None for everything else."""
+    """What ``resume=``, ``reproduce=`` or ``export=`` calls, which tells whether all is well."""
     words = [a.partition("=")[0] for a in arguments]
     if "reproduce" in words:
         return reproduce
     if "export" in words:
+        return _export
+    return _resume if "resume" in words else None
+
+
+def _export(arguments: Sequence[str]) -> bool:
+    with deferred():
         from cl_bench.cli.export import export  # torch loads here
 
-        return lambda given: bool(export(given))
-    if "resume" in words:
-        return lambda given: resume(given) is None
-    return None
+    export(arguments)
+    return True
+
+
+def _resume(arguments: Sequence[str]) -> bool:
+    resume(arguments)
+    return True
 
 
 class Jobs:
