@@ -8,7 +8,7 @@ from typing import Any
 
 import hydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
@@ -71,7 +71,8 @@ def run(
     cfg, choices = _composed(words)
     cfg.run_dir = None if run_dir is None else str(run_dir)
     for part, value in given.items():
-        OmegaConf.update(cfg, part, {OBJECT: _name(value), **_settings(value)}, force_add=True)
+        with open_dict(cfg):
+            cfg[part] = {OBJECT: _name(value), **_settings(value)}
         choices[part] = value.name if isinstance(value, Stream) else _short(value)
     copies = {k: copy.deepcopy(v) if k in ("strategy", "model") else v for k, v in given.items()}
     return run_config(cfg, _command(words, given, run_dir), choices, resume, copies)

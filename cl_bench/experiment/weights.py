@@ -69,7 +69,16 @@ def encoded(weights: Mapping[str, Tensor], **metadata: str) -> bytes:
         owner = owners.setdefault(memory, name) if tensor.numel() else name
         if owner != name:
             shared[name] = owner
-    own = {k: v.detach().cpu().contiguous() for k, v in weights.items() if k not in shared}
+    storages: set[int] = set()
+    own: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        if name in shared:
+            continue
+        storage = tensor.untyped_storage().data_ptr()
+        kept = tensor.detach().cpu().contiguous()
+        # A part of another tensor is stored again: safetensors takes none that overlap.
+        own[name] = kept.clone() if storage in storages else kept
+        storages.add(storage)
     return save(own, {SHARED: json.dumps(shared), **metadata})
 
 
