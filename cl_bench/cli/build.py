@@ -16,6 +16,7 @@ from hydra.utils import get_object, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.optim import SGD
 
 from cl_bench.contracts import Strategy, Stream, UsageError, derive_seed
 from cl_bench.experiment import (
@@ -24,9 +25,11 @@ from cl_bench.experiment import (
     EvalSettings,
     Identity,
     LoopSettings,
+    Plateau,
     Result,
     Together,
     check_pair,
+    check_schedule,
     check_tasks,
     check_trainer,
     conduct,
@@ -90,8 +93,15 @@ def _run_config(
     seed = cfg.seed
     if not isinstance(seed, int) or seed < 0:
         raise UsageError(f"seed={seed}: must be a whole number of at least 0")
-    loop = LoopSettings(seed, cfg.batch_size, cfg.pack, cfg.num_workers)
     evaluation = _settings(EvalSettings, cfg.eval)
+    loop = LoopSettings(
+        seed,
+        cfg.batch_size,
+        cfg.pack,
+        cfg.num_workers,
+        schedule=_schedule(cfg.schedule),
+        validation_batch_size=evaluation.batch_size,
+    )
     alignment = _settings(AlignmentSettings, cfg.alignment)
     checkpoint = _settings(CheckpointSettings, cfg.checkpoint)
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -102,6 +112,7 @@ def _run_config(
         cfg, str(choices.get("strategy", "strategy")), given.get("strategy")
     )
     check_trainer(cfg.trainer, loop.pack, strategy)
+    check_schedule(strategy, loop.schedule)
     options = OmegaConf.merge(cfg.trainer, {"deterministic": True} if deterministic else {})
     assert isinstance(options, DictConfig)
     trainer = _trainer(options)
@@ -272,6 +283,19 @@ def _optimizer(cfg: DictConfig) -> Any:
         factory = instantiate(cfg, _partial_=True, _convert_="all")
         factory([{"params": [nn.Parameter()]}])
     return factory
+
+
+def _schedule(cfg: DictConfig) -> Plateau | Callable[..., Any] | None:
+    """What becomes of the rate within a task, tried once; None where the group is empty."""
+    if "_target_" not in cfg:
+        return None
+    if not cfg.get("_partial_"):
+        return build(cfg)  # type: ignore[no-any-return]
+    with _explained(cfg):
+        require_arguments(get_object(cfg._target_), cfg)
+        factory = instantiate(cfg, _partial_=True, _convert_="all")
+        factory(SGD([nn.Parameter()], lr=1.0))
+    return factory  # type: ignore[no-any-return]
 
 
 def _trainer(cfg: DictConfig) -> Callable[..., Any]:
