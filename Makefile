@@ -7,6 +7,8 @@ TORCH ?= torch
 DATA ?= ../shared/data
 
 BIN := $(VENV)/bin
+# Another TORCH is another stamp, so that it is installed in place of the one that is there.
+STAMP := $(VENV)/.torch-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Networks of this size gain nothing from a second thread; tests run side by side instead.
 export OMP_NUM_THREADS ?= 1
@@ -44,16 +46,17 @@ bench-alexnet: $(VENV)/.dev ## time GPM's step and basis update on the papers' A
 clean: ## remove the environment and caches; runs/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 
-$(VENV)/.torch:
+$(STAMP):
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 	$(PIP) $(TORCH)
+	@rm -f $(VENV)/.torch*
 	@touch $@
 
-$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+$(VENV)/.demo: $(STAMP) pyproject.toml
 	$(PIP) --editable .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+$(VENV)/.dev: $(STAMP) pyproject.toml
 	$(PIP) --editable '.[dev,sweep]'
 	@touch $@ $(VENV)/.demo
