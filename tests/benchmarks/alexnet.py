@@ -249,7 +249,8 @@ def main() -> None:
         kind = "convolutions" if name.startswith("conv") else "linear"
         memory[kind] = [max(old, new) for old, new in zip(memory[kind], peaks, strict=True)]
         print(
-            f"{name:10} {1e3 * a:8.1f} ms {1e3 * b:7.0f} ms  {peaks[0]:5.1f} MiB {peaks[1]:6.1f} MiB"
+            f"{name:10} {1e3 * a:8.1f} ms {1e3 * b:7.0f} ms "
+            f" {peaks[0]:5.1f} MiB {peaks[1]:6.1f} MiB"
         )
     print(f"all        {1e3 * totals[0]:8.1f} ms {1e3 * totals[1]:7.0f} ms")
     print("time   ", verdict(totals[0] / totals[1], BARS["update"]))
