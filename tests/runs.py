@@ -9,6 +9,9 @@ from cl_bench.experiment.checkpoint import read_checkpoint
 ELSEWHERE = {"command.txt", "config.yaml", "resumes.jsonl", "environment.json", "wandb_id.txt"}
 """Files that say where, when and by which command."""
 
+MEASURED = {"peak_memory_bytes", "peak_device_bytes", "inference_overhead"}
+"""What no two runs measure alike."""
+
 
 def contents(directory, ignore=()):
     """What a run left, by file name, without times."""
@@ -32,7 +35,7 @@ def timeless(event, ignore=()):
     return {
         k: v
         for k, v in event.items()
-        if k != "time" and not k.endswith("seconds") and k not in ignore
+        if k != "time" and not k.endswith("seconds") and k not in {*ignore, *MEASURED}
     }
 
 

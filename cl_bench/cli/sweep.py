@@ -162,8 +162,8 @@ class Ledger:
         waiting = max(0, self.total - ended - len(running))
         if not took or not (waiting or running):
             return None
-        mean = sum(took) / len(took)
-        rest = sum(max(0.0, mean - (time.time() - e["time"])) for e in running)
+        mean: float = sum(took) / len(took)
+        rest: float = sum(max(0.0, mean - (time.time() - e["time"])) for e in running)
         return (rest + waiting * mean) / max(1, len(running))
 
 

@@ -21,7 +21,7 @@ import torch
 from cl_bench.contracts import State, UsageError
 from cl_bench.tracking.record import write_atomically
 
-FORMAT = 1
+FORMAT = 2
 
 MARK = b"sha256:"
 COMMENT_LENGTH = len(MARK) + 64

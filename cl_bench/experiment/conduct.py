@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from cl_bench.contracts import Strategy, Stream
+from cl_bench.experiment.budget import PeakMemory, describe_budget
 from cl_bench.experiment.checkpoint import Checkpoint, Checkpoints, CheckpointSettings
 from cl_bench.experiment.engine import LightningEngine, LoopSettings, TrainerFactory
 from cl_bench.experiment.experiment import EvalSettings, Experiment
@@ -101,6 +102,7 @@ def conduct(
         UsageError: what the user can put right; results so far are kept.
     """
     facts = {"stream": identity.stream, "strategy": identity.strategy, "seed": loop.seed}
+    memory = PeakMemory()
     directory = Path(run_dir) if run_dir is not None else _new_directory(identity, loop.seed)
     settings = checkpoint or CheckpointSettings()
     checkpoints = Checkpoints(directory, settings)
@@ -165,6 +167,8 @@ def conduct(
             optimizer_steps=state.optimizer_steps,
             checkpoint_bytes=state.largest,
             checkpoint_seconds=checkpoints.seconds,
+            **describe_budget(learner, strategy, stream),
+            **memory.read(),
         )
         progress.stop()
         record.figures(write_figures(directory))

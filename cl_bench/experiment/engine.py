@@ -189,7 +189,8 @@ class TaskHooks(Callback):
             for group in optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
         if self.engine.observer and not self.checkpoints.resumed:
-            self.engine.observer.before_task(self.engine.learner, self.task)
+            with self.engine.learner.work.paused():
+                self.engine.observer.before_task(self.engine.learner, self.task)
         steps = self.loader.steps * int(trainer.max_epochs or 1)
         self.engine.progress.task(self.task.index, steps - self.checkpoints.batches)
         self._epoch_started = time.perf_counter()
@@ -249,7 +250,9 @@ class TaskHooks(Callback):
         strategy.release(learner)
         layers = {name: dict(values) for name, values in strategy.metrics().items()}
         if self.engine.observer:
-            for name, values in self.engine.observer.after_task(learner, self.task).items():
+            with learner.work.paused():
+                watched = self.engine.observer.after_task(learner, self.task)
+            for name, values in watched.items():
                 layers.setdefault(name, {}).update(values)
         self.layers = layers
 
