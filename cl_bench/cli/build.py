@@ -24,12 +24,15 @@ from cl_bench.experiment import (
     Identity,
     LoopSettings,
     Result,
+    SearchSettings,
     Together,
     check_pair,
     check_tasks,
     check_trainer,
     conduct,
+    for_search,
     quiet_lightning,
+    search_facts,
     seed_training,
 )
 from cl_bench.tracking import wandb_sink
@@ -70,6 +73,7 @@ def run_config(
     evaluation = _settings(EvalSettings, cfg.eval)
     alignment = _settings(AlignmentSettings, cfg.alignment)
     checkpoint = _settings(CheckpointSettings, cfg.checkpoint)
+    search = _settings(SearchSettings, cfg.search)
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     sink = functools.partial(wandb_sink, config=settings, **_logger(cfg.logger))
 
@@ -78,7 +82,7 @@ def run_config(
     check_trainer(cfg.trainer, loop.pack, strategy)
     trainer = _trainer(cfg.trainer)
     optimizer = _optimizer(cfg.optimizer)
-    stream = build(cfg.stream)
+    stream = for_search(build(cfg.stream), search)
     stream_name = str(choices.get("stream", stream.name))
     check_pair(strategy_name, strategy, stream)
     check_tasks(stream)
@@ -113,6 +117,10 @@ def run_config(
             "directory": os.getcwd(),
             "processes": 1,
             "effective_batch": loop.batch_size * int(cfg.trainer.accumulate_grad_batches),
+        },
+        facts={
+            **search_facts(stream, search),
+            **({"selection": settings["selected"]} if settings.get("selected") else {}),
         },
     )
 

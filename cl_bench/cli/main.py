@@ -24,6 +24,7 @@ import cl_bench
 from cl_bench.cli.explain import explain, refuse_lists, searched
 from cl_bench.cli.listing import print_listing
 from cl_bench.cli.resume import resume
+from cl_bench.cli.search import apply_selection, write_chosen
 from cl_bench.cli.signals import Stopped, deferred, stopping
 from cl_bench.cli.sweep import Ledger, SweepJob, end_with_parent, place, score
 from cl_bench.cli.sweep import command as sweep_command
@@ -84,6 +85,13 @@ def main() -> int:
             raise
         _say_error(jobs.explain(error))
         return FAILED
+    except ValueError as error:  # Optuna's, at the end of a search
+        if jobs.sweep is None or "No trials are completed" not in str(error):
+            raise
+        _say_error("the search has no result: every trial failed, see above")
+        return FAILED
+    if jobs.sweep and (chosen := write_chosen(jobs.sweep)):
+        print(chosen)
     failed = jobs.failures()
     if jobs.sweep and jobs.sweep.is_dir():
         print(f"a report on the sweep: python -m cl_bench.report {shlex.quote(str(jobs.sweep))}")
@@ -135,13 +143,14 @@ class Jobs:
     def _run_fresh(self, cfg: DictConfig) -> float:
         job = HydraConfig.get()
         self._check(cfg, list(job.overrides.task))
+        apply_selection(cfg, job.runtime.choices, job.overrides.task)
         with deferred():
             from cl_bench.cli.build import run_config  # torch and lightning load here
 
         result = run_config(cfg, self.command(), dict(job.runtime.choices))
         return float(result.summary["acc"])
 
-    def _run_in_sweep(self, cfg: DictConfig) -> float:
+    def _run_in_sweep(self, cfg: DictConfig) -> float | None:
         """A job that fails, however it does, stops no other."""
         job = HydraConfig.get()
         apart = os.getpid() != self._process
@@ -165,7 +174,7 @@ class Jobs:
             message = f"{kind}{error}\n{_notes(error)}".strip()
             _say_error(f"job {job.job.num} ({' '.join(job.overrides.task)}) failed: {message}")
             self.failed.append(job.job.num)
-            return float("nan")
+            return None  # NaN would end a search by Optuna
 
     def failures(self) -> list[int]:
         """Numbers of the jobs that failed, in whatever process."""

@@ -30,7 +30,7 @@ from cl_bench.errors import UsageError
 
 JOBS = "jobs.jsonl"
 ROOT = "runs/sweeps"
-UNCOMPARED = ("run_dir", "logger")
+UNCOMPARED = ("run_dir", "logger", "selected")
 """Settings that may differ when a job is gone on with: they change where, not what."""
 
 DONE = ("finished", "skipped")
@@ -222,6 +222,11 @@ class SweepJob:
             with self._output():
                 reached = go_on(self.directory) if exists else fresh()
         except BaseException as error:
+            if self.cfg.search.enabled and type(error).__name__ == "DivergedError":
+                # A result like any other: the search has to keep away from there.
+                self.ledger.write("finished", self.name, seconds=0.0, whole=False)
+                self._say(f"{self.name}  diverged, which counts as ACC 0")
+                return 0.0
             how = "failed" if isinstance(error, Exception) else "interrupted"
             self.ledger.write(how, self.name, number=self.number, error=f"{error}")
             self._say(f"{self.name}  {how}")

@@ -9,6 +9,7 @@ from cl_bench.experiment.experiment import EvalSettings, Experiment
 from cl_bench.experiment.loader import EvalLoader, TrainLoader
 from cl_bench.experiment.observer import AlignmentObserver, AlignmentSettings
 from cl_bench.experiment.pretrain import Pretrained, pretrain
+from cl_bench.experiment.search import SealedError, SearchSettings, for_search, search_facts
 
 __all__ = [
     "AlignmentObserver",
@@ -23,13 +24,17 @@ __all__ = [
     "LoopSettings",
     "Pretrained",
     "Result",
+    "SealedError",
+    "SearchSettings",
     "Together",
     "TrainLoader",
     "check_pair",
     "check_tasks",
     "check_trainer",
     "conduct",
+    "for_search",
     "pretrain",
     "quiet_lightning",
+    "search_facts",
     "seed_training",
 ]

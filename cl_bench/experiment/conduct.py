@@ -79,6 +79,7 @@ def conduct(
     resume: bool = False,
     sinks: Sequence[SinkFactory] = (),
     environment: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> Result:
     """Learn the stream and record everything.
 
@@ -97,11 +98,12 @@ def conduct(
             if it has none.
         sinks: each makes a logger for the run's directory, or None.
         environment: joins the record's ``environment.json``.
+        facts: join stream, strategy and seed in the record's first event and summary.
 
     Raises:
         UsageError: what the user can put right; results so far are kept.
     """
-    facts = {"stream": identity.stream, "strategy": identity.strategy, "seed": loop.seed}
+    named = {"stream": identity.stream, "strategy": identity.strategy, "seed": loop.seed}
     memory = PeakMemory()
     directory = Path(run_dir) if run_dir is not None else _new_directory(identity, loop.seed)
     settings = checkpoint or CheckpointSettings()
@@ -112,7 +114,7 @@ def conduct(
         "task_names": [task.name for task in stream],
         "task_id_known": stream.task_id_at_test,
         "data": describe_data(stream),
-        "facts": facts,
+        "facts": {**named, **(facts or {})},
         "sinks": [sink for make in sinks if (sink := make(directory)) is not None],
     }
     last = checkpoints.newest(_doubts(directory), progress.note) if resume else None

@@ -136,9 +136,9 @@ class LightningEngine:
         if not tasks:
             return {}
         for task in tasks:
-            require_samples(task.test, task.name, "test")
+            require_samples(task.scored, task.name, "test")
         probes = [(task, name) for task in tasks for name in task.probes]
-        data = [task.test for task in tasks] + [task.probes[name] for task, name in probes]
+        data = [task.scored for task in tasks] + [task.probes[name] for task, name in probes]
         loaders = [
             EvalLoader(part, batch_size, max_samples, self.settings.num_workers) for part in data
         ]

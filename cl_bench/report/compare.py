@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -37,7 +37,9 @@ def print_study(study: Study, console: Console) -> None:
         for remark in remarks(block):
             console.print(Text(remark, style="dim"), soft_wrap=True)
         console.print()
-        console.print(budget_table(block))
+        console.print(Text("cost, mean over seeds", style="bold"))
+        for table in budget_tables(block, console.width):
+            console.print(table)
         for warning in block.warnings():
             console.print(Text(f"! {warning}", style="yellow"), soft_wrap=True)
         console.print()
@@ -55,18 +57,34 @@ def results_tables(block: Block, width: int) -> list[Table]:
         block: its rows.
         width: columns of the console; what does not fit beside goes below, nothing is cut off.
     """
-    metrics = block.shown()
-    columns = {METRICS[m][0]: [_cell(block, row, m) for row in block.rows] for m in metrics}
-    if block.comparisons:
-        tested = {"p": [Text(p_value(block, row)) for row in block.rows]}
-        first, *rest = columns.items()
-        columns = dict([first, *tested.items(), *rest])
+    columns = {}
+    for metric in block.shown():
+        columns[METRICS[metric][0]] = [_cell(block, row, metric) for row in block.rows]
+        if metric == "acc" and block.comparisons:
+            columns["p"] = [Text(p_value(block, row)) for row in block.rows]
     names = [f"{row.label}{f' {FLAG}' if row.selection else ''}" for row in block.rows]
-    begin = max(map(len, [*names, "strategy"])) + 2 + len("n") + 2
+    return _tables(block, names, {"n": [Text(str(r.n)) for r in block.rows], **columns}, width)
+
+
+def budget_tables(block: Block, width: int) -> list[Table]:
+    """What the rows cost, mean over seeds; arguments as of :func:`results_tables`."""
+    columns = {
+        title: [Text(format_cost(key, row.cost(key))) for row in block.rows]
+        for key, title in COSTS.items()
+    }
+    return _tables(block, [row.label for row in block.rows], columns, width)
+
+
+def _tables(
+    block: Block, names: Sequence[str], columns: Mapping[str, Sequence[Text]], width: int
+) -> list[Table]:
+    """As few tables as hold all columns, each no wider than the console; headings may wrap."""
+    gap = 2
+    begin = max(map(len, [*names, "strategy"])) + gap
     parts: list[list[str]] = [[]]
     used = begin
     for title, cells in columns.items():
-        needed = max(map(len, [title, *(cell.plain for cell in cells)])) + 2
+        needed = max(*map(len, title.split()), *(len(cell) for cell in cells)) + gap
         if parts[-1] and used + needed > width:
             parts.append([])
             used = begin
@@ -74,15 +92,14 @@ def results_tables(block: Block, width: int) -> list[Table]:
         used += needed
     tables = []
     for part in parts:
-        table = Table(box=None, pad_edge=False, title_justify="left", padding=(0, 2, 0, 0))
-        table.add_column("strategy", no_wrap=True)
-        table.add_column("n", justify="right", no_wrap=True)
+        table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0))
+        table.add_column("strategy", no_wrap=True, min_width=begin - gap, vertical="bottom")
         for title in part:
-            table.add_column(title, justify="right", no_wrap=True)
+            widest = max(*map(len, title.split()), *(len(cell) for cell in columns[title]))
+            table.add_column(title, justify="right", min_width=widest)
         for k, row in enumerate(block.rows):
             cells = [columns[title][k] for title in part]
-            style = "dim" if row.is_bound else ""
-            table.add_row(Text(names[k]), str(row.n), *cells, style=style)
+            table.add_row(Text(names[k]), *cells, style="dim" if row.is_bound else "")
         tables.append(table)
     return tables
 
@@ -90,20 +107,6 @@ def results_tables(block: Block, width: int) -> list[Table]:
 def _cell(block: Block, row: Row, metric: str) -> Text:
     best = block.best(metric) is row
     return Text(spread(row, metric, 1, metric in ("bwt", "fwt")), "bold green" if best else "")
-
-
-def budget_table(block: Block) -> Table:
-    """What the rows cost, mean over seeds."""
-    table = Table(box=None, pad_edge=False, title_justify="left", padding=(0, 2, 0, 0))
-    table.title = Text("cost, mean over seeds", style="bold not italic")
-    table.add_column("strategy", no_wrap=True)
-    for title in COSTS.values():
-        table.add_column(title, justify="right")
-    for row in block.rows:
-        style = "dim" if row.is_bound else ""
-        cells = [format_cost(key, row.cost(key)) for key in COSTS]
-        table.add_row(row.label, *cells, style=style)
-    return table
 
 
 def remarks(block: Block) -> list[str]:

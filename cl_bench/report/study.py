@@ -50,7 +50,16 @@ COSTS = {
 TOLERANCE = 0.10
 """Rows whose costs differ by more than this share are not compared without a warning."""
 
-INCIDENTAL = ("seed", "run_dir", "logger", "reference", "checkpoint", "num_workers")
+INCIDENTAL = (
+    "seed",
+    "run_dir",
+    "logger",
+    "reference",
+    "checkpoint",
+    "num_workers",
+    "selected",
+    "search",
+)
 """Settings that do not make another row."""
 
 PACKING = ("stream.data_dir", "stream.cache_dir")
@@ -388,7 +397,7 @@ def _read_trial(directory: Path) -> Trial:
         summary=_json(directory / SUMMARY) or {},
         settings=dict(flat(config)) if config else {},
         reference=config.get("reference"),
-        selection=_json(directory / "selection.json"),
+        selection=run.facts.get("selection"),
     )
 
 

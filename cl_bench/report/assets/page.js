@@ -161,7 +161,7 @@
           colorbar: { thickness: 9, len: 1, outlinewidth: 0, tickfont: { size: 10 }, ticksuffix: " %" },
         }],
         layout: layout({
-          xaxis: axis(found.xTitle, { showgrid: false, tickangle: found.x.length > 6 ? -90 : 0, type: "category" }),
+          xaxis: axis(found.xTitle, { showgrid: false, tickangle: found.x.join("").length > 24 ? -90 : 0, type: "category" }),
           yaxis: axis(found.yTitle, { showgrid: false, autorange: "reversed", type: "category" }),
           margin: { l: 34 + 6.2 * Math.max(...found.y.map((t) => t.length)), r: 0, t: 6, b: 40 },
         }),
