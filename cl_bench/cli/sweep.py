@@ -79,6 +79,7 @@ def identity(arguments: Sequence[str]) -> str:
     words = sorted(a for a in arguments if not a.startswith(("hydra.launcher", "hydra/launcher")))
     streams = [a.partition("=")[2] for a in words if a.startswith(("+stream=", "stream="))]
     streams += [a.partition("=")[2] for a in words if a.startswith(("+experiment=", "experiment="))]
+    streams += [f"search-{a.partition('=')[2]}" for a in words if a.startswith("+search=")]
     name = re.sub(r"[^\w.+-]+", "-", "-".join(streams) or "sweep")[:40].strip("-")
     return f"{name}-{_hash(words)}"
 
