@@ -89,16 +89,8 @@ def for_search(stream: Stream, settings: SearchSettings) -> Stream:
     """
     if not settings.enabled:
         return stream
-    sealed = Stream(
-        stream.name,
-        [SearchTask(task) for task in stream[: settings.tasks]],
-        stream.scenario,
-        stream.input_shape,
-        stream.fingerprint,
-        stream.modality,
-        stream.task_id_at_test,
-    )
-    sealed.pretraining = stream.pretraining
+    sealed = stream[: settings.tasks]
+    sealed.tasks = tuple(SearchTask(task) for task in sealed.tasks)
     return sealed
 
 

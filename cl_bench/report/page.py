@@ -30,6 +30,7 @@ from cl_bench.report.study import (
 )
 from cl_bench.report.tables import EXPLANATIONS
 
+TOLD = "the same runs scored with the task id told; never to be compared with ACC"
 INTRANSIGENCE = "how much less was learned than by joint training: LA of joint minus LA"
 
 
@@ -61,6 +62,7 @@ def page_data(study: Study, paths: Iterable[Path | str]) -> dict[str, Any]:
     """Everything on the page, as JSON takes it; scores in percent."""
     explanations = {key: meaning for key, (_, meaning) in EXPLANATIONS.items()}
     explanations["intransigence"] = INTRANSIGENCE
+    explanations["task_aware_acc"] = TOLD
     runs = [trial for row in study.rows() for trial in row.trials]
     return {
         "version": cl_bench.__version__,

@@ -34,6 +34,7 @@ METRICS = {
     "average_incremental_accuracy": ("AIA", 1),
     "fwt": ("FWT", 1),
     "intransigence": ("INT", -1),
+    "task_aware_acc": ("ACC told", 1),
 }
 """Name, and whether more (1) or less (-1) is better."""
 
@@ -98,10 +99,14 @@ class Trial:
         """As recorded."""
         return str(self.run.facts.get("stream", "stream"))
 
-    @property
+    @cached_property
     def metrics(self) -> dict[str, float]:
-        """Summaries of the matrix, in [0, 1]."""
-        return summarise(self.run.matrix)
+        """Summaries of the matrix, in [0, 1]; NaN where one is not defined."""
+        told = self.summary.get("task_aware_acc")
+        return {
+            **summarise(self.run.matrix),
+            "task_aware_acc": math.nan if told is None else float(told),
+        }
 
     def layers(self) -> list[dict[str, str]]:
         """Lines of ``layers.csv``."""
@@ -162,7 +167,7 @@ class Row:
     def values(self) -> dict[str, Matrix]:
         """Every metric, a value per seed, in [0, 1]; NaN where it is not defined."""
         found = {
-            key: np.array([trial.metrics.get(key, math.nan) for trial in self.trials])
+            key: np.array([trial.metrics[key] for trial in self.trials])
             for key in METRICS
             if key != "intransigence"
         }
