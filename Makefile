@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kills lint bench bench-pmnist clean
+.PHONY: help demo test test-kills lint bench bench-pmnist docs clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,8 +38,11 @@ bench: $(VENV)/.dev ## time training steps against bare PyTorch loops
 bench-pmnist: $(VENV)/.dev ## time whole PMNIST runs against a naive GPM (DATA=folder with mnist/)
 	$(BIN)/python tests/benchmarks/pmnist.py --data-dir $(DATA)/mnist
 
+docs: $(VENV)/.docs ## build the documentation site into site/, offline
+	$(BIN)/python docs/build.py
+
 clean: ## remove the environment and caches; runs/ stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
@@ -52,5 +55,9 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(PIP) --editable '.[dev,sweep]'
+	$(PIP) --editable '.[dev,sweep,search]'
+	@touch $@ $(VENV)/.demo
+
+$(VENV)/.docs: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[docs]'
 	@touch $@ $(VENV)/.demo

@@ -34,6 +34,12 @@ CONF = conf_directory()
 TOO_LARGE = ("biography/paper", "biography/gpu", "biography/small")
 """Streams that take long to make: their pages say how large they are in their own words."""
 
+CSS = """
+.md-grid { max-width: 1400px; }
+.md-typeset pre > code { white-space: pre-wrap; }
+.md-typeset td code { white-space: nowrap; }
+"""
+
 PAGES = {
     "tutorial.md": "Your own strategy in 15 minutes",
     "studies.md": "From one run to a study",
@@ -48,23 +54,31 @@ def main() -> None:
     """Write the pages to a temporary folder and build the site from it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "site")
+    parser.add_argument("--data", type=Path, help="folder with mnist/, cifar100/, ...: for sizes")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder)
-        write_pages(source)
+        write_pages(source, given.data)
         config = load_config(
             str(DOCS / "mkdocs.yml"),
             docs_dir=str(source),
             site_dir=str(given.out.absolute()),
             nav=navigation(source),
+            extra_css=["extra.css"],
             strict=True,
         )
         build_site(config)
     print(f"{given.out / 'index.html'}")
 
 
-def write_pages(folder: Path) -> None:
-    """All Markdown of the site."""
+def write_pages(folder: Path, data: Path | None = None) -> None:
+    """All Markdown of the site.
+
+    Args:
+        folder: where to.
+        data: folder with the data sets that are at hand, each in one of its name.
+    """
+    (folder / "extra.css").write_text(CSS)
     shutil.copytree(DOCS / "images", folder / "images")
     for path in DOCS.glob("*.md"):
         (folder / path.name).write_text(relinked(path.read_text()))
@@ -72,11 +86,12 @@ def write_pages(folder: Path) -> None:
     before, own, after = re.split(r"(?m)^## (?=Your own strategy|In your own training)", readme)
     (folder / "tutorial.md").write_text(tutorial(own))
     (folder / "index.md").write_text(relinked(f"{before}## {after}"))
-    for group, page in (("strategy", strategy_page), ("stream", stream_page)):
+    for group in ("strategy", "stream"):
         for name, path in sorted(options([CONF], group).items()):
             target = folder / group / f"{name}.md"
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(page(name, path))
+            text = strategy_page(name, path) if group == "strategy" else None
+            target.write_text(text or stream_page(name, path, data))
 
 
 def navigation(folder: Path) -> list[dict[str, Any]]:
@@ -144,7 +159,7 @@ def strategy_page(name: str, path: Path) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def stream_page(name: str, path: Path) -> str:
+def stream_page(name: str, path: Path, data: Path | None) -> str:
     """Licence, citation and sizes, from the stream itself where its data is at hand."""
     config = OmegaConf.load(path).stream
     target = get_object(config._target_)
@@ -157,7 +172,7 @@ def stream_page(name: str, path: Path) -> str:
         verbatim(inspect.getdoc(target) or ""),
         f"Source: [`{file}`]({REPOSITORY}/{file})",
         "## Data",
-        sizes(name, config),
+        sizes(name, config, data),
         "## Settings",
         settings(path, skip=("defaults",)),
     ]
@@ -171,20 +186,33 @@ def verbatim(docstring: str) -> str:
 
 def needs(found: Needs) -> str:
     """What the strategy asks of stream and engine, as its class declares it."""
-    rows = [f"| `{key}` | {value} |" for key, value in vars(found).items()]
-    return "\n".join(["| | |", "|---|---|", *rows])
+    meanings = re.findall(r"(?m)^    (\w+): (.+)$", inspect.getdoc(Needs) or "")
+    said = dict(meanings)
+    rows = []
+    for key, value in vars(found).items():
+        shown = ", ".join(sorted(value)) if isinstance(value, frozenset) else value
+        words = {True: "yes", False: "no", "": "any"}
+        rows.append(f"| `{key}` | {words.get(shown, shown)} | {said.get(key, '')} |")
+    return "\n".join(["| | | |", "|---|---|---|", *rows])
 
 
 def settings(path: Path, skip: tuple[str, ...]) -> str:
     """Every key with its default and what the configuration's comment says about it."""
     rows = [
-        f"| `{key}` | `{value}` | {comment.replace('|', '&#124;')} |"
+        f"| `{key}` | `{value}` | {escaped(comment)} |"
         for key, value, comment in commented(path)
         if key.partition(".")[0] not in skip and "_target_" not in key
     ]
     if not rows:
         return "None."
     return "\n".join(["| setting | default | |", "|---|---|---|", *rows])
+
+
+def escaped(comment: str) -> str:
+    """A comment as Markdown shows it: no table cells, no attribute lists."""
+    for character in "|{}*_<":
+        comment = comment.replace(character, f"&#{ord(character)};")
+    return comment
 
 
 def commented(path: Path) -> Iterator[tuple[str, str, str]]:
@@ -237,9 +265,15 @@ def published(name: str) -> str:
     return "\n".join([*head, *rows, "", ours])
 
 
-def sizes(name: str, config: Any) -> str:
+def sizes(name: str, config: Any, data: Path | None) -> str:
     """Tasks, samples and origin; what the stream says of them where its data is not here."""
-    if "data_dir" in config or name in TOO_LARGE:
+    if "data_dir" in config:
+        hub = hub_of(config)
+        at_hand = data / hub.rpartition("/")[2] if data and hub else None
+        if at_hand is None or not at_hand.is_dir():
+            return origin_of_module(config)
+        config.data_dir = str(at_hand)
+    elif name in TOO_LARGE:
         return origin_of_module(config)
     stream: Stream = instantiate(config)
     head = "| task | classes | training | validation | test | chance |"
@@ -256,13 +290,24 @@ def sizes(name: str, config: Any) -> str:
     return "\n".join([facts, "", *said, "", head, "|---|---:|---:|---:|---:|---:|", *rows])
 
 
-def origin_of_module(config: Any) -> str:
-    """Licence and citation as constants beside the stream, where its data is not at hand."""
+def hub_of(config: Any) -> str:
+    """Id of the stream's data on the hub; nothing if there is none, or several."""
+    ids = {m.HUB_ID for m in modules_of(config) if isinstance(getattr(m, "HUB_ID", None), str)}
+    return str(ids.pop()) if len(ids) == 1 else ""
+
+
+def modules_of(config: Any) -> list[Any]:
+    """The stream's module, and ours whose functions it uses."""
     module = inspect.getmodule(get_object(config._target_))
     around = [module, *(inspect.getmodule(v) for v in vars(module).values() if callable(v))]
-    ours = {m.__name__: m for m in around if m is not None and m.__name__.startswith("tasks")}
+    found = {m.__name__: m for m in around if m is not None and m.__name__.startswith("tasks")}
+    return list(found.values())
+
+
+def origin_of_module(config: Any) -> str:
+    """Licence and citation as constants beside the stream, where its data is not at hand."""
     said = []
-    for found in ours.values():
+    for found in modules_of(config):
         for value in vars(found).values():
             if isinstance(value, Origin):
                 said.append((value.source, value.licence, value.citation))
