@@ -27,6 +27,7 @@ TINY = (
     "logger.mode=disabled",
     "alignment.enabled=false",
 )
+LONGER = ("-m", "+strategy=gpm", *TINY, "trainer.max_epochs=6", "checkpoint.every_steps=100")
 ARGUMENTS = ("-m", "+strategy=finetune,gpm", *TINY, "seed=0,1", "sweep_dir=study")
 
 
@@ -191,48 +192,50 @@ def test_other_settings_in_the_same_directory_are_refused(cli):
     assert "was run with batch_size=17, which is now 10: give another sweep_dir=" in err
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The sweep that nobody interrupted, one job after another."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("HYDRA_FULL_ERROR", "0")
+        patch.setattr(sys, "argv", ["cl_bench", *LONGER, "seed=0,1", "sweep_dir=study"])
+        assert main() == 0
+    return folder / "study"
+
+
 @pytest.mark.timeout(300)
-def test_the_cores_of_a_machine(tmp_path):
+def test_the_cores_of_a_machine(cli, whole):
     """Jobs in processes of their own: failures come back, output goes to files."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    arguments = ("-m", "+strategy=finetune", *TINY, "seed=0,1,-1", "sweep_dir=study")
-    process = start(*arguments, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", cwd=tmp_path)
-    out, _ = process.communicate(timeout=200)
-    assert process.returncode == 2, out
-    assert "sweep:  2 of 3 jobs done" in out
-    assert "error: 1 of the jobs failed: 2" in out
-    assert "mean over seen" not in out, "what a job prints is not mixed with what others do"
-    logs = sorted((tmp_path / "study/logs").iterdir())
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    status, _, err = cli(*LONGER, "seed=0,1,-1", "sweep_dir=study", *launcher)
+    assert status == 2
+    assert "error: 1 of the jobs failed: 2" in err
+    assert Ledger(Path("study"), 3).standing() == "sweep:  2 of 3 jobs done  0 running  1 failed"
+    logs = sorted(Path("study/logs").iterdir())
     assert len(logs) == 3
     assert sum("mean over seen" in log.read_text() for log in logs) == 2
-    serial = start(*arguments[:-2], "seed=0,1", "sweep_dir=serial", cwd=tmp_path)
-    serial.communicate(timeout=200)
-    assert table(tmp_path / "serial") == table(tmp_path / "study")
+    assert table("study") == table(whole)
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("launcher", [(), ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")])
-def test_a_sweep_killed_at_a_random_moment_ends_with_the_same_table(tmp_path, launcher):
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+        pytest.param((), marks=pytest.mark.slow),
+    ],
+)
+def test_a_sweep_killed_at_a_random_moment_ends_with_the_same_table(cli, tmp_path, whole, launcher):
     if launcher:
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    arguments = (
-        "-m",
-        "+strategy=gpm",
-        *TINY,
-        "trainer.max_epochs=6",
-        "checkpoint.every_steps=100",
-        "seed=0,1",
-    )
-    whole = start(*arguments, "sweep_dir=whole", *launcher, cwd=tmp_path)
-    killed = start(*arguments, "sweep_dir=killed", *launcher, cwd=tmp_path)
-    kill_at_random(killed, tmp_path / "killed")
-    assert whole.communicate(timeout=200)
-    assert whole.returncode == 0
-    again = start(*arguments, "sweep_dir=killed", *launcher, cwd=tmp_path)
-    out, _ = again.communicate(timeout=200)
-    assert again.returncode == 0, out
-    assert table(tmp_path / "killed") == table(tmp_path / "whole")
-    for a, b in zip(runs_of(tmp_path / "killed"), runs_of(tmp_path / "whole"), strict=True):
+    arguments = (*LONGER, "seed=0,1", "sweep_dir=study")
+    kill_at_random(start(*arguments, *launcher, cwd=tmp_path), tmp_path / "study")
+    status, out, err = cli(*arguments)
+    assert (status, err) == (0, ""), out
+    assert table("study") == table(whole)
+    for a, b in zip(runs_of("study"), runs_of(whole), strict=True):
         assert differences(a, b) == []
 
 
