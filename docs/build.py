@@ -309,8 +309,11 @@ def origin_of_module(config: Any) -> str:
     said = []
     for found in modules_of(config):
         for value in vars(found).values():
-            if isinstance(value, Origin):
-                said.append((value.source, value.licence, value.citation))
+            for one in value.values() if isinstance(value, dict) else [value]:
+                if isinstance(one, Origin):
+                    said.append((one.source, one.licence, one.citation))
+                elif hasattr(one, "hub_id") and hasattr(one, "licence"):
+                    said.append((one.hub_id, one.licence, one.citation))
         if isinstance(getattr(found, "LICENCE", None), str):
             hub = getattr(found, "HUB_ID", "")
             said.append(

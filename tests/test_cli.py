@@ -494,7 +494,7 @@ def test_a_multirun_where_nothing_can_be_written_is_refused(cli, tmp_path):
     (tmp_path / "runs").touch()
     status, _, err = cli("-m", *PLAIN, "seed=0,1")
     assert status == 2
-    assert "runs/multirun" in err
+    assert "runs/sweeps" in err
     assert len(err.splitlines()) == 1
 
 

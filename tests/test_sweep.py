@@ -236,7 +236,9 @@ def test_a_sweep_killed_at_a_random_moment_ends_with_the_same_table(cli, tmp_pat
     assert (status, err) == (0, ""), out
     assert table("study") == table(whole)
     for a, b in zip(runs_of("study"), runs_of(whole), strict=True):
-        assert differences(a, b) == []
+        # The other launcher stands among the choices.
+        found = [d for d in differences(a, b) if not d.startswith("choices.json")]
+        assert found == []
 
 
 def kill_at_random(process, directory):
