@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import SGD
 
-from cl_bench.contracts import Strategy, UsageError, derive_seed
+from cl_bench.contracts import Strategy, Stream, UsageError, derive_seed
 from cl_bench.experiment import (
     AlignmentSettings,
     CheckpointSettings,
@@ -38,6 +39,8 @@ from cl_bench.experiment import (
     search_facts,
     seed_training,
 )
+from cl_bench.experiment.determinism import deterministically, statement
+from cl_bench.experiment.faults import memory_explained
 from cl_bench.tracking import wandb_sink
 
 Settings = TypeVar("Settings")
@@ -56,7 +59,11 @@ QUIET: dict[str, Any] = {
 
 
 def run_config(
-    cfg: DictConfig, command: str, choices: Mapping[str, Any], resume: bool = False
+    cfg: DictConfig,
+    command: str,
+    choices: Mapping[str, Any],
+    resume: bool = False,
+    given: Mapping[str, Any] | None = None,
 ) -> Result:
     """Run one experiment.
 
@@ -65,10 +72,27 @@ def run_config(
         command: the command line that leads to it.
         choices: which option of each group was chosen.
         resume: go on with the run in ``cfg.run_dir``.
+        given: objects in place of what ``cfg`` says: ``strategy``, ``stream``, ``model`` and
+            ``optimizer``.
 
     Raises:
         UsageError: whatever the user can put right.
     """
+    asked = cfg.get("deterministic", False)
+    if not isinstance(asked, bool):
+        raise UsageError(f"deterministic={asked}: use true or false")
+    with deterministically(asked):
+        return _run_config(cfg, command, choices, resume, given or {}, asked)
+
+
+def _run_config(
+    cfg: DictConfig,
+    command: str,
+    choices: Mapping[str, Any],
+    resume: bool,
+    given: Mapping[str, Any],
+    deterministic: bool,
+) -> Result:
     seed = cfg.seed
     if not isinstance(seed, int) or seed < 0:
         raise UsageError(f"seed={seed}: must be a whole number of at least 0")
@@ -83,32 +107,42 @@ def run_config(
     )
     alignment = _settings(AlignmentSettings, cfg.alignment)
     checkpoint = _settings(CheckpointSettings, cfg.checkpoint)
-    search = _settings(SearchSettings, cfg.search)
+    search = _settings(SearchSettings, cfg.search) if "search" in cfg else SearchSettings()
+    if isinstance(cfg.get("selected"), str):
+        raise UsageError(f"selected={cfg.selected}: that is for the command line")
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     sink = functools.partial(wandb_sink, config=settings, **_logger(cfg.logger))
 
     # Cheap things first: a threshold of 1.7 should not wait for the data.
-    strategy, strategy_name = _strategy(cfg, str(choices.get("strategy", "strategy")))
+    strategy, strategy_name = _strategy(
+        cfg, str(choices.get("strategy", "strategy")), given.get("strategy")
+    )
     check_trainer(cfg.trainer, loop.pack, strategy)
     check_schedule(strategy, loop.schedule)
-    trainer = _trainer(cfg.trainer)
-    optimizer = _optimizer(cfg.optimizer)
-    stream = for_search(build(cfg.stream), search)
+    options = OmegaConf.merge(cfg.trainer, {"deterministic": True} if deterministic else {})
+    assert isinstance(options, DictConfig)
+    trainer = _trainer(options)
+    optimizer = given["optimizer"] if "optimizer" in given else _optimizer(cfg.optimizer)
+    with memory_explained(loop, evaluation.batch_size):
+        stream = given["stream"] if "stream" in given else build(cfg.stream)
+        stream = for_search(stream, search)
     stream_name = str(choices.get("stream", stream.name))
     check_pair(strategy_name, strategy, stream)
     check_tasks(stream)
 
     seed_training(derive_seed(seed, "model"))
-    model = build(cfg.model, input_shape=stream.input_shape, vocabulary=sum(stream.heads))
-    learner = build(
-        cfg.learner,
-        stream=stream,
-        model=model,
-        optimizer=optimizer,
-        batch_size=loop.batch_size,
-        seed=seed,
-        pack=loop.pack,
-    )
+    with memory_explained(loop, evaluation.batch_size):
+        model = given["model"] if "model" in given else build_model(cfg.model, stream)
+        learner = build(
+            cfg.learner,
+            stream=stream,
+            model=model,
+            optimizer=optimizer,
+            batch_size=loop.batch_size,
+            seed=seed,
+            pack=loop.pack,
+        )
+    says = statement(deterministic, _on_cuda(cfg.trainer))
     return conduct(
         stream,
         strategy,
@@ -128,12 +162,24 @@ def run_config(
             "directory": os.getcwd(),
             "processes": 1,
             "effective_batch": loop.batch_size * int(cfg.trainer.accumulate_grad_batches),
+            "reproducible": says,
         },
+        notes=[says] if deterministic else [],
         facts={
             **search_facts(stream, search),
             **({"selection": settings["selected"]} if settings.get("selected") else {}),
         },
     )
+
+
+def build_model(cfg: DictConfig, stream: Stream) -> nn.Module:
+    """The network that a configuration names, for what a stream gives."""
+    model: nn.Module = build(cfg, input_shape=stream.input_shape, vocabulary=sum(stream.heads))
+    return model
+
+
+def _on_cuda(trainer: DictConfig) -> bool:
+    return trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
 def build(cfg: DictConfig, **given: Any) -> Any:
@@ -230,8 +276,8 @@ def _logger(cfg: DictConfig) -> dict[str, Any]:
     return options
 
 
-def _strategy(cfg: DictConfig, name: str) -> tuple[Strategy, str]:
-    members = {name: build(cfg.strategy)}
+def _strategy(cfg: DictConfig, name: str, given: Strategy | None) -> tuple[Strategy, str]:
+    members = {name: build(cfg.strategy) if given is None else given}
     for companion, node in (cfg.get("also") or {}).items():
         if companion in members:
             raise UsageError(f"+also={companion}: the strategy is {name!r} already")

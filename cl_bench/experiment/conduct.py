@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cl_bench.contracts import Strategy, Stream
 from cl_bench.experiment.budget import PeakMemory, describe_budget
 from cl_bench.experiment.checkpoint import Checkpoint, Checkpoints, CheckpointSettings
+from cl_bench.experiment.determinism import describe_compute
 from cl_bench.experiment.engine import LightningEngine, LoopSettings, TrainerFactory
 from cl_bench.experiment.experiment import EvalSettings, Experiment
+from cl_bench.experiment.faults import memory_explained
 from cl_bench.experiment.interrupts import Interrupts
 from cl_bench.experiment.observer import AlignmentObserver, AlignmentSettings
 from cl_bench.experiment.pretrain import pretrain
@@ -25,6 +26,7 @@ from cl_bench.experiment.snapshot import RunState
 from cl_bench.learners import BaseLearner, DivergedError
 from cl_bench.report import print_run, write_figures
 from cl_bench.tracking import ProgressDisplay, Record, Sink
+from cl_bench.tracking.patience import Patient
 from cl_bench.tracking.record import RESULTS
 
 SinkFactory = Callable[[Path], Sink | None]
@@ -57,11 +59,15 @@ class Result:
         directory: where its files are.
         matrix: R (T + 1, T), scores in [0, 1].
         summary: what ``summary.json`` holds: ``acc``, ``bwt``, ...
+        learner: what has learned; ``learner.backbone`` is the network without its heads.
+        strategy: with what it has remembered.
     """
 
     directory: Path
     matrix: np.ndarray
     summary: Mapping[str, Any]
+    learner: BaseLearner = field(repr=False)
+    strategy: Strategy = field(repr=False)
 
 
 def conduct(
@@ -80,6 +86,7 @@ def conduct(
     sinks: Sequence[SinkFactory] = (),
     environment: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
 ) -> Result:
     """Learn the stream and record everything.
 
@@ -99,10 +106,12 @@ def conduct(
         sinks: each makes a logger for the run's directory, or None.
         environment: joins the record's ``environment.json``.
         facts: join stream, strategy and seed in the record's first event and summary.
+        notes: said where the run begins.
 
     Raises:
         UsageError: what the user can put right; results so far are kept.
     """
+    strategy.check(learner)
     named = {"stream": identity.stream, "strategy": identity.strategy, "seed": loop.seed}
     memory = PeakMemory()
     directory = Path(run_dir) if run_dir is not None else _new_directory(identity, loop.seed)
@@ -115,7 +124,7 @@ def conduct(
         "task_id_known": stream.task_id_at_test,
         "data": describe_data(stream),
         "facts": {**named, **(facts or {})},
-        "sinks": [sink for make in sinks if (sink := make(directory)) is not None],
+        "sinks": [Patient(sink) for make in sinks if (sink := make(directory)) is not None],
     }
     last = checkpoints.newest(_doubts(directory), progress.note) if resume else None
     if resume:
@@ -133,7 +142,7 @@ def conduct(
             config=identity.config,
             command=identity.command,
             choices=identity.choices,
-            environment={"threads": torch.get_num_threads(), **(environment or {})},
+            environment={**describe_compute(), **(environment or {})},
         )
     observer = (
         AlignmentObserver(alignment, loop.batch_size, loop.seed) if alignment.enabled else None
@@ -142,9 +151,11 @@ def conduct(
         progress,
         opened as record,
         _saying_where(directory, checkpoints),
+        memory_explained(loop, evaluation.batch_size),
         Interrupts(settings.enabled) as interrupts,
     ):
-        progress.note(title)
+        for note in (title, *notes):
+            progress.note(note)
         if resume:
             checkpoints.forget_after(last)
             progress.note(_where_from(last, stream))
@@ -169,6 +180,7 @@ def conduct(
             optimizer_steps=state.optimizer_steps,
             checkpoint_bytes=state.largest,
             checkpoint_seconds=checkpoints.seconds,
+            weights_bytes=checkpoints.weights.nbytes,
             **describe_budget(learner, strategy, stream),
             **memory.read(),
         )
@@ -178,7 +190,7 @@ def conduct(
         print_run(directory, progress.console)
         progress.note(f"\neverything about this run is in {directory}")
         interrupts.stop()  # one that came since the last task ends a sweep after this run
-    return Result(directory, record.matrix, summary)
+    return Result(directory, record.matrix, summary, learner, strategy)
 
 
 @contextmanager
@@ -220,11 +232,14 @@ def describe_data(stream: Stream) -> dict[str, Any]:
         "stream": stream.name,
         "scenario": stream.scenario,
         "modality": stream.modality,
+        "input_shape": list(stream.input_shape),
         "fingerprint": stream.fingerprint,
         "tasks": [
             {
                 "name": task.name,
                 "classes": len(task.classes),
+                "first_class": task.classes.start,
+                "head": task.head,
                 "metric": task.metric,
                 "source": task.origin.source,
                 "licence": task.origin.licence,

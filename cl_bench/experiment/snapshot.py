@@ -66,6 +66,8 @@ class RunState:
         """Write the checkpoint from which the task with index ``task`` begins."""
         if self.checkpoints is None:
             return
+        # First the weights: wherever a run is resumed, those of the rows before are there.
+        self.checkpoints.save_weights(task, self.learner.state_dict())
         self._start = copied({**self._parts(), "optimizer_steps": self.optimizer_steps})
         self._save(task, 0, {"start": self._start, "inside": None}, counts=True)
 

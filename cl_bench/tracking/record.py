@@ -12,6 +12,7 @@
 ``summary.json``          how the run ended and what it reached
 ``resumes.jsonl``         when the run was resumed, and from where
 ``checkpoints``           what a run is resumed from; see :mod:`cl_bench.experiment.checkpoint`
+``weights``               of the network after each task; see :mod:`cl_bench.experiment.weights`
 ``run.lock``              only while a process writes: which one
 ========================  ======================================================================
 
@@ -198,7 +199,8 @@ class Record:
         except BaseException:
             # Nothing happened here yet: the same directory can be given again.
             for name in (*files, RESULTS, LOCK):
-                (path / name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # must not hide what came before
+                    (path / name).unlink(missing_ok=True)
             raise
         return record
 
@@ -250,7 +252,8 @@ class Record:
             record = cls(path, task_names, task_id_known, facts or {}, sinks, seconds)
             record._go_on(events, source)
         except BaseException:
-            (path / LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (path / LOCK).unlink(missing_ok=True)
             raise
         return record
 
@@ -415,7 +418,9 @@ class Record:
         if self._results >= 0:
             os.close(self._results)
             self._results = -1
-            (self.directory / LOCK).unlink(missing_ok=True)
+            # A lock that cannot be deleted is taken over once this process is gone.
+            with contextlib.suppress(OSError):
+                (self.directory / LOCK).unlink(missing_ok=True)
 
     def _event(self, event: str, **fields: Any) -> None:
         line = _json({"event": event, "time": _now(), **fields})
@@ -636,6 +641,18 @@ def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], None]) -
             raise
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory and its parents; raises :class:`UsageError` where the disk refuses."""
+    with _explained(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def delete(path: Path) -> None:
+    """Delete a file if it is there; raises :class:`UsageError` where the disk refuses."""
+    with _explained(path):
+        path.unlink(missing_ok=True)
+
+
 def _sync_directory(path: Path) -> None:
     """A name in a directory is lost in a power failure until the directory is on disk too."""
     if os.name == "nt":
@@ -654,8 +671,7 @@ def _claim(path: Path) -> None:
             f"run_dir={path}: a name with '=' or ',' could not be given back on the command line; "
             "use another run_dir=..."
         )
-    with _explained(path):
-        path.mkdir(parents=True, exist_ok=True)
+    make_directory(path)
     _lock(path)
     if any((path / name).exists() for name in (RESULTS, CONFIG, MATRIX, SUMMARY)):
         (path / LOCK).unlink()
@@ -681,7 +697,8 @@ def _lock(path: Path) -> None:
         try:
             _write(descriptor, f"{_ourselves()}\n".encode())
         except OSError:
-            lock.unlink()
+            with contextlib.suppress(OSError):
+                lock.unlink()
             raise
         finally:
             os.close(descriptor)
