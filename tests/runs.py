@@ -5,12 +5,10 @@ from pathlib import Path
 
 from cl_bench.experiment import Checkpoints, CheckpointSettings
 from cl_bench.experiment.checkpoint import read_checkpoint
+from cl_bench.report.comparison import MEASURED
 
 ELSEWHERE = {"command.txt", "config.yaml", "resumes.jsonl", "environment.json", "wandb_id.txt"}
 """Files that say where, when and by which command."""
-
-MEASURED = {"peak_memory_bytes", "peak_device_bytes", "inference_overhead"}
-"""What no two runs measure alike."""
 
 
 def contents(directory, ignore=()):
