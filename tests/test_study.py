@@ -226,6 +226,8 @@ def test_nothing_of_a_terminal_table_is_cut_off(study, width):
     ]
     assert max(map(cell_len, tables)) <= width
     assert "…" not in text
+    words = set(text.split())
+    assert words >= {"optimizer", "steps", "inference", "overhead", "1.00x", "2.0", "kB", "AIA"}
     for words in ("80.7 ± 0.7", "task id known", "120", "500.0 MB"):
         assert words in text
     assert text.index("task id not known") < text.index("task id known at test")

@@ -93,10 +93,13 @@ def _tables(
     tables = []
     for part in parts:
         table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0))
-        table.add_column("strategy", no_wrap=True, min_width=begin - gap, vertical="bottom")
+        table.add_column("strategy", no_wrap=True, width=begin - gap, vertical="bottom")
+        whole = {title: max(len(title), *map(len, columns[title])) for title in part}
+        fits = begin + sum(whole.values()) + gap * len(part) <= width
         for title in part:
-            widest = max(*map(len, title.split()), *(len(cell) for cell in columns[title]))
-            table.add_column(title, justify="right", min_width=widest)
+            # Left to itself, rich narrows the cells before it wraps the headings.
+            words = max(*map(len, title.split()), *map(len, columns[title]))
+            table.add_column(title, justify="right", width=whole[title] if fits else words)
         for k, row in enumerate(block.rows):
             cells = [columns[title][k] for title in part]
             table.add_row(Text(names[k]), *cells, style="dim" if row.is_bound else "")
