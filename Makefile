@@ -15,7 +15,7 @@ export OMP_NUM_THREADS ?= 1
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-kills lint bench bench-pmnist bench-alexnet clean
+.PHONY: help demo test test-slow test-kills lint bench bench-pmnist bench-alexnet docs clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,8 +46,11 @@ bench-pmnist: $(VENV)/.dev ## time whole PMNIST runs against a naive GPM (DATA=f
 bench-alexnet: $(VENV)/.dev ## time GPM's step and basis update on the papers' AlexNet
 	$(BIN)/python tests/benchmarks/alexnet.py
 
+docs: $(VENV)/.docs ## build the documentation site into site/, offline
+	$(BIN)/python docs/build.py
+
 clean: ## remove the environment and caches; runs/ stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 
 $(STAMP):
 	$(PYTHON) -m venv $(VENV)
@@ -61,5 +64,9 @@ $(VENV)/.demo: $(STAMP) pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(STAMP) pyproject.toml
-	$(PIP) --editable '.[dev,sweep]'
+	$(PIP) --editable '.[dev,sweep,search]'
+	@touch $@ $(VENV)/.demo
+
+$(VENV)/.docs: $(STAMP) pyproject.toml
+	$(PIP) --editable '.[docs]'
 	@touch $@ $(VENV)/.demo

@@ -155,9 +155,9 @@ class LightningEngine:
         if not tasks:
             return {}
         for task in tasks:
-            require_samples(task.test, task.name, "test")
+            require_samples(task.scored, task.name, "test")
         probes = [(task, name) for task in tasks for name in task.probes]
-        data = [task.test for task in tasks] + [task.probes[name] for task, name in probes]
+        data = [task.scored for task in tasks] + [task.probes[name] for task, name in probes]
         loaders = [
             EvalLoader(part, batch_size, max_samples, self.settings.num_workers) for part in data
         ]
@@ -213,7 +213,8 @@ class TaskHooks(Callback):
             for group in optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
         if self.engine.observer and not self.checkpoints.resumed:
-            self.engine.observer.before_task(self.engine.learner, self.task)
+            with self.engine.learner.work.paused():
+                self.engine.observer.before_task(self.engine.learner, self.task)
         steps = self.loader.steps * int(trainer.max_epochs or 1)
         self.engine.progress.task(self.task.index, steps - self.checkpoints.batches)
         self._epoch_started = time.perf_counter()
@@ -295,7 +296,9 @@ class TaskHooks(Callback):
         strategy.release(learner)
         layers = {name: dict(values) for name, values in strategy.metrics().items()}
         if self.engine.observer:
-            for name, values in self.engine.observer.after_task(learner, self.task).items():
+            with learner.work.paused():
+                watched = self.engine.observer.after_task(learner, self.task)
+            for name, values in watched.items():
                 layers.setdefault(name, {}).update(values)
         self.layers = layers
 
