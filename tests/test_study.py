@@ -19,6 +19,7 @@ from cl_bench.contracts import UsageError
 from cl_bench.report.__main__ import main
 from cl_bench.report.compare import print_study, to_csv, to_latex, to_markdown
 from cl_bench.report.page import page_data, render_page
+from cl_bench.report.published import judge
 from cl_bench.report.study import Comparison, _holm, differences, format_cost, read_study
 from cl_bench.tracking import Record
 
@@ -410,3 +411,37 @@ def test_the_page_in_a_browser(browser, runs, study, tmp_path, size):
         plot.screenshot(str(tmp_path / "plot.png"))
         with Image.open(tmp_path / "plot.png") as image:
             assert len(image.convert("RGB").getcolors(1 << 20)) > 20, "something is drawn"
+
+
+# --- published numbers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("std", "ours", "text"),
+    [
+        (0.4, 72.0, "inside"),
+        (0.4, 71.68, "inside"),
+        (0.4, 71.38, "BELOW by 0.30"),
+        (0.4, 73.58, "above by 0.30"),
+        (0.1, 71.98, "inside"),  # the band is never narrower than half a point
+        (0.1, 71.88, "BELOW by 0.10"),
+        (None, 72.98, "inside"),
+        (0.4, math.nan, "not measured"),
+    ],
+)
+def test_the_band_around_a_published_number(std, ours, text):
+    assert judge({"acc": 72.48, "acc_std": std}, "acc", ours).text == text
+
+
+def test_published_numbers_stand_beside_ours(tmp_path, capsys):
+    reference = {"strategy": "gpm", "acc": 93.91, "acc_std": 0.16, "bwt": -3.0, "source": "CUBER"}
+    for strategy in ("gpm", "er"):
+        make_run(
+            tmp_path / strategy, strategy, 0, [0.7, 0.8, 0.9], settings={"reference": reference}
+        )
+    assert main([str(tmp_path), "--published"]) == 0
+    out = capsys.readouterr().out
+    assert "93.91 ± 0.50" in out
+    assert "CUBER" in out
+    assert "BELOW" in out
+    assert "no verified reference" in out

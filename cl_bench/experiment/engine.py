@@ -238,8 +238,9 @@ class TaskHooks(Callback):
         """Tell the display, which decides by the clock whether to look, and the checkpoints."""
         self.engine.progress.advance(self.loader.batches_in(batch_idx))
         if self._watching:
-            step = trainer.global_step
-            self._watching.after_step(self.engine.learner, self.task, step, self._rate)
+            step, learner = trainer.global_step, self.engine.learner
+            with learner.work.paused():
+                self._watching.after_step(learner, self.task, step, self._rate)
         self.checkpoints.learned(trainer, batch_idx + 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from cl_bench.contracts import UsageError
 from cl_bench.report.compare import print_study, to_csv, to_latex, to_markdown
 from cl_bench.report.page import render_page
+from cl_bench.report.published import published_tables
 from cl_bench.report.study import read_study
 from cl_bench.tracking import write_atomically
 
@@ -30,6 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, help=f"folder for {', '.join(NAMES)}; the first path by default"
     )
+    parser.add_argument(
+        "--published",
+        action="store_true",
+        help="say what the published numbers are, and whether ours lie beside them",
+    )
     given = parser.parse_args(arguments)
     console = Console()
     try:
@@ -47,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
         return 2
     print_study(study, console)
+    for table in published_tables(study) if given.published else ():
+        console.print(table)
+        console.print()
     console.print(f"{out / NAMES[0]}  and {', '.join(NAMES[1:])} beside it", soft_wrap=True)
     return 0
 
