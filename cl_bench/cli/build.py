@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -22,6 +23,7 @@ from cl_bench.experiment import (
     CheckpointSettings,
     EvalSettings,
     Identity,
+    LightningEngine,
     LoopSettings,
     Result,
     Together,
@@ -32,6 +34,7 @@ from cl_bench.experiment import (
     quiet_lightning,
     seed_training,
 )
+from cl_bench.federation import FederatedEngine, Federation, check_federation
 from cl_bench.tracking import wandb_sink
 
 Settings = TypeVar("Settings")
@@ -78,9 +81,12 @@ def run_config(
     check_trainer(cfg.trainer, loop.pack, strategy)
     trainer = _trainer(cfg.trainer)
     optimizer = _optimizer(cfg.optimizer)
+    federation = build(cfg.federation) if "federation" in cfg else None
     stream = build(cfg.stream)
     stream_name = str(choices.get("stream", stream.name))
-    check_pair(strategy_name, strategy, stream)
+    check_pair(strategy_name, strategy, stream, federation is not None)
+    if federation is not None:
+        check_federation(federation, strategy_name, strategy, stream, cfg.trainer)
     check_tasks(stream)
 
     seed_training(derive_seed(seed, "model"))
@@ -114,6 +120,14 @@ def run_config(
             "processes": 1,
             "effective_batch": loop.batch_size * int(cfg.trainer.accumulate_grad_batches),
         },
+        engine=LightningEngine if federation is None else _federated(federation, cfg.trainer),
+    )
+
+
+def _federated(federation: Federation, trainer: DictConfig) -> Callable[..., LightningEngine]:
+    wants_gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return functools.partial(
+        FederatedEngine, federation=federation, device="cuda" if wants_gpu else "cpu"
     )
 
 

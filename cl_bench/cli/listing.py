@@ -12,6 +12,7 @@ GROUPS = {
     "stream": ("streams", "+stream=", "the tasks, one after another"),
     "model": ("models", "model=", "a stream brings its default"),
     "experiment": ("experiments", "+experiment=", "a published setting and its numbers"),
+    "federation": ("federations", "+federation=", "clients that share no data, and a server"),
     "also": ("companions", "+also=", "join a strategy; several: +also=[er,ewc]"),
 }
 """Title, how to choose one, and what they are."""

@@ -78,6 +78,7 @@ def conduct(
     resume: bool = False,
     sinks: Sequence[SinkFactory] = (),
     environment: Mapping[str, Any] | None = None,
+    engine: Callable[..., LightningEngine] = LightningEngine,
 ) -> Result:
     """Learn the stream and record everything.
 
@@ -96,6 +97,7 @@ def conduct(
             if it has none.
         sinks: each makes a logger for the run's directory, or None.
         environment: joins the record's ``environment.json``.
+        engine: builds what learns the tasks.
 
     Raises:
         UsageError: what the user can put right; results so far are kept.
@@ -156,20 +158,23 @@ def conduct(
         state = RunState(
             learner, strategy, observer, record, checkpoints if settings.enabled else None
         )
-        begin = state.restore(last) if last else None
-        engine = LightningEngine(
+        learning = engine(
             learner, strategy, trainer, loop, observer, record, progress, state, interrupts
         )
-        Experiment(stream, strategy, engine, evaluation, record, progress).run(begin)
+        begin = state.restore(last) if last else None
+        Experiment(stream, strategy, learning, evaluation, record, progress).run(begin)
         summary = record.finish(
             optimizer_steps=state.optimizer_steps,
             checkpoint_bytes=state.largest,
             checkpoint_seconds=checkpoints.seconds,
+            **learning.summary(),
         )
         progress.stop()
-        record.figures(write_figures(directory))
+        record.figures([*write_figures(directory), *learning.figures(directory)])
         progress.note("")
         print_run(directory, progress.console)
+        for remark in learning.remarks():
+            progress.note(remark)
         progress.note(f"\neverything about this run is in {directory}")
         interrupts.stop()  # one that came since the last task ends a sweep after this run
     return Result(directory, record.matrix, summary)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -119,6 +120,18 @@ class LightningEngine:
         steps = self.learner.learned_steps if packed else trainer.global_step
         self.state.optimizer_steps += steps
         return hooks.layers
+
+    def summary(self) -> dict[str, Any]:
+        """What joins the run's summary."""
+        return {}
+
+    def remarks(self) -> list[str]:
+        """Lines for people, at the end of the run."""
+        return []
+
+    def figures(self, directory: Path) -> list[Path]:
+        """Draw pictures of what only the engine knows into the run's directory."""
+        return []
 
     def between_tasks(self, t: int) -> None:
         """All tasks before ``t`` are learned and scored: keep that, and end if a signal came."""

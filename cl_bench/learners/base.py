@@ -147,6 +147,10 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
             self._watch(loss)
         return None
 
+    def objective(self, batch: Batch) -> Tensor:
+        """What a batch's gradient is taken of, for engines that step by themselves."""
+        return self._learn(batch)
+
     def _learn(self, batch: Batch) -> Tensor:
         batch = self.strategy.on_batch(self, batch)
         out = self(batch)
