@@ -38,7 +38,12 @@ def partition_figure(counts: Mapping[int, Tensor], federation: Federation) -> "F
         panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
         for axes, t in zip(panels, shown, strict=True):
             image = axes.imshow(
-                counts[t], cmap="viridis", vmin=0, vmax=highest, aspect="auto", origin="upper"
+                counts[t].numpy(),
+                cmap="viridis",
+                vmin=0,
+                vmax=highest,
+                aspect="auto",
+                origin="upper",
             )
             axes.set_title(f"task {t + 1}")
             axes.set_xlabel("class")
