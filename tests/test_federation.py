@@ -878,7 +878,14 @@ def test_what_cannot_run_together_is_refused():
         check_federation(FEDERATION, name, strategy, stream, {})
     for strategy, federation, trainer, message in (
         (fot_local(), FEDERATION, {}, "add federation.statistics=sampled"),
-        (FOT(), Federation(rounds=[1, 2]), {}, "federation.rounds"),
+        (FOT(), Federation(clients=10, rounds=[1, 2]), {}, "federation.rounds"),
+        (FOT(), Federation(clients=50), {}, "federation.clients = 50, but task 't0' has 40"),
+        (
+            FOT(),
+            Federation(clients=30, partition="shards"),
+            {},
+            "federation.shards_per_client = 60, but task 't0' has 40",
+        ),
         (FOT(), FEDERATION, {"precision": "bf16-mixed"}, "trainer.precision=bf16-mixed"),
         (FOT(), FEDERATION, {"gradient_clip_val": 1.0}, "trainer.gradient_clip_val=1.0"),
     ):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cl_bench.contracts import Batch, Data, Task, UsageError, derive_seed, generator
+from cl_bench.contracts import Batch, Data, Task, derive_seed, generator
 from cl_bench.federation.settings import Federation
 
 CHUNK = 4096
@@ -51,11 +51,11 @@ def partition(task: Task, labels: Tensor, federation: Federation, seed: int) -> 
         federation: how.
         seed: of the run.
 
-    Raises:
-        UsageError: fewer samples than clients, or than shards.
+    Returns:
+        The split; who gets no sample is not in it.
     """
     rng = generator(seed, "partition", task.index)
-    N, n = federation.clients, len(labels)
+    N = federation.clients
     holders = torch.arange(federation.population)
     if federation.population > N:
         drawn = torch.randperm(
@@ -63,11 +63,9 @@ def partition(task: Task, labels: Tensor, federation: Federation, seed: int) -> 
         )
         holders = drawn[:N].sort().values
     if federation.partition == "iid":
-        _require(n, N, "clients")
-        parts = list(torch.tensor_split(torch.randperm(n, generator=rng), N))
+        parts = list(torch.tensor_split(torch.randperm(len(labels), generator=rng), N))
     elif federation.partition == "shards":
         shards = N * federation.shards_per_client
-        _require(n, shards, "clients * federation.shards_per_client")
         pieces = torch.tensor_split(labels.argsort(stable=True), shards)
         dealt = torch.randperm(shards, generator=rng).view(N, -1)
         parts = [torch.cat([pieces[i] for i in own]) for own in dealt.tolist()]
@@ -80,14 +78,6 @@ def partition(task: Task, labels: Tensor, federation: Federation, seed: int) -> 
             labels[own] - task.classes.start, minlength=len(task.classes)
         )
     return Partition(rows, counts)
-
-
-def _require(samples: int, parts: int, key: str) -> None:
-    if samples < parts:
-        raise UsageError(
-            f"federation.{key} = {parts}, but the task has {samples} training samples: make at "
-            "most one part a sample"
-        )
 
 
 def _dirichlet(labels: Tensor, clients: int, alpha: float, seed: int) -> list[Tensor]:

@@ -145,6 +145,15 @@ def check_federation(
             "strategy.extraction=local takes statistics in the models of the last round, which "
             "only sampled clients have: add federation.statistics=sampled"
         )
+    parts, key = federation.clients, "clients"
+    if federation.partition == "shards":
+        parts, key = parts * federation.shards_per_client, "clients * federation.shards_per_client"
+    for task in stream:
+        if len(task.train) < parts and federation.partition != "dirichlet":
+            raise UsageError(
+                f"federation.{key} = {parts}, but task {task.name!r} has {len(task.train)} "
+                "training samples: make at most one part a sample"
+            )
     for key, plain in (
         ("gradient_clip_val", (None, 0, 0.0)),
         ("accumulate_grad_batches", (1,)),

@@ -40,8 +40,8 @@ from cl_bench.subspace import (
     rank_to_reach,
 )
 
-BATCH = 256
-"""Samples that are forwarded at a time to collect inputs; decides on nothing but memory."""
+BATCH = 64
+"""Samples whose inputs are in memory at a time; random mixtures are drawn batch by batch."""
 
 
 class FOT(Strategy):
