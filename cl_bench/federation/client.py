@@ -47,6 +47,13 @@ def load_weights(learner: BaseLearner, weights: Mapping[str, Tensor]) -> None:
         torch._foreach_copy_([held[name] for name in weights], list(weights.values()))
 
 
+def seed_device(seed: int, device: torch.device) -> None:
+    """Seed what dropout and the like draw from; ``torch.manual_seed`` is slow, as it seeds all."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 def client_fit(
     learner: BaseLearner,
     strategy: Strategy,
@@ -82,8 +89,7 @@ def client_fit(
     optimizer = learner.configure_optimizers()
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     device = trained[0].device
-    # Dropout and the like draw from the global generator.
-    torch.manual_seed(turn.derive("fit"))
+    seed_device(turn.derive("fit"), device)
     losses = []
     for epoch in range(local_epochs):
         rng = generator(turn.seed, "order", turn.task, turn.round, turn.client, epoch)
@@ -143,7 +149,7 @@ def client_statistics(
     load_weights(learner, weights)
     learner.seed = turn.own_seed
     learner.begin(task, strategy)
-    torch.manual_seed(turn.derive("statistics"))
+    seed_device(turn.derive("statistics"), next(learner.parameters()).device)
     collected: Mapping[str, Any] = strategy.collect(learner, task)
     strategy.release(learner)
     for name, value in collected.items():
