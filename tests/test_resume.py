@@ -16,6 +16,7 @@ from lightning import Trainer
 from test_record import _history, read_finished_wandb
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
+from torch.optim.lr_scheduler import MultiStepLR
 from toys import DIM, make_stream, mlp
 
 from cl_bench.cli.resume import resume
@@ -26,6 +27,7 @@ from cl_bench.experiment import (
     EvalSettings,
     Identity,
     LoopSettings,
+    Plateau,
     Together,
     TrainLoader,
     conduct,
@@ -131,6 +133,7 @@ def learn(
     sinks=(),
     num_workers=0,
     epochs=3,
+    schedule=None,
     **trainer_options,
 ):
     stream = make_stream(scenario, n=44)
@@ -153,7 +156,7 @@ def learn(
         learner,
         trainer,
         Identity("toy", "strategy", "seed: 0\n", "python -m cl_bench"),
-        loop=LoopSettings(0, 10, pack, num_workers),
+        loop=LoopSettings(0, 10, pack, num_workers, schedule),
         evaluation=EvalSettings(),
         alignment=AlignmentSettings(samples=20, batches=2),
         checkpoint=CheckpointSettings(enabled, every, keep),
@@ -194,6 +197,13 @@ rogo = functools.partial(ROGO, samples=20, relax_samples=20, cosine=0.3)
 sgp = functools.partial(SGP, samples=20)
 trgp = functools.partial(TRGP, samples=20)
 
+rogo_plateau = functools.partial(
+    ROGO, samples=20, relax_samples=20, cosine=0.3, schedule="plateau", relax_below=1.0
+)
+wild = functools.partial(SGD, lr=0.4)
+hasty = Plateau(factor=0.5, patience=1, min_rate=1e-3)
+steps = functools.partial(MultiStepLR, milestones=[1, 2], gamma=0.5)
+
 CASES = {
     "finetune": {"strategy": Finetune, "optimizer": sgd},
     "finetune-packed": {"strategy": Finetune, "optimizer": adam, "pack": 2},
@@ -229,6 +239,17 @@ CASES = {
     "trgp-packed": {"strategy": trgp, "optimizer": sgd, "pack": 2, "scenario": "task"},
     "companions": {"strategy": companions, "optimizer": momentum, "pack": 2},
     "companions-noisy": {"strategy": companions, "optimizer": adam, "model": noisy},
+    "plateau": {"strategy": rogo_plateau, "optimizer": wild, "epochs": 8, "schedule": hasty},
+    "plateau-packed": {
+        "strategy": trgp,
+        "optimizer": wild,
+        "scenario": "task",
+        "pack": 2,
+        "epochs": 8,
+        "schedule": hasty,
+    },
+    "steps": {"strategy": rogo, "optimizer": momentum, "schedule": steps},
+    "steps-packed": {"strategy": er, "optimizer": adam, "pack": 2, "schedule": steps},
     "rates": {"strategy": Restless, "optimizer": momentum},
     "rates-packed": {"strategy": Restless, "optimizer": adam, "pack": 2},
 }

@@ -16,6 +16,7 @@ from hydra.utils import get_object, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.optim import SGD
 
 from cl_bench.contracts import Strategy, UsageError, derive_seed
 from cl_bench.experiment import (
@@ -25,9 +26,11 @@ from cl_bench.experiment import (
     Identity,
     LightningEngine,
     LoopSettings,
+    Plateau,
     Result,
     Together,
     check_pair,
+    check_schedule,
     check_tasks,
     check_trainer,
     conduct,
@@ -69,8 +72,15 @@ def run_config(
     seed = cfg.seed
     if not isinstance(seed, int) or seed < 0:
         raise UsageError(f"seed={seed}: must be a whole number of at least 0")
-    loop = LoopSettings(seed, cfg.batch_size, cfg.pack, cfg.num_workers)
     evaluation = _settings(EvalSettings, cfg.eval)
+    loop = LoopSettings(
+        seed,
+        cfg.batch_size,
+        cfg.pack,
+        cfg.num_workers,
+        schedule=_schedule(cfg.schedule),
+        validation_batch_size=evaluation.batch_size,
+    )
     alignment = _settings(AlignmentSettings, cfg.alignment)
     checkpoint = _settings(CheckpointSettings, cfg.checkpoint)
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -79,6 +89,7 @@ def run_config(
     # Cheap things first: a threshold of 1.7 should not wait for the data.
     strategy, strategy_name = _strategy(cfg, str(choices.get("strategy", "strategy")))
     check_trainer(cfg.trainer, loop.pack, strategy)
+    check_schedule(strategy, loop.schedule)
     trainer = _trainer(cfg.trainer)
     optimizer = _optimizer(cfg.optimizer)
     federation = build(cfg.federation) if "federation" in cfg else None
@@ -86,7 +97,7 @@ def run_config(
     stream_name = str(choices.get("stream", stream.name))
     check_pair(strategy_name, strategy, stream, federation is not None)
     if federation is not None:
-        check_federation(federation, strategy_name, strategy, stream, cfg.trainer)
+        check_federation(federation, strategy_name, strategy, stream, cfg.trainer, loop.schedule)
     check_tasks(stream)
 
     seed_training(derive_seed(seed, "model"))
@@ -243,6 +254,19 @@ def _optimizer(cfg: DictConfig) -> Any:
         factory = instantiate(cfg, _partial_=True, _convert_="all")
         factory([{"params": [nn.Parameter()]}])
     return factory
+
+
+def _schedule(cfg: DictConfig) -> Plateau | Callable[..., Any] | None:
+    """What becomes of the rate within a task, tried once; None where the group is empty."""
+    if "_target_" not in cfg:
+        return None
+    if not cfg.get("_partial_"):
+        return build(cfg)  # type: ignore[no-any-return]
+    with _explained(cfg):
+        require_arguments(get_object(cfg._target_), cfg)
+        factory = instantiate(cfg, _partial_=True, _convert_="all")
+        factory(SGD([nn.Parameter()], lr=1.0))
+    return factory  # type: ignore[no-any-return]
 
 
 def _trainer(cfg: DictConfig) -> Callable[..., Any]:

@@ -33,6 +33,7 @@ class Needs:
         shardable: its update rule needs no whole matrices (FSDP).
         engine: ``local`` learns from one site's data, ``federated`` needs clients and a server,
             ``any`` does both.
+        plateau: works only where the rate decays on a plateau of the validation loss.
         modalities: kinds of streams it can learn; empty means any.
     """
 
@@ -40,6 +41,7 @@ class Needs:
     rewrites_gradients: bool = False
     shardable: bool = True
     engine: Literal["local", "federated", "any"] = "local"
+    plateau: bool = False
     modalities: frozenset[str] = frozenset()
 
 
@@ -51,9 +53,9 @@ class Progress:
         epoch: epochs of this task that are done, from 1.
         max_epochs: epochs the task may take.
         train_loss: mean loss of the epoch, penalty included.
-        learning_rate: rate of the first parameter group in the epoch that ended.
-        plateau: whether the patience of a decay on plateau ran out with this epoch; None where
-            the run has no such decay.
+        learning_rate: rate of the first parameter group from now on.
+        plateau: whether a decay on plateau ran out of patience and lowered the rate with this
+            epoch; None where the run has no such decay.
     """
 
     epoch: int
@@ -94,7 +96,7 @@ class Strategy:
         inference (around every evaluation)
     """
 
-    needs: ClassVar[Needs] = Needs()
+    needs: Needs = Needs()
 
     penalises_weights: ClassVar[bool] = True
     """Whether :meth:`penalty`, where there is one, depends on the network's weights; a penalty on

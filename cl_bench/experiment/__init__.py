@@ -1,13 +1,14 @@
 """The outer loop, the engine under it, and what watches them."""
 
 from cl_bench.experiment.checkpoint import Checkpoints, CheckpointSettings
-from cl_bench.experiment.checks import check_pair, check_tasks, check_trainer
+from cl_bench.experiment.checks import check_pair, check_schedule, check_tasks, check_trainer
 from cl_bench.experiment.companions import Together
 from cl_bench.experiment.conduct import Identity, Result, conduct
 from cl_bench.experiment.engine import LightningEngine, LoopSettings, quiet_lightning, seed_training
 from cl_bench.experiment.experiment import EvalSettings, Experiment
 from cl_bench.experiment.loader import EvalLoader, TrainLoader
 from cl_bench.experiment.observer import AlignmentObserver, AlignmentSettings
+from cl_bench.experiment.plateau import Plateau
 from cl_bench.experiment.pretrain import Pretrained, pretrain
 
 __all__ = [
@@ -21,11 +22,13 @@ __all__ = [
     "Identity",
     "LightningEngine",
     "LoopSettings",
+    "Plateau",
     "Pretrained",
     "Result",
     "Together",
     "TrainLoader",
     "check_pair",
+    "check_schedule",
     "check_tasks",
     "check_trainer",
     "conduct",

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from cl_bench.contracts import Strategy, Stream, UsageError
+from cl_bench.contracts.strategy import members
 from cl_bench.experiment.loader import require_labels, require_samples
+from cl_bench.experiment.plateau import Plateau
 
 GLANCE = 100
 """Training samples of every task that are looked at before any task is learned."""
@@ -53,6 +55,15 @@ def check_pair(name: str, strategy: Strategy, stream: Stream, federated: bool = 
     if needs.engine == "federated" and not federated:
         raise UsageError(
             f"strategy {name!r} runs in a federation: add one, for example +federation=small"
+        )
+
+
+def check_schedule(strategy: Strategy, schedule: object) -> None:
+    """Raise :class:`UsageError` if the strategy waits for a plateau that nothing looks for."""
+    if any(m.needs.plateau for m in members(strategy)) and not isinstance(schedule, Plateau):
+        raise UsageError(
+            "strategy.schedule=plateau: this run does not lower its rate on a plateau; add "
+            "schedule=plateau, or use strategy.schedule=epoch"
         )
 
 

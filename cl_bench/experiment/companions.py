@@ -67,6 +67,7 @@ class Together(Strategy):
             task_id_at_test=any(n.task_id_at_test for n in needs),
             rewrites_gradients=any(n.rewrites_gradients for n in needs),
             shardable=all(n.shardable for n in needs),
+            plateau=any(n.plateau for n in needs),
             engine=_engine([n.engine for n in needs]),
             modalities=frozenset.intersection(*modalities) if modalities else frozenset(),
         )

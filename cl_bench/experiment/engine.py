@@ -14,11 +14,18 @@ from torch.optim import Optimizer
 
 from cl_bench.contracts import Data, Progress, Strategy, Task, UsageError, derive_seed
 from cl_bench.experiment.interrupts import Interrupts
-from cl_bench.experiment.loader import EvalLoader, TrainLoader, require_labels, require_samples
+from cl_bench.experiment.loader import (
+    EvalLoader,
+    TrainLoader,
+    require_labels,
+    require_samples,
+    require_validation,
+)
 from cl_bench.experiment.observer import AlignmentObserver
+from cl_bench.experiment.plateau import BestEpoch, Plateau
 from cl_bench.experiment.resuming import TaskCheckpoints
 from cl_bench.experiment.snapshot import RunState
-from cl_bench.learners import BaseLearner
+from cl_bench.learners import BaseLearner, ScheduleFactory
 from cl_bench.tracking import ProgressDisplay, Record
 
 TrainerFactory = Callable[..., Trainer]
@@ -35,12 +42,17 @@ class LoopSettings:
         batch_size: samples of a batch.
         pack: batches learned by one ``training_step``.
         num_workers: processes that fetch data ahead.
+        schedule: of the learning rate within a task: a decay on plateau, a factory of one of
+            torch's schedulers, which steps once an epoch, or None for a constant rate.
+        validation_batch_size: samples of a batch when the validation loss is measured.
     """
 
     seed: int = 0
     batch_size: int = 32
     pack: int = 1
     num_workers: int = 0
+    schedule: Plateau | ScheduleFactory | None = None
+    validation_batch_size: int = 2000
 
     def __post_init__(self) -> None:
         for key, least in (("batch_size", 1), ("pack", 1), ("num_workers", 0)):
@@ -90,6 +102,8 @@ class LightningEngine:
         self.interrupts = interrupts or Interrupts()
         self.details: dict[str, dict[str, float]] = {}
         self.learner.strategy = strategy
+        schedule = settings.schedule
+        self.learner.schedule = None if isinstance(schedule, Plateau) else schedule
 
     def learn(self, task: Task, data: Data | None) -> LayerMetrics:
         """Train on ``data``, consolidate, and return the task's numbers per layer.
@@ -109,13 +123,18 @@ class LightningEngine:
         require_labels(task)
         s = self.settings
         loader = TrainLoader(data, s.batch_size, s.seed, task.index, s.pack, s.num_workers)
-        checkpoints = TaskCheckpoints(self.state, task.index, loader, self.interrupts)
-        hooks = TaskHooks(self, task, loader, checkpoints)
+        plateau, validation = None, None
+        if isinstance(s.schedule, Plateau):
+            require_validation(task)
+            plateau = BestEpoch(s.schedule, self.learner, self.strategy)
+            validation = EvalLoader(task.validation, s.validation_batch_size)
+        checkpoints = TaskCheckpoints(self.state, task.index, loader, self.interrupts, plateau)
+        hooks = TaskHooks(self, task, loader, checkpoints, plateau)
         with quiet_lightning(), as_interrupt():
             seed_training(derive_seed(s.seed, "training", task.index))
             epochs = {} if task.epochs is None else {"max_epochs": task.epochs}
             trainer = self.trainer(callbacks=[hooks], **epochs)
-            trainer.fit(self.learner, loader)
+            trainer.fit(self.learner, loader, validation)
         packed = not self.learner.automatic_optimization
         steps = self.learner.learned_steps if packed else trainer.global_step
         self.state.optimizer_steps += steps
@@ -179,13 +198,16 @@ class TaskHooks(Callback):
         task: Task,
         loader: TrainLoader,
         checkpoints: TaskCheckpoints,
+        plateau: BestEpoch | None = None,
     ) -> None:
         self.engine = engine
         self.task = task
         self.loader = loader
         self.checkpoints = checkpoints
+        self.plateau = plateau
         self.layers: LayerMetrics = {}
         self._epoch_started = 0.0
+        self._rate = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before the optimizer and any wrapper exist."""
@@ -206,11 +228,13 @@ class TaskHooks(Callback):
         steps = self.loader.steps * int(trainer.max_epochs or 1)
         self.engine.progress.task(self.task.index, steps - self.checkpoints.batches)
         self._epoch_started = time.perf_counter()
+        self._rate = trainer.optimizers[0].param_groups[0]["lr"]
         self.checkpoints.begin()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Time the epoch."""
         self._epoch_started = time.perf_counter()
+        self._rate = trainer.optimizers[0].param_groups[0]["lr"]
         self.checkpoints.epoch_begins(trainer)
 
     def on_train_batch_end(
@@ -228,36 +252,53 @@ class TaskHooks(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the epoch and do what the strategy decides about the rate."""
         learner = self.engine.learner
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
-        epoch = trainer.current_epoch + 1
+        epoch, epochs = trainer.current_epoch + 1, int(trainer.max_epochs or 1)
         loss = learner.epoch_loss()
+        validation = {} if self.plateau is None else {"validation_loss": learner.validation_loss()}
         self.engine.record.epoch(
             task=self.task.index,
             epoch=epoch,
             train_loss=loss,
-            learning_rate=rate,
+            learning_rate=self._rate,
             seconds=time.perf_counter() - self._epoch_started,
             steps=self.loader.steps,
+            **validation,
         )
-        self.engine.progress.epoch(epoch, int(trainer.max_epochs or 1), loss)
-        progress = Progress(epoch, int(trainer.max_epochs or 1), loss, rate)
+        self.engine.progress.epoch(epoch, epochs, loss)
+        if not learner.automatic_optimization:
+            for config in trainer.lr_scheduler_configs:
+                config.scheduler.step()  # type: ignore[call-arg]
+        out_of_patience = None
+        if self.plateau is not None:
+            out_of_patience = self._lower_rate(trainer, validation["validation_loss"])
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        progress = Progress(epoch, epochs, loss, rate, out_of_patience)
         decision = self.engine.strategy.after_epoch(learner, self.task, progress)
         if decision is None:
             return
         if decision.rebuild_optimizer:
-            first = trainer.optimizers[0].param_groups[0]
-            decayed = first["lr"] / first["initial_lr"] if first["initial_lr"] else 1.0
-            trainer.strategy.setup_optimizers(trainer)
-            for group in trainer.optimizers[0].param_groups:
-                group.setdefault("initial_lr", group["lr"])
-                group["lr"] *= decayed
+            _rebuild_optimizer(trainer)
         for optimizer in trainer.optimizers:
             _set_rates(optimizer, decision.reset_rate, decision.scale_rate)
         trainer.should_stop = trainer.should_stop or decision.stop
 
+    def _lower_rate(self, trainer: Trainer, loss: float) -> bool:
+        """Follow the plateau; whether the rate was lowered, and the task goes on."""
+        assert self.plateau is not None
+        if not self.plateau.after_epoch(loss):
+            return False
+        for optimizer in trainer.optimizers:
+            _set_rates(optimizer, False, self.plateau.settings.factor)
+        if trainer.optimizers[0].param_groups[0]["lr"] < self.plateau.settings.min_rate:
+            trainer.should_stop = True
+            return False
+        return True
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Weights are final and still on their device: consolidate."""
         learner, strategy = self.engine.learner, self.engine.strategy
+        if self.plateau is not None:
+            self.plateau.restore()
         strategy.consolidate(learner, self.task, strategy.collect(learner, self.task))
         strategy.release(learner)
         layers = {name: dict(values) for name, values in strategy.metrics().items()}
@@ -265,6 +306,20 @@ class TaskHooks(Callback):
             for name, values in self.engine.observer.after_task(learner, self.task).items():
                 layers.setdefault(name, {}).update(values)
         self.layers = layers
+
+
+def _rebuild_optimizer(trainer: Trainer) -> None:
+    """The optimizer anew, at the rate that the old one had come to."""
+    first = trainer.optimizers[0].param_groups[0]
+    decayed = first["lr"] / first["initial_lr"] if first["initial_lr"] else 1.0
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    trainer.strategy.setup_optimizers(trainer)
+    for config, before in zip(trainer.lr_scheduler_configs, schedulers, strict=True):
+        config.scheduler.last_epoch = before.last_epoch
+        config.scheduler._step_count = before._step_count
+    for group in trainer.optimizers[0].param_groups:
+        group.setdefault("initial_lr", group["lr"])
+        group["lr"] = group["initial_lr"] * decayed
 
 
 def _set_rates(optimizer: Optimizer, reset: bool, scale: float) -> None:
@@ -299,6 +354,7 @@ def quiet_lightning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*GPU available but not used.*")
+        warnings.filterwarnings("ignore", ".*`validation_step` but have no `val_dataloader`.*")
         warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
         # What a strategy holds still is in evaluation mode on purpose.
         warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")

@@ -151,6 +151,15 @@ def require_samples(data: Sized, task: str, split: str) -> None:
         )
 
 
+def require_validation(task: Task) -> None:
+    """Raise :class:`UsageError` if a task keeps no samples apart to decide on its rate."""
+    if len(task.validation) == 0:
+        raise UsageError(
+            f"schedule=plateau: task {task.name!r} has no validation samples; keep some apart "
+            "(stream.validation_fraction=0.05), or use schedule=constant"
+        )
+
+
 def require_labels(task: Task, drawn: Batch | None = None) -> None:
     """Raise :class:`UsageError` if labels lie outside the task's part of the label space.
 

@@ -5,6 +5,7 @@ from lightning import Trainer
 from cl_bench.contracts import State
 from cl_bench.experiment.interrupts import Interrupts
 from cl_bench.experiment.loader import TrainLoader
+from cl_bench.experiment.plateau import BestEpoch
 from cl_bench.experiment.snapshot import RunState, set_random_states
 
 
@@ -19,6 +20,7 @@ class TaskCheckpoints:
         task: index of the task.
         loader: its training data.
         interrupts: signals that wait for a checkpoint.
+        plateau: follows the validation loss; None where nothing does.
 
     Attributes:
         resumed: the part of a checkpoint from inside the task, until training goes on from it.
@@ -26,12 +28,18 @@ class TaskCheckpoints:
     """
 
     def __init__(
-        self, state: RunState, task: int, loader: TrainLoader, interrupts: Interrupts
+        self,
+        state: RunState,
+        task: int,
+        loader: TrainLoader,
+        interrupts: Interrupts,
+        plateau: BestEpoch | None = None,
     ) -> None:
         self.state = state
         self.task = task
         self.loader = loader
         self.interrupts = interrupts
+        self.plateau = plateau
         self.resumed: State | None = None
         self.batches = 0
         self._every = self._due = float("inf")
@@ -56,6 +64,8 @@ class TaskCheckpoints:
             config.scheduler.load_state_dict(state)
         trainer.precision_plugin.load_state_dict(self.resumed["precision"])
         trainer.fit_loop.load_state_dict(self.resumed["loops"])
+        if self.plateau:
+            self.plateau.load_state_dict(self.resumed["plateau"])
 
     def begin(self) -> None:
         """The last thing before the first step: random states, signals."""
@@ -105,6 +115,7 @@ class TaskCheckpoints:
             "schedulers": [c.scheduler.state_dict() for c in trainer.lr_scheduler_configs],
             "precision": trainer.precision_plugin.state_dict(),
             "loops": loops,
+            "plateau": self.plateau.state_dict() if self.plateau else None,
         }
         step = self.batches // trainer.accumulate_grad_batches
         self.state.save_inside(self.task, step, training, scheduled=self.batches >= self._due)

@@ -216,15 +216,20 @@ def plain(value: Any, where: str) -> Any:
 
 
 def copied(state: State) -> State:
-    """A deep copy of :func:`plain` values; tensors keep their strides, which decide on rounding."""
+    """A deep copy of :func:`plain` values.
+
+    Tensors keep their strides, which decide on rounding; one that occurs twice is copied once.
+    """
+    known: dict[Any, Tensor] = {}
 
     def copy(value: Any) -> Any:
         if isinstance(value, Tensor):
-            if 0 in value.stride() or value.is_sparse:
+            if value.is_sparse or value.numel() == 0:
                 return value.clone()
-            return torch.empty_strided(
-                value.shape, value.stride(), dtype=value.dtype, device=value.device
-            ).copy_(value)
+            key = (value.data_ptr(), value.dtype, value.shape, value.stride())
+            if key not in known:
+                known[key] = _as_strided(value)
+            return known[key]
         if isinstance(value, dict):
             return {k: copy(v) for k, v in value.items()}
         if isinstance(value, list | tuple):
@@ -232,6 +237,14 @@ def copied(state: State) -> State:
         return value
 
     return copy(plain(state, ""))  # type: ignore[no-any-return]
+
+
+def _as_strided(value: Tensor) -> Tensor:
+    if 0 in value.stride():
+        return value.clone()
+    return torch.empty_strided(
+        value.shape, value.stride(), dtype=value.dtype, device=value.device
+    ).copy_(value)
 
 
 def sharing(old: Any, new: Any) -> Any:

@@ -111,6 +111,7 @@ def check_federation(
     strategy: Strategy,
     stream: Stream,
     trainer: Mapping[str, Any],
+    schedule: object = None,
 ) -> None:
     """Raise :class:`UsageError` if clients could not learn the stream under the strategy.
 
@@ -120,7 +121,12 @@ def check_federation(
         strategy: which updates are allowed.
         stream: the tasks.
         trainer: options of the Trainer, of which only ``accelerator`` applies to clients.
+        schedule: of the learning rate; None is constant.
     """
+    if schedule is not None:
+        raise UsageError(
+            "schedule=... is for runs of epochs; clients learn at a constant rate: leave it out"
+        )
     if len(members(strategy)) > 1:
         raise UsageError(
             f"+also=... has no meaning in a federation yet: run {name!r} without companions"

@@ -12,6 +12,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
 from cl_bench.contracts import Batch, State, Strategy, Stream, Task, UsageError
@@ -19,6 +20,8 @@ from cl_bench.contracts.strategy import overrides, penalises_weights
 from cl_bench.learners.services import NetworkServices
 
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
+
+ScheduleFactory = Callable[[Optimizer], LRScheduler]
 
 LOSS_WINDOW = 64
 """Losses are looked at this many at a time: a look at each would stall an accelerator."""
@@ -29,10 +32,11 @@ class DivergedError(UsageError):
 
 
 class _Step:
-    """What the latest step learned; apart, since a module's attributes are slow to set."""
+    """What the latest step and validation saw; apart, as a module's attributes are slow to set."""
 
     batch: Batch
     out: Tensor
+    validation: MeanMetric
 
 
 class BaseLearner(NetworkServices, lightning.LightningModule):
@@ -64,6 +68,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         self.pack = pack
         self.automatic_optimization = pack == 1
         self.strategy = Strategy()
+        self.schedule: ScheduleFactory | None = None
         self.task: Task | None = None
         self.seen_heads = 0
         self.test_tasks: list[Task] = []
@@ -163,8 +168,8 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         """Gradients are synchronised, unscaled, accumulated and not yet clipped."""
         self.strategy.constrain(self)
 
-    def configure_optimizers(self) -> Optimizer:
-        """A fresh optimizer on the strategy's parameter groups."""
+    def configure_optimizers(self) -> Any:
+        """A fresh optimizer on the strategy's parameter groups, and a schedule of its rate."""
         groups = [g for g in self.strategy.param_groups(self) if g["params"]]
         if not groups:
             raise UsageError(
@@ -179,7 +184,9 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
                 group["foreach"] = False  # what torch decides for a CPU too, but in every step
         if overrides(self.strategy, "after_step"):
             optimizer.register_step_post_hook(self._stepped)
-        return optimizer
+        if self.schedule is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.schedule(optimizer)}
 
     def _stepped(self, *_: Any) -> None:
         self.strategy.after_step(self, self._step.batch, self._step.out)
@@ -241,6 +248,22 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         for norm in self.held_norms:
             norm.eval()
         return self
+
+    # -- validation -------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """A loss of its own for every pass over the validation data."""
+        self._step.validation = MeanMetric(nan_strategy="disable")
+        self._step.validation.set_dtype(torch.float64).to(self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch's loss, without the strategy's penalty."""
+        out = self(batch)
+        self._step.validation.update(self.loss(out, batch), weight=len(out))
+
+    def validation_loss(self) -> float:
+        """Mean loss over the validation data, in the latest pass."""
+        return float(self._step.validation.compute())
 
     # -- evaluation -------------------------------------------------------------------------------
 

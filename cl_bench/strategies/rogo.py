@@ -10,6 +10,7 @@ paper's equation numbers.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -108,6 +109,7 @@ class ROGO(GPM):
         self.strength = strength
         self.relax_samples = relax_samples
         self.schedule = schedule
+        self.needs = replace(self.needs, plateau=schedule == "plateau")
         self.rounds = rounds
         self.rate_factor = rate_factor
         self.relax_below = relax_below
@@ -155,10 +157,10 @@ class ROGO(GPM):
             return False  # nothing would train S
         if self.schedule == "epoch":
             return True
-        if progress.plateau is None:
+        if progress.plateau is None:  # a loop of somebody else's
             raise UsageError(
-                "strategy.schedule='plateau': this run does not lower its rate on a plateau; use "
-                "strategy.schedule=epoch"
+                "strategy.schedule='plateau': this run does not lower its rate on a plateau; add "
+                "schedule=plateau, or use strategy.schedule=epoch"
             )
         return progress.plateau and progress.learning_rate <= self.relax_below
 
@@ -187,7 +189,7 @@ class ROGO(GPM):
         """Merge, W <- W + W B (S - I) B^T; then as GPM, from the merged weights."""
         if self.rescaling:
             self.turned = {
-                name: (len(term.change), float(term.change.norm()))
+                name: (len(term.change), float(term.change.detach().norm()))
                 for name, (term,) in self.rescaling.terms.items()
             }
             self.rescaling.merge()

@@ -85,12 +85,12 @@ class InputsAhead:
             if self.anchor is None:
                 self.anchor = weight.detach().clone()
             self._fetched, self._version = fetched, fetched._version
-            self._offset, self._dim, self._width = fetched.storage_offset(), d, n
+            self._offset, self._dim, self._width = int(fetched.storage_offset()), d, n
             with torch.no_grad():
                 self._projected, self._constant = self._prepare(fetched, d, self.anchor)
             # Views are cheaper made together than one a step.
-            pieces = zip(self._projected.split(n), self._constant.split(n), strict=True)
-            self._batches = list(pieces)
+            pieces = torch.split(self._projected, n), torch.split(self._constant, n)
+            self._batches = list(zip(*pieces, strict=True))
         offset = x.storage_offset() - self._offset
         if offset % d or d != self._dim or not x.is_contiguous():
             return None

@@ -328,6 +328,7 @@ class Record:
         learning_rate: float,
         seconds: float,
         steps: int,
+        **more: float,
     ) -> None:
         """One epoch of training on the task with index ``task``; epochs count from 1."""
         self._event(
@@ -338,6 +339,7 @@ class Record:
             learning_rate=learning_rate,
             seconds=seconds,
             steps=steps,
+            **more,
         )
 
     def layers(self, task: int, layers: Mapping[str, Mapping[str, float]]) -> None:

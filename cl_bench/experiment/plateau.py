@@ -1,0 +1,88 @@
+"""Lower the rate where the validation loss stops falling, and end a task with its best epoch."""
+
+import math
+from dataclasses import dataclass
+
+from cl_bench.contracts import State, Strategy, UsageError
+from cl_bench.experiment.snapshot import copied
+from cl_bench.learners import BaseLearner
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """The protocol of GPM, TRGP, SGP and ROGO on image streams (their main_cifar100.py).
+
+    Torch's ``ReduceLROnPlateau`` neither ends a task at a least rate nor goes back to the best
+    epoch, and holds on to one optimizer, which a strategy may have built anew.
+
+    Attributes:
+        factor: what the rate is multiplied by after ``patience`` epochs without a lower loss.
+        patience: epochs in a row.
+        min_rate: the task ends when the rate would fall below this.
+        restore_best: end the task with the weights, and the strategy's state, of the epoch with the
+            lowest validation loss.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+
+    factor: float = 0.5
+    patience: int = 6
+    min_rate: float = 1e-5
+    restore_best: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.factor < 1.0:
+            raise UsageError(f"schedule.factor={self.factor}: must lie in (0, 1); try 0.5")
+        if not isinstance(self.patience, int) or self.patience < 1:
+            raise UsageError(f"schedule.patience={self.patience}: at least 1 epoch")
+        if self.min_rate < 0.0:
+            raise UsageError(f"schedule.min_rate={self.min_rate}: must not be negative")
+
+
+class BestEpoch:
+    """Follows the validation loss of one task.
+
+    Args:
+        settings: the rule.
+        learner: whose weights are kept.
+        strategy: whose state is kept.
+    """
+
+    def __init__(self, settings: Plateau, learner: BaseLearner, strategy: Strategy) -> None:
+        self.settings = settings
+        self.learner = learner
+        self.strategy = strategy
+        self.lowest = math.inf
+        self.waited = 0
+        self.best: State | None = None
+
+    def after_epoch(self, loss: float) -> bool:
+        """Whether patience has run out with this epoch, whose validation loss is ``loss``."""
+        if loss < self.lowest:
+            self.lowest, self.waited = loss, 0
+            if self.settings.restore_best:
+                self.best = copied(
+                    {"weights": self.learner.state_dict(), "strategy": self.strategy.state_dict()}
+                )
+            return False
+        self.waited += 1
+        if self.waited < self.settings.patience:
+            return False
+        self.waited = 0
+        return True
+
+    def restore(self) -> None:
+        """Back to the best epoch, while what the strategy attached is still attached."""
+        if self.best is not None:
+            self.learner.load_state_dict(self.best["weights"])
+            self.strategy.load_state_dict(self.best["strategy"])
+            self.best = None
+
+    def state_dict(self) -> State:
+        """For a checkpoint inside the task."""
+        return {"lowest": self.lowest, "waited": self.waited, "best": self.best}
+
+    def load_state_dict(self, state: State) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.lowest, self.waited, self.best = state["lowest"], state["waited"], state["best"]
