@@ -113,6 +113,7 @@ class FederatedEngine(LightningEngine):
             reducer = self._reducer(clients, r)
             if collect:
                 statistics = self._reducer(clients, rounds)
+                traffic.memory_down += tensor_bytes(strategy.share("collect")) * len(turns)
             sent = tensor_bytes(weights) + tensor_bytes(strategy.share("fit"))
             for report in self.site.fit(reporting, weights, collect):
                 reducer.add(report.client, report.fit)
