@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import SGD
 
-from cl_bench.contracts import Strategy, UsageError, derive_seed
+from cl_bench.contracts import Strategy, Stream, UsageError, derive_seed
 from cl_bench.experiment import (
     AlignmentSettings,
     CheckpointSettings,
@@ -38,6 +39,8 @@ from cl_bench.experiment import (
     seed_training,
 )
 from cl_bench.federation import FederatedEngine, Federation, check_federation
+from cl_bench.federation.site import Site
+from cl_bench.learners import BaseLearner
 from cl_bench.tracking import wandb_sink
 
 Settings = TypeVar("Settings")
@@ -56,7 +59,11 @@ QUIET: dict[str, Any] = {
 
 
 def run_config(
-    cfg: DictConfig, command: str, choices: Mapping[str, Any], resume: bool = False
+    cfg: DictConfig,
+    command: str,
+    choices: Mapping[str, Any],
+    resume: bool = False,
+    site: Callable[[Strategy], Site] | None = None,
 ) -> Result:
     """Run one experiment.
 
@@ -65,6 +72,78 @@ def run_config(
         command: the command line that leads to it.
         choices: which option of each group was chosen.
         resume: go on with the run in ``cfg.run_dir``.
+        site: makes the place where a federation's clients are; None takes ``federation.engine``.
+
+    Raises:
+        UsageError: whatever the user can put right.
+    """
+    parts = assemble(cfg, choices)
+    federation = parts.federation
+    if federation is not None and federation.engine == "flower" and site is None:
+        return _in_flower(cfg, command, choices, resume, federation)
+    alignment = _settings(AlignmentSettings, cfg.alignment)
+    checkpoint = _settings(CheckpointSettings, cfg.checkpoint)
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    sink = functools.partial(wandb_sink, config=settings, **_logger(cfg.logger))
+    return conduct(
+        parts.stream,
+        parts.strategy,
+        parts.learner,
+        parts.trainer,
+        Identity(
+            parts.stream_name,
+            parts.strategy_name,
+            OmegaConf.to_yaml(cfg, resolve=True),
+            command,
+            choices,
+        ),
+        loop=parts.loop,
+        evaluation=parts.evaluation,
+        alignment=alignment,
+        checkpoint=checkpoint,
+        run_dir=cfg.run_dir,
+        resume=resume,
+        sinks=[sink],
+        environment={
+            "directory": os.getcwd(),
+            "processes": 1,
+            "effective_batch": parts.loop.batch_size * int(cfg.trainer.accumulate_grad_batches),
+        },
+        engine=LightningEngine
+        if federation is None
+        else _federated(federation, cfg.trainer, site and site(parts.strategy)),
+    )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a configuration says, built and checked.
+
+    Attributes:
+        stream: the tasks.
+        stream_name: as in the run directory.
+        strategy: which updates are allowed.
+        strategy_name: the same, companions joined by ``+``.
+        learner: what learns.
+        trainer: builds a ``lightning.Trainer``.
+        loop: seed, batches.
+        evaluation: how much is evaluated.
+        federation: clients and rounds; None learns in one place.
+    """
+
+    stream: Stream
+    stream_name: str
+    strategy: Strategy
+    strategy_name: str
+    learner: BaseLearner
+    trainer: Callable[..., Any]
+    loop: LoopSettings
+    evaluation: EvalSettings
+    federation: Federation | None
+
+
+def assemble(cfg: DictConfig, choices: Mapping[str, Any]) -> Parts:
+    """Build everything that learns from a configuration, and refuse what cannot work.
 
     Raises:
         UsageError: whatever the user can put right.
@@ -81,10 +160,9 @@ def run_config(
         schedule=_schedule(cfg.schedule),
         validation_batch_size=evaluation.batch_size,
     )
-    alignment = _settings(AlignmentSettings, cfg.alignment)
-    checkpoint = _settings(CheckpointSettings, cfg.checkpoint)
-    settings: Any = OmegaConf.to_container(cfg, resolve=True)
-    sink = functools.partial(wandb_sink, config=settings, **_logger(cfg.logger))
+    _settings(AlignmentSettings, cfg.alignment)
+    _settings(CheckpointSettings, cfg.checkpoint)
+    _logger(cfg.logger)
 
     # Cheap things first: a threshold of 1.7 should not wait for the data.
     strategy, strategy_name = _strategy(cfg, str(choices.get("strategy", "strategy")))
@@ -111,34 +189,46 @@ def run_config(
         seed=seed,
         pack=loop.pack,
     )
-    return conduct(
+    return Parts(
         stream,
+        stream_name,
         strategy,
+        strategy_name,
         learner,
         trainer,
-        Identity(
-            stream_name, strategy_name, OmegaConf.to_yaml(cfg, resolve=True), command, choices
-        ),
-        loop=loop,
-        evaluation=evaluation,
-        alignment=alignment,
-        checkpoint=checkpoint,
-        run_dir=cfg.run_dir,
-        resume=resume,
-        sinks=[sink],
-        environment={
-            "directory": os.getcwd(),
-            "processes": 1,
-            "effective_batch": loop.batch_size * int(cfg.trainer.accumulate_grad_batches),
-        },
-        engine=LightningEngine if federation is None else _federated(federation, cfg.trainer),
+        loop,
+        evaluation,
+        federation,
     )
 
 
-def _federated(federation: Federation, trainer: DictConfig) -> Callable[..., LightningEngine]:
+def _in_flower(
+    cfg: DictConfig,
+    command: str,
+    choices: Mapping[str, Any],
+    resume: bool,
+    federation: Federation,
+) -> Result:
+    try:
+        from cl_bench.cli.flower import as_json, simulate
+    except ImportError as error:
+        raise UsageError(
+            f"federation.engine=flower needs the extra: pip install 'cl_bench[flower]' ({error})"
+        ) from None
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    return simulate(
+        lambda site: run_config(cfg, command, choices, resume, site),
+        as_json(settings, choices),
+        federation.population,
+    )
+
+
+def _federated(
+    federation: Federation, trainer: DictConfig, site: Site | None
+) -> Callable[..., LightningEngine]:
     wants_gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return functools.partial(
-        FederatedEngine, federation=federation, device="cuda" if wants_gpu else "cpu"
+        FederatedEngine, federation=federation, device="cuda" if wants_gpu else "cpu", site=site
     )
 
 

@@ -37,6 +37,7 @@ class Federation:
         fraction_bits: of the masked sum's fixed-point numbers.
         server: builds the server's optimizer from its weights, its gradient being the negative
             mean change; None adds the mean change itself.
+        engine: ``inprocess``, or ``flower``: clients answer in Flower's simulation (extra).
         warn_below: share of a layer's input dimensions left to learn in that is worth a warning.
 
     Raises:
@@ -57,6 +58,7 @@ class Federation:
     secure: Literal["none", "masked"] = "none"
     fraction_bits: int = 32
     server: ServerOptimizer | None = None
+    engine: Literal["inprocess", "flower"] = "inprocess"
     warn_below: float = 0.1
 
     def __post_init__(self) -> None:
@@ -76,6 +78,7 @@ class Federation:
             ("weighting", self.weighting, ("uniform", "samples")),
             ("statistics", self.statistics, ("all", "sampled")),
             ("secure", self.secure, ("none", "masked")),
+            ("engine", self.engine, ("inprocess", "flower")),
         ]
         for key, choice, allowed in choices:
             if choice not in allowed:
@@ -135,6 +138,11 @@ def check_federation(
         raise UsageError(
             f"federations learn image streams so far, stream {stream.name!r} is of "
             f"{stream.modality}s"
+        )
+    if federation.engine == "flower" and strategy.private:
+        raise UsageError(
+            f"strategy {name!r} has clients remember their own data, which Flower's nodes do not "
+            "yet: use federation.engine=inprocess"
         )
     if overrides(strategy, "after_epoch"):
         raise UsageError(
