@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kills lint bench bench-pmnist clean
+.PHONY: help demo test test-flower test-kills lint bench bench-pmnist clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ demo: $(VENV)/.demo ## set up, then learn ten tasks with GPM on embedded data
 
 test: $(VENV)/.dev ## set up, then run the tests
 	$(BIN)/python -m pytest -n 2
+
+test-flower: $(VENV)-flower/.flower ## federations over Flower, whose pins want an environment of their own
+	FLWR_TELEMETRY_ENABLED=0 RAY_USAGE_STATS_ENABLED=0 \
+		$(VENV)-flower/bin/python -m pytest tests/test_flower.py
 
 test-kills: $(VENV)/.dev ## kill runs at 100 random moments, resume, compare every file
 	$(BIN)/python tests/kills.py
@@ -34,12 +38,13 @@ lint: $(VENV)/.dev ## ruff and mypy
 
 bench: $(VENV)/.dev ## time training steps against bare PyTorch loops
 	$(BIN)/python tests/benchmarks/step.py
+	$(BIN)/python tests/benchmarks/federation.py
 
 bench-pmnist: $(VENV)/.dev ## time whole PMNIST runs against a naive GPM (DATA=folder with mnist/)
 	$(BIN)/python tests/benchmarks/pmnist.py --data-dir $(DATA)/mnist
 
-clean: ## remove the environment and caches; runs/ stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+clean: ## remove the environments and caches; runs/ stays
+	rm -rf $(VENV) $(VENV)-flower .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +54,11 @@ $(VENV)/.torch:
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable .
+	@touch $@
+
+$(VENV)-flower/.flower: pyproject.toml
+	$(MAKE) $(VENV)-flower/.torch VENV=$(VENV)-flower
+	$(VENV)-flower/bin/python -m pip install --quiet --editable '.[flower]' pytest hypothesis
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml

@@ -210,16 +210,27 @@ def _in_flower(
     federation: Federation,
 ) -> Result:
     try:
-        from cl_bench.cli.flower import as_json, simulate
+        from cl_bench.cli.flower import simulate, submit
+        from cl_bench.federation.flower import as_json
     except ImportError as error:
         raise UsageError(
             f"federation.engine=flower needs the extra: pip install 'cl_bench[flower]' ({error})"
         ) from None
-    settings: Any = OmegaConf.to_container(cfg, resolve=True)
-    return simulate(
-        lambda site: run_config(cfg, command, choices, resume, site),
-        as_json(settings, choices),
-        federation.population,
+    nodes = federation.nodes or federation.population
+    if federation.superlink is None:
+        settings: Any = OmegaConf.to_container(cfg, resolve=True)
+        return simulate(
+            lambda site: run_config(cfg, command, choices, resume, site),
+            as_json(settings, choices),
+            nodes,
+        )
+    if cfg.run_dir is None:
+        raise UsageError(
+            "the SuperLink's process writes the run: say where, with run_dir=/an/absolute/path"
+        )
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    return submit(
+        as_json(settings, choices), command, resume, federation.superlink, nodes, Path(cfg.run_dir)
     )
 
 

@@ -1,15 +1,19 @@
 """The federation as Flower apps, configured whole from our configuration.
 
-``federation.engine=flower`` runs both in Flower's simulation. As processes of their own:
-``server_app`` and ``client_app`` are what ``flwr run`` starts on a SuperLink and its SuperNodes;
-the run's configuration comes as one string.
+``federation.engine=flower`` runs both in Flower's simulation; with ``federation.superlink`` they
+are handed to ``flwr run``, which starts ``server_app`` on a SuperLink and ``client_app`` on its
+SuperNodes. The run's configuration goes along as one string.
 """
 
 import json
 import logging
 import os
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -23,9 +27,40 @@ from flwr.simulation import run_simulation
 from omegaconf import OmegaConf
 
 from cl_bench.cli.build import assemble, run_config
+from cl_bench.contracts import UsageError
 from cl_bench.experiment import Result
-from cl_bench.federation.flower import FIT, STATISTICS, FlowerSite, Node, as_json
+from cl_bench.federation.flower import FlowerSite, Node, as_json
 from cl_bench.federation.site import Site
+from cl_bench.tracking.record import SUMMARY, is_finished, read_matrix
+
+APP = """\
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "cl-bench-federation"
+version = "1.0.0"
+description = "A run of cl_bench"
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "cl-bench"
+
+[tool.flwr.app.components]
+serverapp = "cl_bench_federation:server_app"
+clientapp = "cl_bench_federation:client_app"
+
+[tool.flwr.app.config]
+"""
+
+MODULE = """\
+from cl_bench.cli import flower
+
+server_app = flower.server_app
+client_app = flower.client_app
+"""
 
 client_app = ClientApp()
 _here = threading.local()
@@ -46,20 +81,18 @@ def _assembled(config: str) -> Any:
     return parts.stream, parts.strategy, parts.learner, parts.federation
 
 
-@client_app.train()
 def _fit(message: Message, context: Context) -> Message:
     return _node().answer(message)
 
 
-@client_app.query("statistics")
 def _statistics(message: Message, context: Context) -> Message:
     return _node().answer(message)
 
 
-server_app = ServerApp()
+client_app.train()(_fit)
+client_app.query("statistics")(_statistics)
 
 
-@server_app.main()
 def _serve(grid: Grid, context: Context) -> None:
     """The whole experiment, on a SuperLink."""
     given = json.loads(str(context.run_config["cl_bench"]))
@@ -69,10 +102,15 @@ def _serve(grid: Grid, context: Context) -> None:
         cfg,
         str(context.run_config["command"]),
         given["choices"],
+        bool(context.run_config["resume"]),
         site=lambda strategy: FlowerSite(
             grid, as_json(given["config"], given["choices"]), strategy, nodes
         ),
     )
+
+
+server_app = ServerApp()
+server_app.main()(_serve)
 
 
 def simulate(run: Callable[[Callable[..., Site]], Result], config: str, nodes: int) -> Result:
@@ -86,13 +124,13 @@ def simulate(run: Callable[[Callable[..., Site]], Result], config: str, nodes: i
     outcome: dict[str, Any] = {}
     app = ServerApp()
 
-    @app.main()
     def main(grid: Grid, context: Context) -> None:
         try:
             outcome["result"] = run(lambda strategy: FlowerSite(grid, config, strategy, nodes))
         except BaseException as error:
             outcome["error"] = error
 
+    app.main()(main)
     logging.getLogger("flwr").setLevel(logging.ERROR)
     run_simulation(
         app,
@@ -109,4 +147,35 @@ def simulate(run: Callable[[Callable[..., Site]], Result], config: str, nodes: i
     return result
 
 
-__all__ = ["FIT", "STATISTICS", "client_app", "server_app", "simulate"]
+def submit(
+    config: str, command: str, resume: bool, superlink: str, nodes: int, run_dir: Path
+) -> Result:
+    """Have an experiment run on a SuperLink, wait for its end, and read what it left.
+
+    Args:
+        config: the configuration in JSON.
+        command: the command line.
+        resume: go on with the run in ``run_dir``.
+        superlink: the connection's name in Flower's ``config.toml``.
+        nodes: SuperNodes to wait for.
+        run_dir: where the SuperLink's process writes.
+
+    Raises:
+        UsageError: the run did not end well.
+    """
+    values = {"cl_bench": config, "command": command, "resume": resume, "nodes": nodes}
+    # A JSON string, number or truth value is one of TOML too.
+    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    with tempfile.TemporaryDirectory() as folder:
+        app = Path(folder)
+        (app / "pyproject.toml").write_text(APP + "\n".join(lines) + "\n")
+        (app / "cl_bench_federation.py").write_text(MODULE)
+        flwr = Path(sys.executable).with_name("flwr")
+        done = subprocess.run([str(flwr), "run", str(app), superlink, "--stream"], check=False)
+    if done.returncode != 0 or not is_finished(run_dir):
+        raise UsageError(
+            f"the run on federation.superlink={superlink} did not end well: see above, and the "
+            f"SuperLink's log; what was recorded is in {run_dir} on its machine"
+        )
+    _, matrix = read_matrix(run_dir)
+    return Result(run_dir, matrix, json.loads((run_dir / SUMMARY).read_text()))

@@ -37,7 +37,10 @@ class Federation:
         fraction_bits: of the masked sum's fixed-point numbers.
         server: builds the server's optimizer from its weights, its gradient being the negative
             mean change; None adds the mean change itself.
-        engine: ``inprocess``, or ``flower``: clients answer in Flower's simulation (extra).
+        engine: ``inprocess``, or ``flower`` (extra): clients answer through Flower.
+        superlink: with ``flower``, the connection in Flower's ``config.toml`` to a SuperLink whose
+            SuperNodes answer; None is Flower's simulation.
+        nodes: with ``flower``, how many to wait for; None is one a client.
         warn_below: share of a layer's input dimensions left to learn in that is worth a warning.
 
     Raises:
@@ -59,6 +62,8 @@ class Federation:
     fraction_bits: int = 32
     server: ServerOptimizer | None = None
     engine: Literal["inprocess", "flower"] = "inprocess"
+    superlink: str | None = None
+    nodes: int | None = None
     warn_below: float = 0.1
 
     def __post_init__(self) -> None:
@@ -69,6 +74,7 @@ class Federation:
             ("rounds", rounds),
             ("local_epochs", [self.local_epochs]),
             ("shards_per_client", [self.shards_per_client]),
+            ("nodes", [1 if self.nodes is None else self.nodes]),
         ):
             for value in values:
                 if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -86,6 +92,10 @@ class Federation:
         if self.per_round > self.clients:
             raise UsageError(
                 f"per_round={self.per_round}: there are clients={self.clients}; sample at most that"
+            )
+        if self.engine == "inprocess" and (self.superlink is not None or self.nodes is not None):
+            raise UsageError(
+                "superlink and nodes are for engine=flower: add federation.engine=flower"
             )
         if not 0.0 < self.participation <= 1.0:
             raise UsageError(f"participation={self.participation}: a share of tasks lies in (0, 1]")
