@@ -100,7 +100,7 @@ def test_no_change_inside_the_memory_and_the_new_task_is_learned(network, optimi
     stream, learner = setting(network, OPTIMIZERS[optimizer])
     gpm = GPM({"backbone.0": 0.6, "*": 0.9} if network == "cnn" else 0.9, samples=40)
     learn(learner, gpm, stream[0], epochs=10)
-    for task in stream[1:]:
+    for task in stream.tasks[1:]:
         before, memory = matrices(learner, gpm.protect), dict(gpm.memory)
         naive = accuracy(learner, task)
         learn(learner, gpm, task, epochs=10)

@@ -367,7 +367,7 @@ def test_no_change_inside_the_memory_and_the_new_task_is_learned(name, network, 
     stream, learner = setting(network, OPTIMIZERS[optimizer], tasks=2)
     strategy = make(name, network)
     learn(learner, strategy, stream[0], epochs=10)
-    for task in stream[1:]:
+    for task in stream.tasks[1:]:
         memory = dict(strategy.occupied if name == "adam_nscl" else strategy.memory)
         before, naive = matrices(learner), accuracy(learner, task)
         learn(learner, strategy, task, epochs=25)
@@ -584,7 +584,7 @@ def relaxed(network="mlp", optimizer=sgd, epochs=12, pack=1, **options):
 def test_changes_inside_the_memory_are_those_of_the_relaxed_space(network, optimizer):
     stream, learner, rogo, engine = relaxed(network, OPTIMIZERS[optimizer])
     found = 0
-    for task in stream[1:]:
+    for task in stream.tasks[1:]:
         before, memory = matrices(learner), dict(rogo.memory)
         naive = accuracy(learner, task)
         layers = engine.learn(task, task.train)

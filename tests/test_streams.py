@@ -21,6 +21,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from pictures import assert_same, everything, make_pixels, write_folder, write_parquet
 from PIL import Image
 
 from cl_bench.contracts import stream as contract
@@ -45,8 +46,18 @@ CONFIGS = [
     for name in (
         *("permuted_digits", "rotated_digits", "split_digits"),
         *("pmnist", "rotated_mnist", "split_mnist", "split_images"),
+        *("split_cifar100", "cifar100_superclass", "five_datasets", "split_mini_imagenet"),
     )
 ]
+MODELS = {
+    "split_images": "cnn_small",
+    "split_cifar100": "alexnet_cl",
+    "cifar100_superclass": "lenet",
+    "five_datasets": "resnet18_small",
+    "split_mini_imagenet": "resnet18_small_84",
+}
+"""Default models of the streams that do not take the MLP."""
+RESNET_RATE = ("five_datasets", "split_mini_imagenet")
 DIGITS = {
     "permuted": PermutedDigits,
     "rotated": RotatedDigits,
@@ -64,50 +75,6 @@ def own_cache(tmp_path, monkeypatch):
 def mnist_cache(tmp_path_factory):
     """One decoded MNIST for all tests that read it."""
     return tmp_path_factory.mktemp("mnist_cache")
-
-
-def everything(data):
-    return data[torch.arange(len(data))]
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert a[name].dtype == b[name].dtype
-        assert torch.equal(a[name], b[name]), name
-
-
-def make_pixels(count, shape, seed=0):
-    return np.random.RandomState(seed).randint(0, 256, (count, *shape), dtype=np.uint8)
-
-
-def write_folder(root, classes=4, per_class=6, shape=(6, 5, 3), split_sizes=None):
-    """An imagefolder data set; returns {split: (n, *shape)} in the order of class, file."""
-    written = {}
-    for seed, (split, size) in enumerate((split_sizes or {"train": per_class, "test": 2}).items()):
-        pixels = make_pixels(classes * size, shape, seed)
-        for i, image in enumerate(pixels):
-            path = root / split / f"kind{i // size}" / f"{i:04}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(path)
-        written[split] = pixels
-    return written
-
-
-def write_parquet(root, labels, shape=(6, 5, 3), names=None, columns=("image", "label")):
-    """``train.parquet`` and ``test.parquet`` with the given labels; returns the pixels."""
-    import datasets
-
-    root.mkdir(parents=True, exist_ok=True)
-    written = {}
-    for seed, (split, values) in enumerate(labels.items()):
-        pixels = make_pixels(len(values), shape, seed)
-        kind = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
-        features = datasets.Features({columns[0]: datasets.Image(), columns[1]: kind})
-        rows = {columns[0]: [Image.fromarray(p) for p in pixels], columns[1]: list(values)}
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(root / f"{split}.parquet")
-        written[split] = pixels
-    return written
 
 
 def undo_normalisation(task, x):
@@ -418,7 +385,8 @@ def test_config_keys_and_values_are_the_constructors(path):
     module, name = config.pop("_target_").rsplit(".", 1)
     assert module == f"tasks.{path.stem}"
     parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
-    assert config == {key: parameter.default for key, parameter in parameters.items()}
+    defaults = {key: parameter.default for key, parameter in parameters.items()}
+    assert config == {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}
     header, command, description, *_ = path.read_text().splitlines()
     assert header == "# @package _global_", "Hydra reads the package from the first line only"
     assert command.startswith("# python -m cl_bench ")
@@ -434,7 +402,7 @@ def test_configs_compose_and_leave_the_users_choice(tmp_path):
         **{
             f"{group}/{name}.yaml": f"name: {name}\n"
             for group in ("model", "optimizer")
-            for name in ("mlp", "cnn_small", "sgd", "other")
+            for name in ("mlp", *MODELS.values(), "sgd", "sgd_resnet", "other")
         },
         **{f"stream/{path.name}": path.read_text() for path in CONFIGS},
     }
@@ -443,10 +411,11 @@ def test_configs_compose_and_leave_the_users_choice(tmp_path):
         (tmp_path / name).write_text(text)
     with hydra.initialize_config_dir(str(tmp_path), version_base=None):
         for path in CONFIGS:
-            config = hydra.compose("config", [f"+stream={path.stem}", "stream.num_tasks=2"])
-            model = "cnn_small" if path.stem == "split_images" else "mlp"
-            assert (config.model.name, config.optimizer.name) == (model, "sgd")
-            assert config.stream.num_tasks == 2
+            config = hydra.compose("config", [f"+stream={path.stem}", "stream.order_seed=2"])
+            model = MODELS.get(path.stem, "mlp")
+            optimizer = "sgd_resnet" if path.stem in RESNET_RATE else "sgd"
+            assert (config.model.name, config.optimizer.name) == (model, optimizer)
+            assert config.stream.order_seed == 2
             config = hydra.compose("config", [f"+stream={path.stem}", "model=other"])
             assert config.model.name == "other"
         config = hydra.compose("config", ["+stream=split_digits", "stream.num_tasks=2"])

@@ -1,65 +1,20 @@
 """Streams: the sequence of tasks a learner meets, and what it may know about them."""
 
+import copy
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, Literal, Protocol, overload, runtime_checkable
-
-import torch
-from torch import Tensor
+from typing import Any, Literal, overload
 
 from cl_bench.contracts.errors import UsageError
-from cl_bench.contracts.randomness import generator
+from cl_bench.contracts.slices import renumber
+from cl_bench.contracts.task import Batch, Data, Origin, Recovery, Task
 
-Batch = dict[str, Tensor]
-"""One batch: named tensors whose first dimension counts samples.
-
-Vision streams use ``x`` (n, *input_shape), ``y`` (n,) the position of the class in the stream's
-label space and, where the task id is known at test time, ``task`` (n,) the task's index. What
-language streams use stands in :mod:`cl_bench.contracts.language`.
-"""
+__all__ = ["Batch", "Data", "Origin", "Pretraining", "Recovery", "Scenario", "Stream", "Task"]
 
 Scenario = Literal["domain", "task", "class"]
 """van de Ven & Tolias (2019): same labels and one head (``domain``), a head per task with the task
 id known at test time (``task``), one growing head without it (``class``)."""
-
-
-@runtime_checkable
-class Data(Protocol):
-    """Samples that are fetched many at a time: ``data[LongTensor] -> Batch``."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: Tensor) -> Batch: ...
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where data comes from: printed in the record, in model cards and by ``cl-bench``."""
-
-    source: str
-    licence: str
-    citation: str
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """Two disjoint halves of a task, neither of which tells anything about the other's answers.
-
-    Learning ``train`` anew can then bring back how the task is done, but not what was known of
-    ``test``.
-
-    Attributes:
-        train: the half that is learned anew.
-        test: the half that is scored.
-        control: samples of the same kind that no learner ever saw: they must stay at chance.
-    """
-
-    train: Data
-    test: Data
-    control: Data | None = None
 
 
 @dataclass(frozen=True)
@@ -96,62 +51,12 @@ class Pretraining:
         return self.final_rate + (1 - self.final_rate) * (1 + math.cos(math.pi * done)) / 2
 
 
-class Task(ABC):
-    """One task of a stream.
-
-    Attributes:
-        name: unique within the stream; heads the columns of the accuracy matrix.
-        index: position in the stream, from 0.
-        classes: positions of its classes in the stream's label space; every ``y`` lies in it.
-        head: which output head serves it (0 for all tasks where the head is shared).
-        metric: name of the per-sample score in [0, 1] that the accuracy matrix averages.
-        epochs: how long it is learned; None leaves it to ``trainer.max_epochs``.
-        rate: multiplies the optimizer's learning rate.
-        recovery: halves for recovery experiments; None if the task has no such halves.
-        facts: further plain values for the record, such as chance levels.
-        origin: licence, source and citation of the data.
-    """
-
-    name: str
-    index: int
-    classes: range
-    head: int
-    metric: str = "accuracy"
-    epochs: int | None = None
-    rate: float = 1.0
-    recovery: Recovery | None = None
-    facts: Mapping[str, Any] = MappingProxyType({})
-    origin: Origin
-
-    @property
-    @abstractmethod
-    def train(self) -> Data:
-        """Training data. Held only while somebody uses it: streams need not fit in memory."""
-
-    @property
-    @abstractmethod
-    def validation(self) -> Data:
-        """Data for early stopping and for search; never part of :attr:`test`. May be empty."""
-
-    @property
-    @abstractmethod
-    def test(self) -> Data:
-        """Data that only the accuracy matrix sees."""
-
-    @property
-    def probes(self) -> Mapping[str, Data]:
-        """Further data that is scored whenever :attr:`test` is, beside the matrix."""
-        return {}
-
-    def sample(self, n: int, seed: int) -> Batch:
-        """``n`` training samples (fewer if the task has fewer), uniform, without replacement."""
-        data = self.train
-        order = torch.randperm(len(data), generator=generator(seed, "sample", self.index))
-        return data[order[:n]]
-
-
 class Stream(Sequence[Task]):
     """A sequence of tasks: ``len``, index, slice, iterate.
+
+    A slice is a stream that can be run: its tasks, heads and classes are counted from 0. What comes
+    before the first task, if anything, comes before a slice too. ``stream.tasks[1:]`` are the tasks
+    as they stand in the whole stream.
 
     Args:
         name: as in the run directory and in tables.
@@ -211,15 +116,12 @@ class Stream(Sequence[Task]):
         if not isinstance(index, slice):
             task: Task = self.tasks[index]
             return task
-        return Stream(
-            self.name,
-            self.tasks[index],
-            self.scenario,
-            self.input_shape,
-            self.fingerprint,
-            self.modality,
-            self.task_id_at_test,
-        )
+        tasks = renumber(self.tasks[index], self.task_id_at_test)
+        if not tasks:
+            raise UsageError(f"stream {self.name!r} has {len(self)} tasks, none of them in {index}")
+        part = copy.copy(self)
+        part.tasks = tuple(tasks)
+        return part
 
     def __iter__(self) -> Iterator[Task]:
         return iter(self.tasks)

@@ -150,6 +150,11 @@ class Borrowed(NetworkServices):
         drawn = torch.multinomial(likelihood, 1, generator=generator).squeeze(1)
         return {**batch, "y": drawn.to(_labels(batch).device)}
 
+    def learns(self, parameter: nn.Parameter) -> bool:
+        """As it was when the task began: a strategy may have frozen it since."""
+        inside = self._learnable or [p for p in self._model.parameters() if p.requires_grad]
+        return any(parameter is p for p in inside)
+
     def counted(self, batch: Batch) -> Tensor | None:
         """Which tokens (n, L) are no padding, if the sample says so as Hugging Face's models do."""
         mask = batch.get("attention_mask")

@@ -76,6 +76,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         self.learned_steps = 0
         self._optimizer_factory = optimizer
         self.held_norms: set[nn.Module] = set()
+        self._held: set[nn.Parameter] = set()
         self._losses: list[Tensor] = []
         self._loss_sum, self._loss_count = 0.0, 0
         self._step = _Step()
@@ -117,7 +118,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
     def remember_initial_state(self) -> None:
         """To be called at the end of a subclass's constructor."""
         self._initial = {k: v.detach().clone() for k, v in self.state_dict().items()}
-        self._learnable = {name for name, p in self.named_parameters() if p.requires_grad}
+        self._learnable = {p for p in self.parameters() if p.requires_grad}
 
     # -- a task -----------------------------------------------------------------------------------
 
@@ -127,8 +128,9 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         self.seen_heads = max(self.seen_heads, task.head + 1)
         self.learned_steps = 0
         self.held_norms.clear()
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name in self._learnable)
+        self._held.clear()
+        for parameter in self.parameters():
+            parameter.requires_grad_(self.learns(parameter))
         self.train_heads("seen" if self.scenario == "class" else "current")
         strategy.setup(self, task)
 
@@ -170,7 +172,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """A fresh optimizer on the strategy's parameter groups, and a schedule of its rate."""
-        groups = [g for g in self.strategy.param_groups(self) if g["params"]]
+        groups = self._groups()
         if not groups:
             raise UsageError(
                 "nothing is left to train: the strategy froze every parameter; freeze less "
@@ -187,6 +189,9 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         if self.schedule is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.schedule(optimizer)}
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [dict(g) for g in self.strategy.param_groups(self) if g["params"]]
 
     def _stepped(self, *_: Any) -> None:
         self.strategy.after_step(self, self._step.batch, self._step.out)
@@ -319,10 +324,22 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         return heads == "always" or (heads == "auto" and self.scenario == "domain")
 
     def train_heads(self, which: Literal["current", "seen"]) -> None:
-        """Which output heads take part in training."""
+        """Which output heads take part in training, apart from what is held in them."""
         current = self.task.head if self.task else 0
         for i, head in enumerate(self.heads):
-            head.requires_grad_(i < self.seen_heads if which == "seen" else i == current)
+            wanted = i < self.seen_heads if which == "seen" else i == current
+            for parameter in head.parameters():
+                free = self.learns(parameter) and parameter not in self._held
+                parameter.requires_grad_(wanted and free)
+
+    def learns(self, parameter: nn.Parameter) -> bool:
+        """Whether a parameter learns unless a strategy freezes it: as it was at construction."""
+        return parameter in self._learnable
+
+    def _freeze(self, parameters: Iterable[nn.Parameter]) -> None:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+            self._held.add(parameter)
 
     def reset_weights(self) -> None:
         """Back to the weights of construction."""
@@ -333,10 +350,17 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         """The cheapest place at which projecting keeps the *weight change* in the subspace.
 
         A projected gradient stays projected under plain SGD, also with momentum (the optimizer is
-        fresh for every task) and clipping by norm; weight decay and adaptive rates lead out of it.
+        fresh for every task) and clipping by norm; weight decay and adaptive rates lead out of it,
+        whether the optimizer's own or a parameter group's.
         """
-        made = self._optimizer_factory([{"params": [nn.Parameter(torch.zeros(1))]}])
-        if type(made) is not SGD or made.param_groups[0]["weight_decay"] != 0:
+        made = self._optimizer_factory(
+            self._groups() or [{"params": [nn.Parameter(torch.zeros(1))]}]
+        )
+        own = {id(p) for p in self.parameters()}
+        if type(made) is not SGD or any(
+            group["weight_decay"] != 0 and any(id(p) in own for p in group["params"])
+            for group in made.param_groups
+        ):
             return "step"
         shared = len(list(self.named_parameters(remove_duplicate=False))) > len(
             list(self.named_parameters())

@@ -1,18 +1,22 @@
 """Image (and other fixed-size) classification in the three scenarios of continual learning."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from cl_bench.contracts import Batch, Stream, UsageError, derive_seed
 from cl_bench.learners.base import BaseLearner, OptimizerFactory
+from cl_bench.metrics import TASK_AWARE
 
 
 class Classifier(BaseLearner):
     """A backbone and one linear head (``domain``) or one per task (``task``, ``class``).
 
     Outputs are logits over the stream's label space as far as it has been seen. With the task id
-    known (``task``) classes of other tasks are masked out; without it (``class``) they compete.
+    known (``task``) classes of other tasks are masked out; without it (``class``) they compete, and
+    the score with the task id known is measured beside the other.
 
     Args:
         stream: tells heads, input shape and scenario.
@@ -63,8 +67,7 @@ class Classifier(BaseLearner):
         seen = max(1, self.seen_heads)
         logits = torch.cat([h(features) for h in list(self.heads)[:seen]], dim=1)
         if self.scenario == "task":
-            foreign = self.head_of_class[: logits.shape[1]] != batch["task"].unsqueeze(1)
-            logits = logits.masked_fill(foreign, -torch.inf)
+            logits = self._of_heads(logits, batch["task"])
         return logits
 
     def loss(self, out: Tensor, batch: Batch) -> Tensor:
@@ -74,6 +77,18 @@ class Classifier(BaseLearner):
     def score(self, out: Tensor, batch: Batch) -> Tensor:
         """1 where the most likely class is right."""
         return (out.argmax(1) == batch["y"]).double()
+
+    def details(self, out: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        """Where classes of all tasks compete, the score with those of other tasks left out."""
+        if self.scenario != "class":
+            return {}
+        owner = self.head_of_class[batch["y"]]
+        return {TASK_AWARE: self.score(self._of_heads(out, owner), batch)}
+
+    def _of_heads(self, logits: Tensor, heads: Tensor) -> Tensor:
+        """Logits (n, seen) with the classes of other heads than each sample's (n,) left out."""
+        foreign = self.head_of_class[: logits.shape[1]] != heads.unsqueeze(1)
+        return logits.masked_fill(foreign, -torch.inf)
 
     def draw_labels(self, batch: Batch, generator: torch.Generator) -> Batch:
         """The batch with ``y`` drawn from the model's own predictions."""

@@ -85,12 +85,22 @@ class NetworkServices:
     def hold(self, modules: Iterable[nn.Module]) -> None:
         """Until the next task: no gradients, no optimizer state, running statistics held."""
         for module in modules:
-            module.requires_grad_(False)
+            self._freeze(module.parameters())
             self.held_norms.update(m for m in module.modules() if isinstance(m, NORMS))
         self.network.train(self.network.training)
 
+    def _freeze(self, parameters: Iterable[nn.Parameter]) -> None:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+
+    def learns(self, parameter: nn.Parameter) -> bool:
+        """Whether a parameter learns unless a strategy freezes it."""
+        return parameter.requires_grad
+
     def layers(self, protect: Protect) -> list[LinearMap]:
         """The linear maps that ``protect`` selects.
+
+        A bias that its owner froze for good is part of no map: W alone can change then.
 
         Raises:
             UsageError: it selects none.
@@ -99,6 +109,9 @@ class NetworkServices:
         known: list[str] = []
         for name, module in self.network.named_modules():
             maps = linear_maps(name, module, augment=protect.bias == "augmented")
+            bias = maps[0].bias if maps and maps[0].augmented else None
+            if isinstance(bias, nn.Parameter) and not self.learns(bias):
+                maps = linear_maps(name, module)
             known += [name] if maps else []
             if protect.matches(name) and self.is_guarded_head(name, protect.heads) is not False:
                 found += maps
@@ -114,9 +127,7 @@ class NetworkServices:
         if first_task:
             return
         if protect.bias == "frozen":
-            for layer in self.layers(protect):
-                if layer.bias is not None:
-                    layer.bias.requires_grad_(False)
+            self._freeze(m.bias for m in self.layers(protect) if m.bias is not None)
         if protect.norm == "frozen_after_first":
             self.hold([m for m in self.network.modules() if isinstance(m, NORMS)])
 

@@ -3,6 +3,7 @@
 from cl_bench.metrics.alignment import relative_change, share_inside
 from cl_bench.metrics.matrix import (
     SUMMARIES,
+    TASK_AWARE,
     Matrix,
     average_accuracy,
     average_incremental_accuracy,
@@ -21,6 +22,7 @@ from cl_bench.metrics.matrix import (
 
 __all__ = [
     "SUMMARIES",
+    "TASK_AWARE",
     "Matrix",
     "average_accuracy",
     "average_incremental_accuracy",

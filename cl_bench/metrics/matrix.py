@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
 
+TASK_AWARE = "task_aware_accuracy"
+"""The measure beside a class-incremental score: the same samples with their task id known."""
+
 
 def empty_matrix(tasks: int) -> Matrix:
     """R of a run that has not been evaluated yet: (T + 1, T), all NaN."""

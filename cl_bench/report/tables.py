@@ -75,24 +75,36 @@ def matrix_table(R: Matrix, task_names: Sequence[str], width: int = WIDTH) -> Ta
     return table
 
 
-def summary_table(summary: Mapping[str, float], task_id_known: bool) -> Table:
+def summary_table(
+    summary: Mapping[str, float],
+    task_id_known: bool,
+    task_aware: Mapping[str, float] | None = None,
+) -> Table:
     """Summaries with what they mean.
 
     Args:
         summary: as :func:`cl_bench.metrics.summarise` returns it, in [0, 1].
         task_id_known: whether the task id was known at test time.
+        task_aware: the same of scores with the task id known, for a column of its own.
     """
     known = "known" if task_id_known else "not known"
-    table = Table(box=None, pad_edge=False, show_header=False, title_justify="left")
+    both = task_aware is not None
+    table = Table(box=None, pad_edge=False, show_header=both, title_justify="left")
     table.title = Text(f"summary (%, task id {known} at test time)", style="bold not italic")
     table.add_column(style="bold", no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
+    table.add_column(f"id {known}" if both else "", justify="right", no_wrap=True)
+    if both:
+        table.add_column("id known", justify="right", no_wrap=True)
     table.add_column(style="dim")
     for key, (name, meaning) in EXPLANATIONS.items():
-        signed = "+" if key in ("bwt", "fwt") else ""
-        value = summary[key]
-        table.add_row(name, "-" if np.isnan(value) else f"{100 * value:{signed}.1f}", meaning)
+        columns = [summary] if task_aware is None else [summary, task_aware]
+        table.add_row(name, *(_percent(key, column[key]) for column in columns), meaning)
     return table
+
+
+def _percent(key: str, value: float) -> str:
+    signed = "+" if key in ("bwt", "fwt") else ""
+    return "-" if np.isnan(value) else f"{100 * value:{signed}.1f}"
 
 
 def print_run(directory: Path | str, console: Console | None = None) -> None:
@@ -108,7 +120,8 @@ def print_run(directory: Path | str, console: Console | None = None) -> None:
     console.print(Text(f"{run.title}{state}", style="bold"))
     console.print(matrix_table(run.matrix, run.task_names, min(console.width, WIDTH)))
     console.print()
-    console.print(summary_table(summarise(run.matrix), run.task_id_known))
+    told = summarise(run.task_aware) if np.isfinite(run.task_aware).any() else None
+    console.print(summary_table(summarise(run.matrix), run.task_id_known, told))
 
 
 def _cell(score: float, learned: bool, fresh: bool, decimals: int) -> Text:

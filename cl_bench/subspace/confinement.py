@@ -66,6 +66,14 @@ class Confinement:
             for layer in layers
             if layer.name in projections and not projections[layer.name].trivial
         ]
+        self._joined = [layer for layer, _ in self._projected if layer.augmented]
+        for layer, projection in self._projected:
+            if projection.dim != layer.in_features:
+                raise ValueError(
+                    f"layer {layer.name!r} remembers inputs of {projection.dim} dimensions and has "
+                    f"{layer.in_features} now: keep it, and whether its bias is trainable, as it "
+                    "was in earlier tasks"
+                )
         self._swapped: dict[str, ConfinedLinear] = {}
         self._before: list[Tensor] = []
         if where == "input":
@@ -78,7 +86,18 @@ class Confinement:
                     self._projected.remove((layer, projection))
 
     def constrain(self) -> None:
-        """Gradients are ready: project them, or remember the weights for :meth:`after_step`."""
+        """Gradients are ready: project them, or remember the weights for :meth:`after_step`.
+
+        Raises:
+            ValueError: a bias is frozen that is protected together with its weight, which moves.
+        """
+        for layer in self._joined:
+            if layer.weight.requires_grad and not layer.bias.requires_grad:  # type: ignore[union-attr]
+                raise ValueError(
+                    f"the bias of layer {layer.name!r} was frozen after the layer was protected, "
+                    "and its weight was not: freeze it before the learner is made, or use "
+                    "protect.bias=frozen"
+                )
         if self.where == "step":
             self._before = [
                 layer.matrix(layer.weight.detach(), _detached(layer.bias)).clone()
@@ -124,7 +143,7 @@ class Confinement:
         """Give the layers their own forward pass back."""
         for linear in self._swapped.values():
             ConfinedLinear.detach(linear)
-        self._swapped, self._projected, self._before = {}, [], []
+        self._swapped, self._projected, self._joined, self._before = {}, [], [], []
 
 
 def _detached(bias: Tensor | None) -> Tensor | None:

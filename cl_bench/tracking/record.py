@@ -20,7 +20,8 @@
 * ``status``: ``status`` (``started``, ``completed``, ``failed``, ``interrupted``) and facts.
 * ``evaluation``: ``row`` (tasks learned), ``task`` (index of the task just learned, or null),
   ``task_name``, ``scores`` {task name: value}, ``task_id_known``, ``seconds`` and, where a stream
-  has more to measure, ``details`` {task name: {measure: value}}.
+  has more to measure, ``details`` {task name: {measure: value}}. Class-incremental streams have
+  ``task_aware_accuracy`` there: the score with the task id known, beside the one without.
 * ``epoch``: ``task``, ``epoch`` (from 1), ``train_loss``, ``learning_rate``, ``seconds``,
   ``steps``.
 * ``layers``: ``task``, ``layers`` {layer: {quantity: value}}.
@@ -61,7 +62,7 @@ import numpy as np
 
 import cl_bench
 from cl_bench.contracts import UsageError
-from cl_bench.metrics import Matrix, empty_matrix, summarise, tasks_learned
+from cl_bench.metrics import TASK_AWARE, Matrix, empty_matrix, summarise, tasks_learned
 
 RESULTS, MATRIX, SUMMARY, LOCK = "results.jsonl", "accuracy_matrix.csv", "summary.json", "run.lock"
 CONFIG, LAYERS = "config.yaml", "layers.csv"
@@ -122,6 +123,8 @@ class Record:
         task_names: columns of the accuracy matrix.
         task_id_known: whether every score was reached with the task id known at test time.
         matrix: R so far, (T + 1, T), NaN where nothing was evaluated.
+        task_aware: the same with the task id known; all NaN where the stream has no such score
+            beside the other.
     """
 
     def __init__(
@@ -137,6 +140,7 @@ class Record:
         self.task_names = list(task_names)
         self.task_id_known = task_id_known
         self.matrix = empty_matrix(len(self.task_names))
+        self.task_aware = empty_matrix(len(self.task_names))
         self._facts = dict(facts)
         self._sinks = list(sinks)
         self._layers: list[dict[str, Any]] = []
@@ -391,6 +395,7 @@ class Record:
             "status": status,
             **self._facts,
             **summarise(self.matrix),
+            **task_aware_summary(self.task_aware),
             "tasks": len(self.task_names),
             "tasks_learned": tasks_learned(self.matrix),
             "task_id_known": self.task_id_known,
@@ -462,6 +467,7 @@ class Record:
             for name, score in event["scores"].items():
                 column = self.task_names.index(name)
                 self.matrix[event["row"], column] = np.nan if score is None else score
+            _enter_task_aware(self.task_aware, self.task_names, event)
         elif event["event"] == "layers":
             for layer, values in event["layers"].items():
                 self._layers.append({"task": event["task"], "layer": layer, **values})
@@ -495,6 +501,7 @@ class Run:
         status: ``completed``, ``failed``, ``interrupted``, or ``unfinished`` if nobody wrote how
             it ended: it is still running, or was killed.
         facts: stream, strategy, seed and whatever else the run was opened with.
+        task_aware: R with the task id known, of class-incremental runs; else all NaN.
     """
 
     directory: Path
@@ -503,6 +510,7 @@ class Run:
     task_id_known: bool
     status: str
     facts: dict[str, Any]
+    task_aware: Matrix
 
     @property
     def title(self) -> str:
@@ -560,7 +568,12 @@ def read_run(directory: Path | str) -> Run:
         UsageError: the directory holds no run, or one that was never evaluated.
     """
     names, matrix = read_matrix(directory)
-    statuses = [e for e in read_results(directory) if e["event"] == "status"]
+    events = read_results(directory)
+    task_aware = empty_matrix(len(names))
+    for event in events:
+        if event["event"] == "evaluation":
+            _enter_task_aware(task_aware, names, event)
+    statuses = [e for e in events if e["event"] == "status"]
     facts = {k: v for k, v in statuses[0].items() if k not in ("event", "time", "status")}
     ended = statuses[-1]["status"]
     return Run(
@@ -570,7 +583,22 @@ def read_run(directory: Path | str) -> Run:
         task_id_known=bool(facts.pop("task_id_known")),
         status="unfinished" if ended == "started" else ended,
         facts=facts,
+        task_aware=task_aware,
     )
+
+
+def _enter_task_aware(R: Matrix, task_names: Sequence[str], event: Event) -> None:
+    for name, measures in event.get("details", {}).items():
+        score = measures.get(TASK_AWARE)
+        if score is not None:
+            R[event["row"], task_names.index(name)] = score
+
+
+def task_aware_summary(R: Matrix) -> dict[str, float]:
+    """The summaries under ``task_aware_...``; none where nothing was scored with the task id."""
+    if not np.isfinite(R).any():
+        return {}
+    return {f"task_aware_{name}": value for name, value in summarise(R).items()}
 
 
 def is_finished(directory: Path | str) -> bool:

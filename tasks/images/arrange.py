@@ -1,7 +1,7 @@
 """Arranging one image source into tasks: permuted, rotated or split by class."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,6 +14,23 @@ from tasks.arguments import require, require_choice
 from tasks.images.source import ImageSource
 from tasks.images.task import ImageData, ImageTask
 from tasks.images.views import Arrangement, Permutation, Rotation, Unchanged, View, view_of
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some classes of a data set: what one task of a stream with classes of its own is made of.
+
+    Attributes:
+        name: of the task.
+        source: the images.
+        labels: the data set's labels, in the order of their positions in the label space.
+        arrange: what is done to the pixels before they are normalised.
+    """
+
+    name: str
+    source: ImageSource
+    labels: list[int]
+    arrange: Arrangement = field(default_factory=Unchanged)
 
 
 @dataclass(frozen=True)
@@ -111,7 +128,7 @@ def rotated_tasks(
     require(1 <= num_tasks <= 360, "num_tasks", num_tasks, "choose from 1 to 360 rotations")
     require(0 < max_angle <= 360, "max_angle", max_angle, "choose degrees in (0, 360]")
     angles = [i * max_angle / num_tasks for i in range(num_tasks)]
-    angles = [angles[i] for i in _ordered(num_tasks, "angle_order", angle_order, order_seed)]
+    angles = [angles[i] for i in ordered(num_tasks, "angle_order", angle_order, order_seed)]
     names = [f"rot_{angle:g}" for angle in angles]
     return _domain_tasks(source, names, [Rotation(angle) for angle in angles], holdout)
 
@@ -146,25 +163,43 @@ def split_tasks(
     if size == 1:
         remedy = "one class a task leaves nothing to decide there; use fewer tasks or class"
         require(scenario == "class", "scenario", scenario, remedy)
-    order = _ordered(source.num_classes, "class_order", class_order, order_seed)
-    view = view_of(source, Unchanged())
-    tasks = []
-    for i in range(num_tasks):
-        labels = order[i * size : (i + 1) * size]
-        start = 0 if scenario == "domain" else i * size
+    order = ordered(source.num_classes, "class_order", class_order, order_seed)
+    groups = [order[i * size : (i + 1) * size] for i in range(num_tasks)]
+    parts = [Part(_split_name(i, labels), source, labels) for i, labels in enumerate(groups)]
+    return class_tasks(parts, scenario, holdout)
+
+
+def class_tasks(parts: Sequence[Part], scenario: Scenario, holdout: Holdout) -> list[ImageTask]:
+    """One task a part, each with classes of its own.
+
+    Args:
+        parts: in the order in which they are learned.
+        scenario: ``task`` and ``class`` number the classes of all parts one after another and give
+            task i head i; ``domain`` numbers every task's classes from 0 on one head.
+        holdout: the validation rule, applied within each task.
+
+    Raises:
+        UsageError: a class has no training or no test samples.
+    """
+    require_choice("scenario", scenario, ("task", "class", "domain"))
+    tasks: list[ImageTask] = []
+    start = 0
+    for i, part in enumerate(parts):
         tasks.append(
             _task(
-                source,
-                name=_split_name(i, labels),
+                part.source,
+                name=part.name,
                 index=i,
                 head=0 if scenario == "domain" else i,
-                classes=range(start, start + size),
-                labels=labels,
-                view=view,
+                classes=range(start, start + len(part.labels)),
+                labels=part.labels,
+                view=view_of(part.source, part.arrange),
                 holdout=holdout,
                 task_id=scenario == "task",
             )
         )
+        if scenario != "domain":
+            start += len(part.labels)
     return tasks
 
 
@@ -266,7 +301,8 @@ def _divide(
     return num_tasks, classes_per_task
 
 
-def _ordered(count: int, key: str, how: str, order_seed: int) -> list[int]:
+def ordered(count: int, key: str, how: str, order_seed: int) -> list[int]:
+    """``range(count)``, ``fixed`` or in the ``random`` order that ``order_seed`` gives ``key``."""
     require_choice(key, how, ("fixed", "random"))
     if how == "fixed":
         return list(range(count))

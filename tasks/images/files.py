@@ -32,6 +32,10 @@ class Wanted:
         image_column: name of the column with the images (hub, parquet).
         label_column: name of the column with the labels (hub, parquet).
         test_split: name of the split that serves as test data.
+        aliases: other names of the image and the label column, (name, alias) pairs: copies of a
+            data set differ in them.
+        subfolder: where in ``data_dir`` the data is, for streams of several data sets.
+        subfolders: all that such a stream looks for there.
     """
 
     dataset: str | None
@@ -42,15 +46,27 @@ class Wanted:
     image_column: str = "image"
     label_column: str = "label"
     test_split: str = "test"
+    aliases: tuple[tuple[str, str], ...] = ()
+    subfolder: str | None = None
+    subfolders: tuple[str, ...] = ()
 
     @property
     def layout(self) -> str:
         """What ``data_dir`` must look like, in words."""
         test = self.test_split
-        return (
-            f"a folder with train*.parquet and {test}*.parquet (columns {self.image_column!r}, "
-            f"{self.label_column!r}) or with train/<class>/*.png and {test}/<class>/*.png"
+        image, label = (
+            " or ".join(map(repr, self.names(column)))
+            for column in (self.image_column, self.label_column)
         )
+        each = f"subfolders {', '.join(self.subfolders)}, each " if self.subfolders else ""
+        return (
+            f"a folder with {each}{'with ' if each else ''}train*.parquet and {test}*.parquet "
+            f"(columns {image}, {label}) or with train/<class>/*.png and {test}/<class>/*.png"
+        )
+
+    def names(self, column: str) -> list[str]:
+        """``column`` and what else it may be called."""
+        return [column, *(alias for name, alias in self.aliases if name == column)]
 
     def missing(self, reason: str) -> UsageError:
         """The error for data that is nowhere: what was looked for, what would do instead."""
@@ -95,6 +111,12 @@ def locate(wanted: Wanted) -> Located:
 def _locate_folder(wanted: Wanted, folder: Path) -> Located:
     if not folder.is_dir():
         raise wanted.missing("no such folder")
+    where = "there"
+    if wanted.subfolder is not None:
+        absent = [name for name in wanted.subfolders if not (folder / name).is_dir()]
+        if absent:
+            raise wanted.missing(f"has no subfolder {', '.join(absent)}")
+        folder, where = folder / wanted.subfolder, f"in {wanted.subfolder}"
     splits = {"train": "train", "test": wanted.test_split}
     parquet = {k: sorted(folder.glob(f"{glob.escape(v)}*.parquet")) for k, v in splits.items()}
     if all(parquet.values()):
@@ -112,7 +134,7 @@ def _locate_folder(wanted: Wanted, folder: Path) -> Located:
         )
     names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-    raise wanted.missing(f"found {', '.join(names[:12]) or 'an empty folder'}{more} there")
+    raise wanted.missing(f"found {', '.join(names[:12]) or 'an empty folder'}{more} {where}")
 
 
 def _class_images(split: Path) -> list[Path]:
@@ -241,6 +263,9 @@ def _undecoded(split: Any, wanted: Wanted) -> Any:
         ("image_column", wanted.image_column),
         ("label_column", wanted.label_column),
     ):
+        found = next((name for name in wanted.names(column) if name in split.features), column)
+        if found != column:
+            split = split.rename_column(found, column)
         if column not in split.features:
             raise UsageError(f"stream.{key}={column}: the data has columns {split.column_names}")
     split = split.select_columns(sorted({wanted.image_column, wanted.label_column}))

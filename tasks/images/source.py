@@ -43,7 +43,8 @@ class ImageSource:
         moments: what the images are normalised with.
         fingerprint: content hash.
         origin: licence, source, citation.
-        in_memory: whether ``train`` and ``test`` are tensors.
+        in_memory: whether tasks keep their inputs as ready float tensors, which takes four times
+            the memory of the images; otherwise inputs are made whenever they are fetched.
 
     Raises:
         UsageError: if a split is empty, a label lies outside ``range(num_classes)`` or the moments

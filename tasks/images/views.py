@@ -6,13 +6,13 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import affine_grid, grid_sample, pad
 
 from tasks.images.source import ImageSource, Moments
 
 
 class Arrangement(Protocol):
-    """Images (n, c, h, w) in, images of the same shape out, each on its own."""
+    """Images (n, c, h, w) in, images (n, c', h', w') of one shape out, each on its own."""
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """The arranged images."""
@@ -64,6 +64,25 @@ class Rotation:
         grid = affine_grid(theta[None], [1, channels, height, width], align_corners=False)
         grid = grid.expand(count, -1, -1, -1)
         return grid_sample(pixels, grid, "bilinear", "zeros", align_corners=False)
+
+
+@dataclass(frozen=True)
+class Framed:
+    """Brings small or grey images to a common shape: a black frame around them, channels repeated.
+
+    Attributes:
+        shape: (channels, height, width) of the result; a frame must be equally wide on opposite
+            sides, and only one channel can become several.
+    """
+
+    shape: tuple[int, int, int]
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """(n, *shape), of the type of ``pixels``."""
+        channels, height, width = self.shape
+        top, left = (height - pixels.shape[2]) // 2, (width - pixels.shape[3]) // 2
+        framed = pad(pixels, (left, left, top, top))
+        return framed.expand(-1, channels, -1, -1)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,110 @@
+"""Tasks: what a learner is given to learn at a time, and the form of its data."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from cl_bench.contracts.randomness import generator
+
+Batch = dict[str, Tensor]
+"""One batch: named tensors whose first dimension counts samples.
+
+Vision streams use ``x`` (n, *input_shape), ``y`` (n,) the position of the class in the stream's
+label space and, where the task id is known at test time, ``task`` (n,) the task's index. What
+language streams use stands in :mod:`cl_bench.contracts.language`.
+"""
+
+
+@runtime_checkable
+class Data(Protocol):
+    """Samples that are fetched many at a time: ``data[LongTensor] -> Batch``."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Tensor) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where data comes from: printed in the record, in model cards and by ``cl-bench``."""
+
+    source: str
+    licence: str
+    citation: str
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Two disjoint halves of a task, neither of which tells anything about the other's answers.
+
+    Learning ``train`` anew can then bring back how the task is done, but not what was known of
+    ``test``.
+
+    Attributes:
+        train: the half that is learned anew.
+        test: the half that is scored.
+        control: samples of the same kind that no learner ever saw: they must stay at chance.
+    """
+
+    train: Data
+    test: Data
+    control: Data | None = None
+
+
+class Task(ABC):
+    """One task of a stream.
+
+    Attributes:
+        name: unique within the stream; heads the columns of the accuracy matrix.
+        index: position in the stream, from 0.
+        classes: positions of its classes in the stream's label space; every ``y`` lies in it.
+        head: which output head serves it (0 for all tasks where the head is shared).
+        metric: name of the per-sample score in [0, 1] that the accuracy matrix averages.
+        epochs: how long it is learned; None leaves it to ``trainer.max_epochs``.
+        rate: multiplies the optimizer's learning rate.
+        recovery: halves for recovery experiments; None if the task has no such halves.
+        facts: further plain values for the record, such as chance levels.
+        origin: licence, source and citation of the data.
+    """
+
+    name: str
+    index: int
+    classes: range
+    head: int
+    metric: str = "accuracy"
+    epochs: int | None = None
+    rate: float = 1.0
+    recovery: Recovery | None = None
+    facts: Mapping[str, Any] = MappingProxyType({})
+    origin: Origin
+
+    @property
+    @abstractmethod
+    def train(self) -> Data:
+        """Training data. Held only while somebody uses it: streams need not fit in memory."""
+
+    @property
+    @abstractmethod
+    def validation(self) -> Data:
+        """Data for early stopping and for search; never part of :attr:`test`. May be empty."""
+
+    @property
+    @abstractmethod
+    def test(self) -> Data:
+        """Data that only the accuracy matrix sees."""
+
+    @property
+    def probes(self) -> Mapping[str, Data]:
+        """Further data that is scored whenever :attr:`test` is, beside the matrix."""
+        return {}
+
+    def sample(self, n: int, seed: int) -> Batch:
+        """``n`` training samples (fewer if the task has fewer), uniform, without replacement."""
+        data = self.train
+        order = torch.randperm(len(data), generator=generator(seed, "sample", self.index))
+        return data[order[:n]]

@@ -1,0 +1,48 @@
+"""Split CIFAR-100, as in the gradient-projection papers."""
+
+from cl_bench.contracts.stream import Scenario, Stream
+from tasks.cifar100 import load_cifar100
+from tasks.images.arrange import Holdout, split_tasks
+
+
+class SplitCIFAR100(Stream):
+    """CIFAR-100, some classes a task; classes 0 ... 9 first, and so on, as in GPM and HAT.
+
+    Source: github.com/sahagobinda/GPM @ dc5ba5c, dataloader/cifar100.py: class order,
+    normalisation, 5 % of each task's training images held out at random. Which images these are
+    cannot be the same: copies of the data set differ in the order of their rows.
+
+    Args:
+        num_tasks: how many (the papers' 10 or 20); None for as many as ``classes_per_task`` makes,
+            fewer leave some classes out.
+        classes_per_task: how many classes each; None to divide all 100 evenly among ``num_tasks``.
+        scenario: ``task`` (a head each, task id known), ``class`` (a head each, unknown) or
+            ``domain`` (one head, every task's classes numbered from 0).
+        class_order: ``fixed`` (0, 1, ...) or ``random``.
+        order_seed: of the random order of classes and of a random validation split.
+        validation_fraction: share of each task's training data held out.
+        validation_split: hold out the ``first`` or ``random`` rows of each task.
+        data_dir: folder with CIFAR-100 (see ``load_cifar100``); None for the hub.
+
+    Raises:
+        UsageError: if an argument is out of range, the classes cannot be divided so or the data is
+            missing.
+    """
+
+    def __init__(
+        self,
+        num_tasks: int | None = 10,
+        classes_per_task: int | None = None,
+        scenario: Scenario = "task",
+        class_order: str = "fixed",
+        order_seed: int = 0,
+        validation_fraction: float = 0.05,
+        validation_split: str = "random",
+        data_dir: str | None = None,
+    ) -> None:
+        holdout = Holdout(validation_fraction, validation_split, order_seed)
+        source = load_cifar100(data_dir)
+        tasks = split_tasks(
+            source, num_tasks, classes_per_task, order_seed, holdout, scenario, class_order
+        )
+        super().__init__("split_cifar100", tasks, scenario, source.shape, source.fingerprint)
