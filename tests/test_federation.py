@@ -4,8 +4,10 @@ import functools
 import itertools
 import json
 import math
+import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,6 +54,7 @@ from cl_bench.federation.fairness import client_forgetting, client_scores
 from cl_bench.federation.partition import ClientTask, Part
 from cl_bench.federation.server import ServerOptimizerState
 from cl_bench.learners import Classifier
+from cl_bench.models import MLP
 from cl_bench.strategies.er import ER
 from cl_bench.strategies.ewc import EWC
 from cl_bench.strategies.fedavg import FedAvg
@@ -64,16 +67,17 @@ from runs import differences, final_weights
 from tasks.memory import MemoryData
 from tasks.permuted_digits import PermutedDigits
 
+ROOT = Path(__file__).parent.parent
 FEDERATION = Federation(clients=5, per_round=3, rounds=3)
 SKETCHES = ("gram", "gaussian", "uniform")
 
 
-def engine_of(learner, strategy, federation=FEDERATION, reducer=None):
+def engine_of(learner, strategy, federation=FEDERATION, reducer=None, seed=0):
     return FederatedEngine(
         learner,
         strategy,
         None,
-        LoopSettings(batch_size=learner.batch_size),
+        LoopSettings(seed, learner.batch_size),
         None,
         Silent(),
         Silent(),
@@ -825,6 +829,46 @@ def test_a_layer_that_fills_up_is_announced(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "warning: layer backbone.0 is full" in said
     assert "lower strategy.eps" in said
+
+
+# --- behaviour (invariant 15) ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["iid", "shards"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_fot_forgets_less_than_half_of_what_fedavg_forgets(seed, kind):
+    stream = PermutedDigits(num_tasks=2)
+    shape, sgd = stream.input_shape, functools.partial(SGD, lr=0.1)
+    federation = Federation(clients=10, per_round=5, rounds=20, partition=kind)
+    lost, newest = {}, {}
+    for strategy in (FedAvg(), FOT(eps=0.9)):
+        torch.manual_seed(seed)
+        learner = Classifier(stream, MLP(shape, (100, 100)), sgd, 10, seed)
+        engine = engine_of(learner, strategy, federation, seed=seed)
+        rows = []
+        for task in stream:
+            engine.learn(task, task.train)
+            rows.append(engine.evaluate(list(stream), 2000, None))
+        name = type(strategy).__name__
+        lost[name] = rows[0]["perm_0"] - rows[1]["perm_0"]
+        newest[name] = rows[1]["perm_1"]
+    assert lost["FedAvg"] > 0.02
+    assert lost["FOT"] < lost["FedAvg"] / 2
+    assert newest["FOT"] > newest["FedAvg"] - 0.05
+
+
+def test_the_command_line_runs_a_federation(tmp_path):
+    command = [
+        *(sys.executable, "-m", "cl_bench", "+strategy=fot", "+stream=permuted_digits"),
+        *("+federation=small", "stream.num_tasks=2", "federation.rounds=3"),
+        f"run_dir={tmp_path / 'run'}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "traffic of all clients" in done.stdout
+    events = {event["event"] for event in read_results(tmp_path / "run")}
+    assert {"round", "federation", "clients", "layers", "evaluation"} <= events
+    assert (tmp_path / "run" / "partition.png").exists()
 
 
 # --- what is refused ------------------------------------------------------------------------------

@@ -175,8 +175,7 @@ class LightningEngine:
             EvalLoader(part, batch_size, max_samples, self.settings.num_workers) for part in data
         ]
         self.learner.expect_tests([*tasks, *(task for task, _ in probes)])
-        with quiet_lightning(), as_interrupt():
-            self.trainer(callbacks=[]).test(self.learner, loaders, verbose=False)
+        self._test(loaders)
         scores = [float(metric.compute()) for metric in self.learner.test_scores]  # type: ignore[operator]
         more = self.learner.test_details()
         for task, details in zip(tasks, more, strict=False):
@@ -187,6 +186,11 @@ class LightningEngine:
             found = {name: score, **{f"{name}/{key}": value for key, value in details.items()}}
             self.details[task.name].update(found)
         return {task.name: score for task, score in zip(tasks, scores, strict=False)}
+
+    def _test(self, loaders: Sequence[EvalLoader]) -> None:
+        """Have the learner score the data of every expected test."""
+        with quiet_lightning(), as_interrupt():
+            self.trainer(callbacks=[]).test(self.learner, loaders, verbose=False)
 
 
 class TaskHooks(Callback):

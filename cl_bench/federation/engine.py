@@ -249,31 +249,24 @@ class FederatedEngine(LightningEngine):
 
     # -- evaluation -------------------------------------------------------------------------------
 
-    def evaluate(
-        self, tasks: Sequence[Task], batch_size: int, max_samples: int | None
-    ) -> dict[str, float]:
-        """Mean score of the global model on every task's test data, by task name."""
-        self.details = {task.name: {} for task in tasks}
+    def _test(self, loaders: Sequence[EvalLoader]) -> None:
+        """Score the global model, class by class too."""
         learner = self.learner
         learner.eval()
-        scores = {}
-        for task in tasks:
-            require_samples(task.test, task.name, "test")
-            known = task if learner.task_id_at_test else None
-            C, start = len(task.classes), task.classes.start
-            right = torch.zeros(C, dtype=torch.float64)
-            count = torch.zeros(C, dtype=torch.float64)
-            loader = EvalLoader(task.test, batch_size, max_samples, self.settings.num_workers)
-            with torch.no_grad(), self.strategy.inference(learner, known):
+        learner.test_scores.to(self.device)
+        self._by_class = {}
+        for i, (task, loader) in enumerate(zip(learner.test_tasks, loaders, strict=True)):
+            right = torch.zeros(len(task.classes), dtype=torch.float64)
+            count = torch.zeros(len(task.classes), dtype=torch.float64)
+            with torch.no_grad():
                 for batch in loader:
                     batch = {name: value.to(self.device) for name, value in batch.items()}
-                    score = learner.score(learner(batch), batch).double().cpu()
-                    label = batch["y"].cpu() - start
+                    score = learner.test_step(batch, 0, i).double().cpu()
+                    label = batch["y"].cpu() - task.classes.start
                     right.index_add_(0, label, score)
                     count.index_add_(0, label, torch.ones_like(score))
-            scores[task.name] = float(right.sum() / count.sum())
-            self._by_class[task.index] = right / count
-        return scores
+            # The tasks' own data come first, then probes.
+            self._by_class.setdefault(task.index, right / count)
 
     def between_tasks(self, t: int) -> None:
         """All tasks before ``t`` are learned and scored: what it means for each client."""

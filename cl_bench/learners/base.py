@@ -278,19 +278,21 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         self.test_scores = nn.ModuleList(MeanMetric().set_dtype(torch.float64) for _ in tasks)
         self._sums: list[dict[str, Tensor]] = [{} for _ in tasks]
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Score a batch of the ``dataloader_idx``-th expected task."""
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Score a batch of the ``dataloader_idx``-th expected task; returns scores by sample."""
         task = self.test_tasks[dataloader_idx]
         with self.strategy.inference(self, task if self.task_id_at_test else None):
             out = self(batch)
             metric = self.test_scores[dataloader_idx]
             assert isinstance(metric, MeanMetric)
-            metric.update(self.score(out, batch))
+            score = self.score(out, batch)
+            metric.update(score)
             sums = self._sums[dataloader_idx]
             for name, values in self.details(out, batch).items():
                 known = values[~values.isnan()].double()
                 seen = torch.stack([known.sum(), known.new_tensor(len(known))])
                 sums[name] = sums[name] + seen if name in sums else seen
+        return score
 
     def test_details(self) -> list[dict[str, float]]:
         """Means of :meth:`details` over the data of each expected task; NaN where none counted."""
