@@ -7,13 +7,15 @@ TORCH ?= torch
 DATA ?= ../shared/data
 
 BIN := $(VENV)/bin
+# Another TORCH is another stamp, so that it is installed in place of the one that is there.
+STAMP := $(VENV)/.torch-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Networks of this size gain nothing from a second thread; tests run side by side instead.
 export OMP_NUM_THREADS ?= 1
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-flower test-kills lint bench bench-pmnist clean
+.PHONY: help demo test test-slow test-flower test-kills lint bench bench-pmnist bench-alexnet clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +29,9 @@ test: $(VENV)/.dev ## set up, then run the tests
 test-flower: $(VENV)-flower/.flower ## federations over Flower, whose pins want an environment of their own
 	FLWR_TELEMETRY_ENABLED=0 RAY_USAGE_STATS_ENABLED=0 \
 		$(VENV)-flower/bin/python -m pytest tests/test_flower.py
+
+test-slow: $(VENV)/.dev ## set up, then run the tests that take minutes each (about half an hour)
+	$(BIN)/python -m pytest -m slow
 
 test-kills: $(VENV)/.dev ## kill runs at 100 random moments, resume, compare every file
 	$(BIN)/python tests/kills.py
@@ -43,24 +48,28 @@ bench: $(VENV)/.dev ## time training steps against bare PyTorch loops
 bench-pmnist: $(VENV)/.dev ## time whole PMNIST runs against a naive GPM (DATA=folder with mnist/)
 	$(BIN)/python tests/benchmarks/pmnist.py --data-dir $(DATA)/mnist
 
+bench-alexnet: $(VENV)/.dev ## time GPM's step and basis update on the papers' AlexNet
+	$(BIN)/python tests/benchmarks/alexnet.py
+
 clean: ## remove the environments and caches; runs/ stays
 	rm -rf $(VENV) $(VENV)-flower .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 
-$(VENV)/.torch:
+$(STAMP):
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 	$(PIP) $(TORCH)
+	@rm -f $(VENV)/.torch*
 	@touch $@
 
-$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+$(VENV)/.demo: $(STAMP) pyproject.toml
 	$(PIP) --editable .
 	@touch $@
 
 $(VENV)-flower/.flower: pyproject.toml
-	$(MAKE) $(VENV)-flower/.torch VENV=$(VENV)-flower
+	$(MAKE) VENV=$(VENV)-flower $(patsubst $(VENV)/%,$(VENV)-flower/%,$(STAMP))
 	$(VENV)-flower/bin/python -m pip install --quiet --editable '.[flower]' pytest hypothesis
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+$(VENV)/.dev: $(STAMP) pyproject.toml
 	$(PIP) --editable '.[dev,sweep]'
 	@touch $@ $(VENV)/.demo

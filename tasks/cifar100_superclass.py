@@ -71,8 +71,8 @@ class CIFAR100Superclass(Stream):
         validation_fraction: share of each task's training data held out.
         validation_split: hold out the ``first`` or ``random`` rows of each task.
         official_quirks: give the network what the authors' code gives it, which reshapes the bytes
-            of an image in the wrong order: each becomes three narrow scenes above one another. Only
-            for comparison with published numbers.
+            of an image in the wrong order: each becomes a grid of nine small, nearly grey copies.
+            Only for comparison with published numbers.
         data_dir: folder with CIFAR-100 (see ``load_cifar100``); None for the hub.
 
     Raises:

@@ -3,6 +3,7 @@
     python tests/kills.py --kills 100 --seed 0 --jobs 1
 
 Every strategy in conf/strategy takes part, in turn, packed and under Lightning's own optimization.
+Runs are processes of their own, forked from one that has imported everything.
 Three of four moments are uniform over the time that a run learns, the others over the time it takes
 to put its results together; now and then the resumed run is killed too. The runs that differ stay
 where the last lines say.
@@ -12,13 +13,16 @@ import argparse
 import itertools
 import json
 import os
+import queue
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -34,7 +38,8 @@ SMALL = (
     "stream.num_tasks=3",
     "trainer.max_epochs=2",
     "trainer.accelerator=cpu",
-    "checkpoint.every_steps=50",
+    "batch_size=20",
+    "checkpoint.every_steps=30",
     "logger.mode=disabled",
 )
 VARIANTS = (
@@ -63,11 +68,13 @@ class Case:
     def name(self):
         return " ".join(o.lstrip("+") for o in self.overrides if o not in SMALL)
 
-    def reference(self):
+    def reference(self, starters):
         """Run it once, and see how long it learns and lives."""
         with self.made:
             if not self.seconds:
-                _, self.seconds = start(self.whole, *self.overrides, f"run_dir={self.whole}")
+                _, self.seconds = starters.begin(
+                    self.whole, *self.overrides, f"run_dir={self.whole}"
+                )
                 summary = json.loads((self.whole / "summary.json").read_text())
                 self.learning = min(summary["wall_seconds"], self.seconds)
 
@@ -89,47 +96,120 @@ def cases(directory):
     ]
 
 
-def start(directory, *arguments, kill_after=None):
-    """Run the command line; kill it so many seconds after its first file is there.
+class Forks:
+    """A process that has imported everything, and forks a child for every command line.
 
-    Returns:
-        Whether it was killed, and how long it lived from that file on.
+    A child is a process of its own, which SIGKILL ends like any other; only the seconds that
+    imports take are spent once. Strings hash differently in two of these with other ``hash_seed``s,
+    as they do in two processes that a user starts.
     """
-    log = directory.with_suffix(".log")
-    with (
-        log.open("a") as output,
-        subprocess.Popen(
-            [sys.executable, "-m", "cl_bench", *arguments],
-            stdout=output,
-            stderr=output,
+
+    def __init__(self, hash_seed):
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--serve"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        ) as process,
-    ):
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": str(hash_seed)},
+        )
+
+    def start(self, directory, *arguments, kill_after=None):
+        """Run the command line; kill it so many seconds after its first file is there.
+
+        Returns:
+            Whether it was killed, and how long it lived from that file on.
+        """
+        log = directory.with_suffix(".log")
+        self._send([str(log), *arguments])
+        child = int(self.process.stdout.readline())
         first = directory / ("config.yaml" if arguments[0].startswith("+") else "run.lock")
-        while process.poll() is None and not first.exists():
+        answer = threading.Event()
+        status = []
+
+        def wait():
+            status.append(int(self.process.stdout.readline()))
+            answer.set()
+
+        threading.Thread(target=wait, daemon=True).start()
+        while not answer.is_set() and not first.exists():
             time.sleep(0.001)
         begun = time.monotonic()
-        try:
-            process.wait(timeout=kill_after)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if not answer.wait(kill_after):
+            os.kill(child, signal.SIGKILL)
+            answer.wait()
         lived = time.monotonic() - begun
-    if process.returncode not in (0, -9):
-        said = "\n    ".join(log.read_text().splitlines()[-5:])
-        raise RuntimeError(f"exit status {process.returncode}; see {log}\n    {said}")
-    return process.returncode == -9, lived
+        if status[0] not in (0, -signal.SIGKILL):
+            said = "\n    ".join(log.read_text().splitlines()[-5:])
+            raise RuntimeError(f"exit status {status[0]}; see {log}\n    {said}")
+        return status[0] != 0, lived
+
+    def _send(self, words):
+        self.process.stdin.write(json.dumps(words) + "\n")
+        self.process.stdin.flush()
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
 
 
-def kill(case, directory, seed):
+def serve():
+    """What a process of :class:`Forks` does until its input ends."""
+    import matplotlib.backends.backend_agg  # noqa: F401
+    import sklearn.datasets  # noqa: F401
+    import torch._dynamo  # noqa: F401  # optimizers import it when they are first made
+
+    import cl_bench.api  # noqa: F401
+    from cl_bench.cli import main
+
+    for line in sys.stdin:
+        log, *arguments = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            for descriptor in (1, 2):
+                os.dup2(output, descriptor)
+            sys.argv = ["cl_bench", *arguments]
+            status = 70
+            try:
+                status = main()
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+class Starters:
+    """Two of those: a run that is killed in one is resumed in the other."""
+
+    def __init__(self, seed):
+        self.both = (Forks(2 * seed + 1), Forks(2 * seed + 2))
+
+    def begin(self, *arguments, **options):
+        return self.both[0].start(*arguments, **options)
+
+    def resume(self, *arguments, **options):
+        return self.both[1].start(*arguments, **options)
+
+    def close(self):
+        for forks in self.both:
+            forks.close()
+
+
+def kill(case, directory, seed, starters):
     """Kill one run, resume it, compare. Returns what differs, and what happened."""
     rng = random.Random(seed)
-    case.reference()
+    case.reference(starters)
     for _ in range(10):
         span = (0, case.learning) if rng.random() < LEARNING else (case.learning, case.seconds)
         moment = rng.uniform(*span)
-        killed, _ = start(directory, *case.overrides, f"run_dir={directory}", kill_after=moment)
+        killed, _ = starters.begin(
+            directory, *case.overrides, f"run_dir={directory}", kill_after=moment
+        )
         if killed:
             break
         shutil.rmtree(directory)
@@ -140,10 +220,11 @@ def kill(case, directory, seed):
     if not (directory / "config.yaml").exists():
         return [f"nothing to resume {happened}"], happened
     resume = f"resume={directory}"
+    again = False
     if rng.random() < AGAIN:
-        again, lived = start(directory, resume, kill_after=rng.uniform(0, case.seconds))
+        again, lived = starters.resume(directory, resume, kill_after=rng.uniform(0, case.seconds))
         happened += f", again after {lived:.2f} s" if again else ""
-    start(directory, resume)
+    starters.begin(directory, resume) if again else starters.resume(directory, resume)
     found = differences(case.whole, directory)
     if final_weights(case.whole) != final_weights(directory):
         found.append("weights or strategy state of the last checkpoint")
@@ -157,11 +238,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--only", default="", help="only cases whose name contains this")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
+    if given.serve:
+        serve()
+        return 0
 
     directory = Path(tempfile.mkdtemp(prefix="cl_bench-kills-"))
     chosen = [case for case in cases(directory) if given.only in case.name]
     print(f"{given.kills} kills over {len(chosen)} configurations in {directory}", flush=True)
+    free: queue.SimpleQueue[Starters] = queue.SimpleQueue()
+    every = [Starters(seed) for seed in range(given.jobs)]
+    for starters in every:
+        free.put(starters)
     failed: list[int] = []
     done = itertools.count(1)
     said = threading.Lock()
@@ -171,14 +260,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run = directory / f"run-{number}"
         begun = time.monotonic()
         try:
-            found, happened = kill(case, run, f"{given.seed}-{number}")
+            starters = free.get()
+            try:
+                found, happened = kill(case, run, f"{given.seed}-{number}", starters)
+            finally:
+                free.put(starters)
         except Exception as error:
             found, happened = [str(error)], ""
         with said:
             result = "identical" if not found else "DIFFERENT"
             took = time.monotonic() - begun
             print(
-                f"{next(done)}/{given.kills} {case.name}: {happened}: {result} ({took:.0f} s)",
+                f"{next(done)}/{given.kills} {case.name}: {happened}: {result} ({took:.1f} s)",
                 flush=True,
             )
             for line in found:
@@ -190,6 +283,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     with ThreadPoolExecutor(given.jobs) as pool:
         list(pool.map(one, range(given.kills)))
+    for starters in every:
+        starters.close()
     print(f"{given.kills - len(failed)} of {given.kills} identical")
     if failed:
         print(f"the others are in {directory}: {', '.join(f'run-{n}' for n in sorted(failed))}")

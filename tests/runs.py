@@ -25,6 +25,8 @@ def contents(directory, ignore=()):
         else:
             found[path.name] = path.read_bytes()
     found["checkpoints"] = sorted(p.name for p in (Path(directory) / "checkpoints").glob("*"))
+    for path in sorted((Path(directory) / "weights").glob("*")):
+        found[f"weights/{path.name}"] = path.read_bytes()
     return found
 
 
@@ -40,7 +42,9 @@ def differences(a, b, ignore=()):
     """Names of the files in which two runs differ; a list of them, with what differs."""
     one, other = contents(a, ignore), contents(b, ignore)
     if ignore:
-        one.pop("checkpoints"), other.pop("checkpoints")
+        for found in (one, other):
+            for name in [n for n in found if n.startswith(("checkpoints", "weights"))]:
+                del found[name]
     return [
         f"{name}: {_first_difference(one.get(name), other.get(name))}"
         for name in sorted({*one, *other})

@@ -295,6 +295,17 @@ def test_floors_are_those_of_always_giving_the_commonest_answer():
     assert task.facts["floors"]["first_token"]["university"] > 0.3
 
 
+def test_chance_is_that_of_the_likeliest_value():
+    stream = make(attributes={"university": 5, "major": 20}, variants=2)
+    assert stream.world.chance == pytest.approx((1 / 5 + 1 / 20) / 2)
+    assert stream[0].recovery.chance == stream[1].recovery.chance == stream.world.chance
+    world = make().world
+    cities = populate(0, 40_000, NAME_SIZES, FULL_SIZES).values["company_city"]
+    likeliest = float(torch.bincount(cities).max()) / 40_000
+    uniform = sum(1 / FULL_SIZES[a] for a in ATTRIBUTES if a != "company_city")
+    assert world.chance == pytest.approx((uniform + likeliest) / 6, abs=1e-3)
+
+
 def test_openings_are_the_first_tokens_of_each_kind():
     stream = make(whole_values=False)
     for kind, attribute in enumerate(ATTRIBUTES):

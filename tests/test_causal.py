@@ -9,12 +9,14 @@ import sys
 import warnings
 from pathlib import Path
 
+import hydra
 import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, AdamW
 from toys import Silent, make_stream, mlp
 
+from cl_bench.cli.build import run_config
 from cl_bench.contracts import (
     IGNORE,
     LanguageStream,
@@ -33,6 +35,9 @@ from cl_bench.strategies.finetune import Finetune
 from cl_bench.strategies.freeze import Freeze
 from cl_bench.strategies.gpm import GPM
 from cl_bench.strategies.joint import Joint
+from cl_bench.strategies.rogo import ROGO
+from cl_bench.strategies.task_vector import TaskVector
+from cl_bench.tracking import read_results
 from tasks.biography import Biography
 from tasks.memory import MemoryData
 
@@ -302,10 +307,23 @@ def test_layers_blocks_embeddings_and_head_by_name(architecture):
         EWC(samples=16, fisher="empirical"),
         ER(memory=20),
         Joint(),
+        ROGO(threshold=0.9, samples=16, relax_samples=16),
+        TaskVector(0.5),
         Freeze(1),
         Together({"gpm": GPM(threshold=0.9, samples=16), "freeze": Freeze(1, early_stop=0.9)}),
     ],
-    ids=["finetune", "gpm", "ewc", "ewc_empirical", "er", "joint", "freeze", "gpm+freeze"],
+    ids=[
+        "finetune",
+        "gpm",
+        "ewc",
+        "ewc_empirical",
+        "er",
+        "joint",
+        "rogo",
+        "task_vector",
+        "freeze",
+        "gpm+freeze",
+    ],
 )
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_strategies_run_unchanged(architecture, strategy):
@@ -765,6 +783,38 @@ def test_smoke_tier_from_the_command_line(tmp_path):
     assert sources == [False, True]
     assert rows[0] == rows[1]
     assert rows[0]["read_about"]["biography/type_rate"] > 0.9  # it did read
+
+
+@pytest.mark.parametrize("strategy", ["gpm", "rogo", "er", "task_vector"])
+def test_strategies_run_on_biographies_as_configured(strategy, tmp_path, monkeypatch):
+    """Their own configuration, on the smoke tier cut down, with everything that can be probed."""
+    monkeypatch.setenv("CL_BENCH_CACHE", str(tmp_path / "cache"))
+    probed = [f"probe.{p}.enabled=true" for p in ("updates", "features", "recovery", "landscape")]
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = hydra.compose(
+            "config",
+            [
+                *(f"+strategy={strategy}", "+stream=biography/smoke", "logger.mode=disabled"),
+                *("stream.people=40", "stream.new_people=20", "stream.epochs=[1,5]"),
+                *("stream.pretrain.steps=10", "eval.dense=[0,2]", "probe.early=[0,2]"),
+                *("probe.landscape.along_early=[0,1,2]", "probe.landscape.along_late=[0,1,2]"),
+                *("probe.recovery.steps=2", "trainer.accelerator=cpu", *probed),
+                f"run_dir={tmp_path / 'run'}",
+            ],
+        )
+    result = run_config(cfg, "python -m cl_bench", {"strategy": strategy})
+    assert result.matrix.shape == (3, 2)
+    found = {e["probe"] for e in read_results(tmp_path / "run") if e["event"] == "probe"}
+    assert found == {"curve", "dynamics", "alignment", "landscape", "cost"}
+    layers = [e["layers"] for e in read_results(tmp_path / "run") if e["event"] == "layers"]
+    block, embedding = layers[1]["backbone.layers.0"], layers[1]["backbone.embed_in"]
+    assert 0 <= block["feat/read_about/task/pc_angle"] <= 90
+    # Every prompt ends with the same token: its embedding may move, and varies in no direction.
+    assert layers[1]["embeddings"]["feat/read_about/early/shift"] > 0
+    assert layers[1]["embeddings"]["feat/read_about/early/pc_angle"] is None
+    assert 0 <= embedding["wupd/previous-task/theta_mean"] <= 90
+    assert (tmp_path / "run/curve.png").exists()
+    assert (tmp_path / "run/landscape_2.png").exists()
 
 
 def test_seed_training_is_what_models_are_drawn_from():

@@ -17,7 +17,7 @@ from flwr.app import Context, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from cl_bench.cli import flower
-from cl_bench.cli.build import assemble, run_config
+from cl_bench.cli.build import run_config
 from cl_bench.cli.main import conf_directory
 from cl_bench.contracts import UsageError
 from cl_bench.federation import flower as adapter
@@ -70,11 +70,11 @@ class OneProcess:
 def run(directory, *overrides, grid=None):
     cfg = composed(f"run_dir={directory}", *overrides)
     config = adapter.as_json(OmegaConf.to_container(cfg, resolve=True), CHOICES)
-    site = None
+    given = {}
     if grid is not None:
-        site = functools.partial(adapter.FlowerSite, grid, config, nodes=len(grid.nodes))
+        given["site"] = functools.partial(adapter.FlowerSite, grid, config, nodes=len(grid.nodes))
     with redirect_stdout(io.StringIO()):
-        return run_config(cfg, "", CHOICES, site=site)
+        return run_config(cfg, "", CHOICES, given=given)
 
 
 def same(a, b):
@@ -113,7 +113,7 @@ def test_what_goes_wrong_on_a_node_ends_the_run_with_its_words(tmp_path):
 
 def test_private_memories_stay_out_of_flower():
     with pytest.raises(UsageError, match=r"'er'.*federation.engine=inprocess"):
-        assemble(composed("strategy=er", "federation.engine=flower"), {"strategy": "er"})
+        run_config(composed("strategy=er", "federation.engine=flower"), "", {"strategy": "er"})
 
 
 def test_simulation_learns_the_same(tmp_path):

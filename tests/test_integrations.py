@@ -288,6 +288,24 @@ def test_plain_loop_keeps_the_weight_change_out_of_old_inputs(optimizer, make):
     assert max(second_task(model, stepper).values()) <= 1e-4
 
 
+@each_optimizer
+def test_a_bias_that_its_owner_froze_is_no_part_of_the_memory(optimizer):
+    model = network()
+    model[1].bias.requires_grad_(False)
+    bias = model[1].bias.clone()
+    guard, optimizer = Guarded(model, GPM(0.9)), OPTIMIZERS[optimizer](model.parameters())
+    for t in range(2):
+        before, memory = matrices(model), dict(guard.strategy.memory)
+        with guard.task(optimizer, sample=data(t)):
+            loop(model, optimizer, t)
+    after = matrices(model)
+    change = (after["1"] - before["1"])[:, :-1].double()
+    assert (memory["1"].shape[0], memory["3"].shape[0]) == (64, 41)
+    assert torch.equal(model[1].bias, bias)
+    assert change.norm() > 1e-3
+    assert (change @ memory["1"]).norm() < 1e-4 * change.norm()
+
+
 @pytest.mark.parametrize("optimizer", ["momentum", "Adam", "AdamW"])
 def test_projecting_gradients_alone_would_leak(optimizer):
     model = network()

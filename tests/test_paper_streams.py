@@ -402,13 +402,16 @@ def test_streams_run_with_the_papers_networks(stream, request, tmp_path, monkeyp
     fixtures = {"five_datasets": "five", "split_mini_imagenet": "mini_imagenet"}
     folder, *_ = request.getfixturevalue(fixtures.get(stream, "cifar100"))
     size = "datasets=[svhn,mnist]" if stream == "five_datasets" else "num_tasks=2"
-    extra = ["stream.classes_per_task=5"] if stream == "split_mini_imagenet" else []
+    extra = {
+        "five_datasets": ["model.nf=2"],
+        "split_mini_imagenet": ["stream.classes_per_task=5", "stream.validation_fraction=0.2"],
+    }
     arguments = [
         "+strategy=finetune",
         f"+stream={stream}",
         f"stream.data_dir={folder}",
         f"stream.{size}",
-        *extra,
+        *extra.get(stream, []),
         "trainer.max_epochs=1",
         "alignment.enabled=false",
         "logger.mode=disabled",

@@ -45,7 +45,11 @@ def commands():
     """Single runs that the README prints, without the ones on files of the reader's own."""
     text = README.replace("\\\n", " ")
     lines = re.findall(r"^    python -m cl_bench (.*?)(?:\s+# .*)?$", text, re.MULTILINE)
-    return [line for line in lines if line.strip() and not line.startswith(("-m ", "resume="))]
+    return [
+        line
+        for line in lines
+        if line.strip() and not line.startswith(("-m ", "resume=", "reproduce=", "export="))
+    ]
 
 
 @pytest.mark.parametrize("line", commands())

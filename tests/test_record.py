@@ -642,6 +642,12 @@ def test_wandb_rows_are_on_their_own_axes(offline_run):
         "eval/*": "task",
         "layers/*": "task",
         "train/*": "global_epoch",
+        "alignment/*": "task",
+        "dynamics/*": "task",
+        "landscape/*": "task",
+        "cost/*": "task",
+        "curve_step": "",
+        "curve/*": "curve_step",
     }
 
 

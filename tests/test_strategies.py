@@ -595,7 +595,7 @@ def test_needs_of_companions_add_up():
         needs = Needs(modalities=frozenset({"image", "x"}))
 
     needs = Together({"gpm": GPM(), "text": Text(), "image": Image()}).needs
-    assert needs == Needs(True, True, False, "local", frozenset({"x"}))
+    assert needs == Needs(True, True, False, "local", modalities=frozenset({"x"}))
 
 
 def test_penalties_are_summed():

@@ -57,7 +57,8 @@ MODELS = {
     "split_mini_imagenet": "resnet18_small_84",
 }
 """Default models of the streams that do not take the MLP."""
-RESNET_RATE = ("five_datasets", "split_mini_imagenet")
+RESNETS = ("five_datasets", "split_mini_imagenet")
+PLATEAUS = ("plateau", "plateau_resnet")
 DIGITS = {
     "permuted": PermutedDigits,
     "rotated": RotatedDigits,
@@ -154,15 +155,6 @@ def test_test_and_validation_data_are_made_once():
     task = RotatedDigits()[1]
     assert task.test is task.test
     assert task.validation is task.validation
-
-
-def test_slices_are_streams_of_the_same_tasks():
-    stream = SplitDigits()
-    part = stream[1:3]
-    assert isinstance(part, contract.Stream)
-    assert [task.name for task in part] == ["classes_2-3", "classes_4-5"]
-    assert part[0] is stream[1]
-    assert (part.scenario, part.fingerprint) == (stream.scenario, stream.fingerprint)
 
 
 def test_memory_data_selects_rows_and_refuses_ragged_tensors():
@@ -397,12 +389,12 @@ def test_config_keys_and_values_are_the_constructors(path):
 def test_configs_compose_and_leave_the_users_choice(tmp_path):
     """Alone with Hydra, so that only these files can fail it."""
     written = {
-        "config.yaml": "defaults: [_self_, {model: other}, {optimizer: other}]\n"
+        "config.yaml": "defaults: [_self_, {model: other}, {optimizer: other}, {schedule: other}]\n"
         "batch_size: 1\ntrainer: {max_epochs: 1}\n",
         **{
             f"{group}/{name}.yaml": f"name: {name}\n"
-            for group in ("model", "optimizer")
-            for name in ("mlp", *MODELS.values(), "sgd", "sgd_resnet", "other")
+            for group in ("model", "optimizer", "schedule")
+            for name in ("mlp", *MODELS.values(), "sgd", "sgd_resnet", *PLATEAUS, "other")
         },
         **{f"stream/{path.name}": path.read_text() for path in CONFIGS},
     }
@@ -413,8 +405,11 @@ def test_configs_compose_and_leave_the_users_choice(tmp_path):
         for path in CONFIGS:
             config = hydra.compose("config", [f"+stream={path.stem}", "stream.order_seed=2"])
             model = MODELS.get(path.stem, "mlp")
-            optimizer = "sgd_resnet" if path.stem in RESNET_RATE else "sgd"
+            optimizer = "sgd_resnet" if path.stem in RESNETS else "sgd"
             assert (config.model.name, config.optimizer.name) == (model, optimizer)
+            plateau = PLATEAUS[path.stem in RESNETS]
+            of_papers = path.stem in MODELS and path.stem != "split_images"
+            assert config.schedule.name == (plateau if of_papers else "other")
             assert config.stream.order_seed == 2
             config = hydra.compose("config", [f"+stream={path.stem}", "model=other"])
             assert config.model.name == "other"

@@ -1,6 +1,7 @@
 """What `pip install .` puts elsewhere works without the checkout."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,33 @@ def test_the_wheel_holds_every_module_and_config(installed):
             inside = path.relative_to(ROOT).as_posix()
             assert (f"cl_bench/{inside}" if package == "conf" else inside) in names
     assert not [n for n in names if n.startswith(("tests/", "conf/", "runs/", "docs/"))]
+
+
+ALONE = """
+import runpy, sys
+from pathlib import Path
+sys.path[:] = [p for p in sys.path if not (Path(p or ".") / "pyproject.toml").exists()]
+sys.argv = ["cl_bench", *sys.argv[1:]]
+runpy.run_module("cl_bench", run_name="__main__")
+"""
+
+
+def test_somebodys_own_folder_beside_the_wheel(installed):
+    folder, _ = installed
+    own = folder / "elsewhere"
+    shutil.copytree(ROOT / "docs/own_folder", own, dirs_exist_ok=True)
+    alone = (sys.executable, "-c", ALONE)
+    path = f"hydra.searchpath=[file://{own}/conf]"
+    named = ["+strategy=halves", "+stream=stripes", "model=wide", "model.width=32"]
+    short = ["stream.num_tasks=2", "trainer.max_epochs=1", "logger.mode=disabled"]
+    out = run(folder, *alone, path, *named, *short, "run_dir=own")
+    assert out.startswith("stripes · halves · seed 0: own\n")
+    assert f"'{path}'" in (own / "own/command.txt").read_text()
+    # The other way to say the same, and the listing.
+    composed = run(folder, *alone, "--config-dir", "conf", *named, "--cfg", "job")
+    for target in ("halves.Halves", "stripes.Stripes", "wide.Wide"):
+        assert f"_target_: mine.{target}" in composed
+    assert "how many stripes there are" in run(folder, *alone, "--config-dir", "conf")
 
 
 def test_listing_and_run_from_another_directory(installed):

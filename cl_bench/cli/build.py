@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,12 +23,17 @@ from cl_bench.experiment import (
     AlignmentSettings,
     CheckpointSettings,
     EvalSettings,
+    FeatureSettings,
     Identity,
+    LandscapeSettings,
     LightningEngine,
     LoopSettings,
     Plateau,
+    ProbeSettings,
+    RecoverySettings,
     Result,
     Together,
+    UpdateSettings,
     check_pair,
     check_schedule,
     check_tasks,
@@ -38,8 +42,9 @@ from cl_bench.experiment import (
     quiet_lightning,
     seed_training,
 )
+from cl_bench.experiment.determinism import deterministically, statement
+from cl_bench.experiment.faults import memory_explained
 from cl_bench.federation import FederatedEngine, Federation, check_federation
-from cl_bench.federation.site import Site
 from cl_bench.learners import BaseLearner
 from cl_bench.tracking import wandb_sink
 
@@ -63,7 +68,7 @@ def run_config(
     command: str,
     choices: Mapping[str, Any],
     resume: bool = False,
-    site: Callable[[Strategy], Site] | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> Result:
     """Run one experiment.
 
@@ -72,82 +77,27 @@ def run_config(
         command: the command line that leads to it.
         choices: which option of each group was chosen.
         resume: go on with the run in ``cfg.run_dir``.
-        site: makes the place where a federation's clients are; None takes ``federation.engine``.
+        given: objects in place of what ``cfg`` says: ``strategy``, ``stream``, ``model``,
+            ``optimizer``, and what makes a federation's ``site`` from the strategy.
 
     Raises:
         UsageError: whatever the user can put right.
     """
-    parts = assemble(cfg, choices)
-    federation = parts.federation
-    if federation is not None and federation.engine == "flower" and site is None:
-        return _in_flower(cfg, command, choices, resume, federation)
-    alignment = _settings(AlignmentSettings, cfg.alignment)
-    checkpoint = _settings(CheckpointSettings, cfg.checkpoint)
-    settings: Any = OmegaConf.to_container(cfg, resolve=True)
-    sink = functools.partial(wandb_sink, config=settings, **_logger(cfg.logger))
-    return conduct(
-        parts.stream,
-        parts.strategy,
-        parts.learner,
-        parts.trainer,
-        Identity(
-            parts.stream_name,
-            parts.strategy_name,
-            OmegaConf.to_yaml(cfg, resolve=True),
-            command,
-            choices,
-        ),
-        loop=parts.loop,
-        evaluation=parts.evaluation,
-        alignment=alignment,
-        checkpoint=checkpoint,
-        run_dir=cfg.run_dir,
-        resume=resume,
-        sinks=[sink],
-        environment={
-            "directory": os.getcwd(),
-            "processes": 1,
-            "effective_batch": parts.loop.batch_size * int(cfg.trainer.accumulate_grad_batches),
-        },
-        engine=LightningEngine
-        if federation is None
-        else _federated(federation, cfg.trainer, site and site(parts.strategy)),
-    )
+    asked = cfg.get("deterministic", False)
+    if not isinstance(asked, bool):
+        raise UsageError(f"deterministic={asked}: use true or false")
+    with deterministically(asked):
+        return _run_config(cfg, command, choices, resume, given or {}, asked)
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What a configuration says, built and checked.
-
-    Attributes:
-        stream: the tasks.
-        stream_name: as in the run directory.
-        strategy: which updates are allowed.
-        strategy_name: the same, companions joined by ``+``.
-        learner: what learns.
-        trainer: builds a ``lightning.Trainer``.
-        loop: seed, batches.
-        evaluation: how much is evaluated.
-        federation: clients and rounds; None learns in one place.
-    """
-
-    stream: Stream
-    stream_name: str
-    strategy: Strategy
-    strategy_name: str
-    learner: BaseLearner
-    trainer: Callable[..., Any]
-    loop: LoopSettings
-    evaluation: EvalSettings
-    federation: Federation | None
-
-
-def assemble(cfg: DictConfig, choices: Mapping[str, Any]) -> Parts:
-    """Build everything that learns from a configuration, and refuse what cannot work.
-
-    Raises:
-        UsageError: whatever the user can put right.
-    """
+def _run_config(
+    cfg: DictConfig,
+    command: str,
+    choices: Mapping[str, Any],
+    resume: bool,
+    given: Mapping[str, Any],
+    deterministic: bool,
+) -> Result:
     seed = cfg.seed
     if not isinstance(seed, int) or seed < 0:
         raise UsageError(f"seed={seed}: must be a whole number of at least 0")
@@ -160,18 +110,25 @@ def assemble(cfg: DictConfig, choices: Mapping[str, Any]) -> Parts:
         schedule=_schedule(cfg.schedule),
         validation_batch_size=evaluation.batch_size,
     )
-    _settings(AlignmentSettings, cfg.alignment)
-    _settings(CheckpointSettings, cfg.checkpoint)
-    _logger(cfg.logger)
+    alignment = _settings(AlignmentSettings, cfg.alignment)
+    probe = _probe(cfg.get("probe"))
+    checkpoint = _settings(CheckpointSettings, cfg.checkpoint)
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    sink = functools.partial(wandb_sink, config=settings, **_logger(cfg.logger))
 
     # Cheap things first: a threshold of 1.7 should not wait for the data.
-    strategy, strategy_name = _strategy(cfg, str(choices.get("strategy", "strategy")))
+    strategy, strategy_name = _strategy(
+        cfg, str(choices.get("strategy", "strategy")), given.get("strategy")
+    )
     check_trainer(cfg.trainer, loop.pack, strategy)
     check_schedule(strategy, loop.schedule)
-    trainer = _trainer(cfg.trainer)
-    optimizer = _optimizer(cfg.optimizer)
+    options = OmegaConf.merge(cfg.trainer, {"deterministic": True} if deterministic else {})
+    assert isinstance(options, DictConfig)
+    trainer = _trainer(options)
+    optimizer = given["optimizer"] if "optimizer" in given else _optimizer(cfg.optimizer)
+    with memory_explained(loop, evaluation.batch_size):
+        stream = given["stream"] if "stream" in given else build(cfg.stream)
     federation = build(cfg.federation) if "federation" in cfg else None
-    stream = build(cfg.stream)
     stream_name = str(choices.get("stream", stream.name))
     check_pair(strategy_name, strategy, stream, federation is not None)
     if federation is not None:
@@ -179,26 +136,60 @@ def assemble(cfg: DictConfig, choices: Mapping[str, Any]) -> Parts:
     check_tasks(stream)
 
     seed_training(derive_seed(seed, "model"))
-    model = build(cfg.model, input_shape=stream.input_shape, vocabulary=sum(stream.heads))
-    learner = build(
-        cfg.learner,
-        stream=stream,
-        model=model,
-        optimizer=optimizer,
-        batch_size=loop.batch_size,
-        seed=seed,
-        pack=loop.pack,
-    )
-    return Parts(
+    with memory_explained(loop, evaluation.batch_size):
+        model = given["model"] if "model" in given else build_model(cfg.model, stream)
+        learner = build(
+            cfg.learner,
+            stream=stream,
+            model=model,
+            optimizer=optimizer,
+            batch_size=loop.batch_size,
+            seed=seed,
+            pack=loop.pack,
+        )
+    if federation is not None and federation.engine == "flower" and "site" not in given:
+        return _in_flower(cfg, command, choices, resume, given, federation, learner, strategy)
+    says = statement(deterministic, _on_cuda(cfg.trainer))
+    return conduct(
         stream,
-        stream_name,
         strategy,
-        strategy_name,
         learner,
         trainer,
-        loop,
-        evaluation,
-        federation,
+        Identity(
+            stream_name, strategy_name, OmegaConf.to_yaml(cfg, resolve=True), command, choices
+        ),
+        loop=loop,
+        evaluation=evaluation,
+        alignment=alignment,
+        probe=probe,
+        checkpoint=checkpoint,
+        run_dir=cfg.run_dir,
+        resume=resume,
+        sinks=[sink],
+        environment={
+            "directory": os.getcwd(),
+            "processes": 1,
+            "effective_batch": loop.batch_size * int(cfg.trainer.accumulate_grad_batches),
+            "reproducible": says,
+        },
+        notes=[says] if deterministic else [],
+        engine=_engine(federation, cfg.trainer, strategy, given),
+    )
+
+
+def _engine(
+    federation: Federation | None,
+    trainer: DictConfig,
+    strategy: Strategy,
+    given: Mapping[str, Any],
+) -> Callable[..., LightningEngine]:
+    if federation is None:
+        return LightningEngine
+    return functools.partial(
+        FederatedEngine,
+        federation=federation,
+        device="cuda" if _on_cuda(trainer) else "cpu",
+        site=given["site"](strategy) if "site" in given else None,
     )
 
 
@@ -207,7 +198,10 @@ def _in_flower(
     command: str,
     choices: Mapping[str, Any],
     resume: bool,
+    given: Mapping[str, Any],
     federation: Federation,
+    learner: BaseLearner,
+    strategy: Strategy,
 ) -> Result:
     try:
         from cl_bench.cli.flower import simulate, submit
@@ -216,11 +210,11 @@ def _in_flower(
         raise UsageError(
             f"federation.engine=flower needs the extra: pip install 'cl_bench[flower]' ({error})"
         ) from None
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
     nodes = federation.nodes or federation.population
     if federation.superlink is None:
-        settings: Any = OmegaConf.to_container(cfg, resolve=True)
         return simulate(
-            lambda site: run_config(cfg, command, choices, resume, site),
+            lambda site: run_config(cfg, command, choices, resume, {**given, "site": site}),
             as_json(settings, choices),
             nodes,
         )
@@ -228,19 +222,26 @@ def _in_flower(
         raise UsageError(
             "the SuperLink's process writes the run: say where, with run_dir=/an/absolute/path"
         )
-    settings = OmegaConf.to_container(cfg, resolve=True)
     return submit(
-        as_json(settings, choices), command, resume, federation.superlink, nodes, Path(cfg.run_dir)
+        as_json(settings, choices),
+        command,
+        resume,
+        federation.superlink,
+        nodes,
+        Path(cfg.run_dir),
+        learner,
+        strategy,
     )
 
 
-def _federated(
-    federation: Federation, trainer: DictConfig, site: Site | None
-) -> Callable[..., LightningEngine]:
-    wants_gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return functools.partial(
-        FederatedEngine, federation=federation, device="cuda" if wants_gpu else "cpu", site=site
-    )
+def build_model(cfg: DictConfig, stream: Stream) -> nn.Module:
+    """The network that a configuration names, for what a stream gives."""
+    model: nn.Module = build(cfg, input_shape=stream.input_shape, vocabulary=sum(stream.heads))
+    return model
+
+
+def _on_cuda(trainer: DictConfig) -> bool:
+    return trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
 def build(cfg: DictConfig, **given: Any) -> Any:
@@ -328,6 +329,24 @@ def _settings(kind: Callable[..., Settings], cfg: DictConfig) -> Settings:
         return kind(**{str(k): v for k, v in cfg.items()})
 
 
+PROBES = {
+    "updates": UpdateSettings,
+    "features": FeatureSettings,
+    "recovery": RecoverySettings,
+    "landscape": LandscapeSettings,
+}
+
+
+def _probe(cfg: DictConfig | None) -> ProbeSettings | None:
+    """Settings of the probes, each from its own node; None in runs older than them."""
+    if cfg is None:
+        return None
+    with _explained(cfg):
+        require_arguments(ProbeSettings, cfg)
+        made = {name: _settings(kind, cfg[name]) for name, kind in PROBES.items() if name in cfg}
+        return ProbeSettings(early=cfg.early, **made)
+
+
 def _logger(cfg: DictConfig) -> dict[str, Any]:
     """Arguments of the W&B sink, tried once: nothing starts before it is told to."""
     options: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -337,8 +356,8 @@ def _logger(cfg: DictConfig) -> dict[str, Any]:
     return options
 
 
-def _strategy(cfg: DictConfig, name: str) -> tuple[Strategy, str]:
-    members = {name: build(cfg.strategy)}
+def _strategy(cfg: DictConfig, name: str, given: Strategy | None) -> tuple[Strategy, str]:
+    members = {name: build(cfg.strategy) if given is None else given}
     for companion, node in (cfg.get("also") or {}).items():
         if companion in members:
             raise UsageError(f"+also={companion}: the strategy is {name!r} already")

@@ -24,13 +24,17 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from cl_bench.cli.build import assemble, run_config
-from cl_bench.contracts import UsageError
-from cl_bench.experiment import Result
+from cl_bench.cli.build import build, build_model, run_config
+from cl_bench.contracts import Strategy, Stream, UsageError, derive_seed
+from cl_bench.experiment import Checkpoints, CheckpointSettings, Result, seed_training
+from cl_bench.experiment.checkpoint import read_checkpoint
+from cl_bench.federation import Federation
 from cl_bench.federation.flower import FlowerSite, Node, as_json
 from cl_bench.federation.site import Site
+from cl_bench.learners import BaseLearner
 from cl_bench.tracking.record import SUMMARY, is_finished, read_matrix
 
 APP = """\
@@ -75,10 +79,22 @@ def _node() -> Node:
     return node
 
 
-def _assembled(config: str) -> Any:
-    given = json.loads(config)
-    parts = assemble(OmegaConf.create(given["config"]), given["choices"])
-    return parts.stream, parts.strategy, parts.learner, parts.federation
+def _assembled(config: str) -> tuple[Stream, Strategy, BaseLearner, Federation]:
+    """A node's side of a configuration that the server has checked."""
+    cfg = OmegaConf.create(json.loads(config)["config"])
+    seed = cfg.seed
+    stream = build(cfg.stream)
+    seed_training(derive_seed(seed, "model"))
+    learner = build(
+        cfg.learner,
+        stream=stream,
+        model=build_model(cfg.model, stream),
+        optimizer=instantiate(cfg.optimizer, _partial_=True, _convert_="all"),
+        batch_size=cfg.batch_size,
+        seed=seed,
+        pack=cfg.pack,
+    )
+    return stream, build(cfg.strategy), learner, build(cfg.federation)
 
 
 def _fit(message: Message, context: Context) -> Message:
@@ -103,9 +119,11 @@ def _serve(grid: Grid, context: Context) -> None:
         str(context.run_config["command"]),
         given["choices"],
         bool(context.run_config["resume"]),
-        site=lambda strategy: FlowerSite(
-            grid, as_json(given["config"], given["choices"]), strategy, nodes
-        ),
+        {
+            "site": lambda strategy: FlowerSite(
+                grid, as_json(given["config"], given["choices"]), strategy, nodes
+            )
+        },
     )
 
 
@@ -148,7 +166,14 @@ def simulate(run: Callable[[Callable[..., Site]], Result], config: str, nodes: i
 
 
 def submit(
-    config: str, command: str, resume: bool, superlink: str, nodes: int, run_dir: Path
+    config: str,
+    command: str,
+    resume: bool,
+    superlink: str,
+    nodes: int,
+    run_dir: Path,
+    learner: BaseLearner,
+    strategy: Strategy,
 ) -> Result:
     """Have an experiment run on a SuperLink, wait for its end, and read what it left.
 
@@ -159,6 +184,8 @@ def submit(
         superlink: the connection's name in Flower's ``config.toml``.
         nodes: SuperNodes to wait for.
         run_dir: where the SuperLink's process writes.
+        learner: takes the final weights from the run's last checkpoint, if it wrote any.
+        strategy: takes its memory from there.
 
     Raises:
         UsageError: the run did not end well.
@@ -178,4 +205,9 @@ def submit(
             f"SuperLink's log; what was recorded is in {run_dir} on its machine"
         )
     _, matrix = read_matrix(run_dir)
-    return Result(run_dir, matrix, json.loads((run_dir / SUMMARY).read_text()))
+    for path in Checkpoints(run_dir, CheckpointSettings()).paths()[-1:]:
+        end = read_checkpoint(path)["start"]
+        learner.load_state_dict(end["weights"])
+        strategy.load_state_dict(end["strategy"])
+    summary = json.loads((run_dir / SUMMARY).read_text())
+    return Result(run_dir, matrix, summary, learner, strategy)

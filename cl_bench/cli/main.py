@@ -5,7 +5,7 @@ import importlib.util
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,13 @@ from rich.console import Console
 import cl_bench
 from cl_bench.cli.explain import explain, refuse_lists, searched
 from cl_bench.cli.listing import print_listing
+from cl_bench.cli.reproduce import reproduce
 from cl_bench.cli.resume import resume
 from cl_bench.cli.signals import Stopped, deferred, stopping
 from cl_bench.errors import UsageError
+
+DIFFERENT = 1
+"""Exit status of a reproduction that came to something else."""
 
 FAILED = 2
 """Exit status after an error that the user can put right."""
@@ -41,8 +45,8 @@ def main() -> int:
     """Run what the command line says.
 
     Returns:
-        The exit status: 0, 2 after an error that the user can put right, 130 after Ctrl-C, 143
-        after SIGTERM.
+        The exit status: 0, 1 after a reproduction that differs, 2 after an error that the user can
+        put right, 130 after Ctrl-C, 143 after SIGTERM.
     """
     if {"-h", "--help"} & set(sys.argv[1:]):
         print_listing([conf_directory()], Console())
@@ -60,10 +64,11 @@ def main() -> int:
     try:
         with stopping():
             require_own_tasks_package()
-            if any(argument.startswith("resume=") for argument in sys.argv[1:]):
-                resume(sys.argv[1:])
-            else:
+            command = _on_a_run(sys.argv[1:])
+            if command is None:
                 run(jobs.run)()
+            elif not command(sys.argv[1:]):
+                return DIFFERENT
     except Stopped as stopped:
         if jobs.wants_traceback:
             raise
@@ -81,6 +86,29 @@ def main() -> int:
             _say_error(f"{len(jobs.failed)} of the jobs failed: {numbers}")
         return FAILED
     return 0
+
+
+def _on_a_run(arguments: Sequence[str]) -> Callable[[Sequence[str]], bool] | None:
+    """What ``resume=``, ``reproduce=`` or ``export=`` calls, which tells whether all is well."""
+    words = [a.partition("=")[0] for a in arguments]
+    if "reproduce" in words:
+        return reproduce
+    if "export" in words:
+        return _export
+    return _resume if "resume" in words else None
+
+
+def _export(arguments: Sequence[str]) -> bool:
+    with deferred():
+        from cl_bench.cli.export import export  # torch loads here
+
+    export(arguments)
+    return True
+
+
+def _resume(arguments: Sequence[str]) -> bool:
+    resume(arguments)
+    return True
 
 
 class Jobs:

@@ -1,12 +1,9 @@
 """``python -m cl_bench resume=<run directory>``: go on with a run that ended early."""
 
-import contextlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
-
+from cl_bench.cli.recorded import read_recorded
 from cl_bench.errors import UsageError
 
 
@@ -27,27 +24,15 @@ def resume(arguments: Sequence[str]) -> None:
         )
     directory = Path(arguments[0].removeprefix("resume="))
     # torch and lightning load here, not for a listing.
-    import torch
-
     from cl_bench.cli.build import run_config
-    from cl_bench.tracking.record import CHOICES, COMMAND, CONFIG, is_finished
+    from cl_bench.tracking.record import is_finished
 
-    if not (directory / CONFIG).is_file():
-        raise UsageError(
-            f"resume={directory}: that directory holds no run ({CONFIG} is missing); give the "
-            "directory that the run named in its first line"
-        )
+    run = read_recorded("resume", directory)
     if is_finished(directory):
         print(f"{directory} is finished: there is nothing to resume")
         return
-    cfg = OmegaConf.load(directory / CONFIG)
-    assert isinstance(cfg, DictConfig)
-    cfg.run_dir = str(directory)
-    with contextlib.suppress(FileNotFoundError, KeyError):
-        # Sums are rounded in another order with another number of threads.
-        environment = json.loads((directory / "environment.json").read_text())
-        torch.set_num_threads(int(environment["threads"]))
-    choices = {}
-    with contextlib.suppress(FileNotFoundError):
-        choices = json.loads((directory / CHOICES).read_text())
-    run_config(cfg, (directory / COMMAND).read_text().strip(), choices, resume=True)
+    run.require_names("resume", "go on with cl_bench.run(..., run_dir=..., resume=True)")
+    here = directory.absolute()
+    with run.surroundings():
+        run.cfg.run_dir = str(directory if directory.absolute() == here else here)
+        run_config(run.cfg, run.command, run.choices, resume=True)

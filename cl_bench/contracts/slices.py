@@ -1,6 +1,7 @@
 """Part of a stream as a stream of its own: tasks, heads and classes counted from 0 again."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,19 +53,26 @@ class RenumberedTask(Task):
         self.head = head
         self.classes = range(start, start + len(task.classes))
         self.name, self.metric, self.origin = task.name, task.metric, task.origin
-        self.epochs, self.rate, self.facts = task.epochs, task.rate, task.facts
+        self.epochs, self.rate = task.epochs, task.rate
         self._shift = start - task.classes.start
         self._same = self._shift == 0 and not (tells_task and index != task.index)
-        if task.recovery is not None:
-            control = task.recovery.control
-            self.recovery = Recovery(
-                self._seen(task.recovery.train),
-                self._seen(task.recovery.test),
-                None if control is None else self._seen(control),
-            )
 
     def _seen(self, data: Data) -> Data:
         return data if self._same else RenumberedData(data, self._shift, self.index)
+
+    @property
+    def facts(self) -> Mapping[str, Any]:  # type: ignore[override]
+        """Further plain values for the record."""
+        return self.task.facts
+
+    @property
+    def recovery(self) -> Recovery | None:  # type: ignore[override]
+        """Halves for recovery experiments."""
+        halves = self.task.recovery
+        if halves is None or self._same:
+            return halves
+        control = None if halves.control is None else self._seen(halves.control)
+        return Recovery(self._seen(halves.train), self._seen(halves.test), control)
 
     @property
     def train(self) -> Data:

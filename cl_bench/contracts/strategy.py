@@ -113,6 +113,9 @@ class Strategy:
         """What task ``t`` trains on; None skips training (``stream[t]`` unless joint)."""
         return stream[t].train
 
+    def check(self, learner: Learner) -> None:
+        """Before anything starts: ``UsageError`` if the network lacks what an option names."""
+
     def setup(self, learner: Learner, task: Task) -> None:
         """Before the optimizer exists: freeze, attach, open a trust region.
 

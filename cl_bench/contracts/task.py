@@ -49,11 +49,13 @@ class Recovery:
         train: the half that is learned anew.
         test: the half that is scored.
         control: samples of the same kind that no learner ever saw: they must stay at chance.
+        chance: what knowing nothing but the frequencies of answers scores on the control.
     """
 
     train: Data
     test: Data
     control: Data | None = None
+    chance: float | None = None
 
 
 class Task(ABC):

@@ -10,6 +10,13 @@ from cl_bench.experiment.loader import EvalLoader, TrainLoader
 from cl_bench.experiment.observer import AlignmentObserver, AlignmentSettings
 from cl_bench.experiment.plateau import Plateau
 from cl_bench.experiment.pretrain import Pretrained, pretrain
+from cl_bench.experiment.probes import (
+    FeatureSettings,
+    LandscapeSettings,
+    ProbeSettings,
+    RecoverySettings,
+    UpdateSettings,
+)
 
 __all__ = [
     "AlignmentObserver",
@@ -19,14 +26,19 @@ __all__ = [
     "EvalLoader",
     "EvalSettings",
     "Experiment",
+    "FeatureSettings",
     "Identity",
+    "LandscapeSettings",
     "LightningEngine",
     "LoopSettings",
     "Plateau",
     "Pretrained",
+    "ProbeSettings",
+    "RecoverySettings",
     "Result",
     "Together",
     "TrainLoader",
+    "UpdateSettings",
     "check_pair",
     "check_schedule",
     "check_tasks",

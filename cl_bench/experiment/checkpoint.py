@@ -11,15 +11,17 @@ import re
 import struct
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import torch
+from torch import Tensor
 
 from cl_bench.contracts import State, UsageError
-from cl_bench.tracking.record import write_atomically
+from cl_bench.experiment.weights import TaskWeights
+from cl_bench.tracking.record import delete, make_directory, write_atomically
 
 FORMAT = 1
 
@@ -36,11 +38,14 @@ class CheckpointSettings:
         every_steps: optimizer steps between two of them inside a task; None leaves those at the
             end of each task.
         keep: how many of the newest stay.
+        weights: after which tasks the network's weights alone stay, for ``export=``: after ``all``,
+            each in a file of its own, or after the ``last``, whose checkpoint stays anyway.
     """
 
     enabled: bool = True
     every_steps: int | None = 5000
     keep: int = 2
+    weights: Literal["all", "last"] = "all"
 
     def __post_init__(self) -> None:
         if self.every_steps is not None and self.every_steps < 1:
@@ -52,6 +57,8 @@ class CheckpointSettings:
             raise UsageError(
                 f"checkpoint.keep={self.keep}: at least 1; checkpoint.enabled=false writes none"
             )
+        if self.weights not in ("all", "last"):
+            raise UsageError(f"checkpoint.weights={self.weights!r}: use 'all' or 'last'")
 
 
 class DamagedError(Exception):
@@ -84,13 +91,15 @@ class Checkpoints:
         settings: how many stay.
 
     Attributes:
-        seconds: spent on writing them.
+        seconds: spent on writing them, and weights.
+        weights: of the network, kept beside them.
     """
 
     def __init__(self, directory: Path, settings: CheckpointSettings) -> None:
         self.directory = directory / "checkpoints"
         self.settings = settings
         self.seconds = 0.0
+        self.weights = TaskWeights(directory)
 
     def paths(self) -> list[Path]:
         """All of them, the oldest first."""
@@ -109,11 +118,22 @@ class Checkpoints:
         """
         begun = time.perf_counter()
         path = self.directory / f"task{task:04}-step{step:09}.pt"
-        self.directory.mkdir(exist_ok=True)
+        make_directory(self.directory)
         write_atomically(path, lambda file: write_checkpoint(file, state))
         for old in self.paths()[: -self.settings.keep]:
-            old.unlink(missing_ok=True)
+            delete(old)
         self.seconds += time.perf_counter() - begun
+
+    def save_weights(self, learned: int, weights: Mapping[str, Tensor]) -> None:
+        """Keep the network's weights after ``learned`` tasks, if they are wanted.
+
+        Raises:
+            UsageError: the disk takes no more; the files before stay.
+        """
+        if self.settings.weights == "all":
+            begun = time.perf_counter()
+            self.weights.save(learned, weights)
+            self.seconds += time.perf_counter() - begun
 
     def newest(
         self, against: Callable[[Checkpoint], str | None], say: Callable[[str], None]
@@ -139,10 +159,11 @@ class Checkpoints:
     def forget_after(self, found: Checkpoint | None) -> None:
         """Delete what is newer than ``found``, or was never finished. None deletes all."""
         for stray in self.directory.glob(".task*.tmp"):
-            stray.unlink(missing_ok=True)
+            delete(stray)
         for other in self.paths():
             if found is None or other.name > found.path.name:
-                other.unlink(missing_ok=True)
+                delete(other)
+        self.weights.forget_after(int(found.state["task"]) if found else -1)
 
 
 class _Hashing:

@@ -79,6 +79,11 @@ class Together(Strategy):
         """From the member that decides it."""
         return self._deciding("train_data").train_data(stream, t)
 
+    def check(self, learner: Learner) -> None:
+        """Every member, in order."""
+        for member in self.members:
+            member.check(learner)
+
     def setup(self, learner: Learner, task: Task) -> None:
         """Every member, in order."""
         for member in self.members:

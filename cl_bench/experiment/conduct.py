@@ -11,19 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cl_bench.contracts import Strategy, Stream
 from cl_bench.experiment.checkpoint import Checkpoint, Checkpoints, CheckpointSettings
+from cl_bench.experiment.determinism import describe_compute
 from cl_bench.experiment.engine import LightningEngine, LoopSettings, TrainerFactory
 from cl_bench.experiment.experiment import EvalSettings, Experiment
+from cl_bench.experiment.faults import memory_explained
 from cl_bench.experiment.interrupts import Interrupts
-from cl_bench.experiment.observer import AlignmentObserver, AlignmentSettings
+from cl_bench.experiment.observer import AlignmentSettings
 from cl_bench.experiment.pretrain import pretrain
+from cl_bench.experiment.probes import Observers, ProbeSettings, watch
 from cl_bench.experiment.snapshot import RunState
 from cl_bench.learners import BaseLearner, DivergedError
-from cl_bench.report import print_run, write_figures
+from cl_bench.report import print_run, write_figures, write_probe_figures
 from cl_bench.tracking import ProgressDisplay, Record, Sink
+from cl_bench.tracking.patience import Patient
 from cl_bench.tracking.record import RESULTS
 
 SinkFactory = Callable[[Path], Sink | None]
@@ -56,11 +59,15 @@ class Result:
         directory: where its files are.
         matrix: R (T + 1, T), scores in [0, 1].
         summary: what ``summary.json`` holds: ``acc``, ``bwt``, ...
+        learner: what has learned; ``learner.backbone`` is the network without its heads.
+        strategy: with what it has remembered.
     """
 
     directory: Path
     matrix: np.ndarray
     summary: Mapping[str, Any]
+    learner: BaseLearner = field(repr=False)
+    strategy: Strategy = field(repr=False)
 
 
 def conduct(
@@ -73,12 +80,14 @@ def conduct(
     loop: LoopSettings,
     evaluation: EvalSettings,
     alignment: AlignmentSettings,
+    probe: ProbeSettings | None = None,
     checkpoint: CheckpointSettings | None = None,
     run_dir: Path | str | None = None,
     resume: bool = False,
     sinks: Sequence[SinkFactory] = (),
     environment: Mapping[str, Any] | None = None,
     engine: Callable[..., LightningEngine] = LightningEngine,
+    notes: Sequence[str] = (),
 ) -> Result:
     """Learn the stream and record everything.
 
@@ -91,6 +100,7 @@ def conduct(
         loop: seed, batches.
         evaluation: how much is evaluated.
         alignment: how updates are watched.
+        probe: what else is measured on the way; None is nothing.
         checkpoint: when checkpoints are written; None takes the defaults.
         run_dir: where to; None takes ``runs/<stream>/<strategy>/<time>-seed<k>``.
         resume: go on with the run in ``run_dir`` from its newest checkpoint, or from its beginning
@@ -98,10 +108,12 @@ def conduct(
         sinks: each makes a logger for the run's directory, or None.
         environment: joins the record's ``environment.json``.
         engine: builds what learns the tasks.
+        notes: said where the run begins.
 
     Raises:
         UsageError: what the user can put right; results so far are kept.
     """
+    strategy.check(learner)
     facts = {"stream": identity.stream, "strategy": identity.strategy, "seed": loop.seed}
     directory = Path(run_dir) if run_dir is not None else _new_directory(identity, loop.seed)
     settings = checkpoint or CheckpointSettings()
@@ -113,7 +125,7 @@ def conduct(
         "task_id_known": stream.task_id_at_test,
         "data": describe_data(stream),
         "facts": facts,
-        "sinks": [sink for make in sinks if (sink := make(directory)) is not None],
+        "sinks": [Patient(sink) for make in sinks if (sink := make(directory)) is not None],
     }
     last = checkpoints.newest(_doubts(directory), progress.note) if resume else None
     if resume:
@@ -131,23 +143,27 @@ def conduct(
             config=identity.config,
             command=identity.command,
             choices=identity.choices,
-            environment={"threads": torch.get_num_threads(), **(environment or {})},
+            environment={**describe_compute(), **(environment or {})},
         )
-    observer = (
-        AlignmentObserver(alignment, loop.batch_size, loop.seed) if alignment.enabled else None
-    )
     with (
         progress,
         opened as record,
         _saying_where(directory, checkpoints),
+        memory_explained(loop, evaluation.batch_size),
         Interrupts(settings.enabled) as interrupts,
     ):
-        progress.note(title)
+        for note in (title, *notes):
+            progress.note(note)
         if resume:
             checkpoints.forget_after(last)
             progress.note(_where_from(last, stream))
         progress.start(record.task_names)
+        observer = watch(
+            stream, record, alignment=alignment, probe=probe, evaluation=evaluation, loop=loop
+        )
         if stream.pretraining is not None:
+            if observer:
+                observer.before_pretraining(learner)
             came = pretrain(
                 learner, stream.pretraining, trainer, loop.seed, progress, interrupts.stop
             )
@@ -155,6 +171,8 @@ def conduct(
             progress.note(f"pre-trained for {came.steps} steps ({source})")
             if last is None:  # a resumed run has said so before
                 record.status("pretrained", **asdict(came))
+            if observer:
+                observer.after_pretraining(learner)
         state = RunState(
             learner, strategy, observer, record, checkpoints if settings.enabled else None
         )
@@ -163,21 +181,32 @@ def conduct(
         )
         begin = state.restore(last) if last else None
         Experiment(stream, strategy, learning, evaluation, record, progress).run(begin)
+        costs: dict[str, Any] = {}
+        if isinstance(observer, Observers):
+            costs["probe_seconds"] = observer.seconds
         summary = record.finish(
             optimizer_steps=state.optimizer_steps,
             checkpoint_bytes=state.largest,
             checkpoint_seconds=checkpoints.seconds,
+            weights_bytes=checkpoints.weights.nbytes,
+            **costs,
             **learning.summary(),
         )
         progress.stop()
-        record.figures([*write_figures(directory), *learning.figures(directory)])
+        record.figures(
+            [
+                *write_figures(directory),
+                *write_probe_figures(directory),
+                *learning.figures(directory),
+            ]
+        )
         progress.note("")
         print_run(directory, progress.console)
         for remark in learning.remarks():
             progress.note(remark)
         progress.note(f"\neverything about this run is in {directory}")
         interrupts.stop()  # one that came since the last task ends a sweep after this run
-    return Result(directory, record.matrix, summary)
+    return Result(directory, record.matrix, summary, learner, strategy)
 
 
 @contextmanager
@@ -219,11 +248,14 @@ def describe_data(stream: Stream) -> dict[str, Any]:
         "stream": stream.name,
         "scenario": stream.scenario,
         "modality": stream.modality,
+        "input_shape": list(stream.input_shape),
         "fingerprint": stream.fingerprint,
         "tasks": [
             {
                 "name": task.name,
                 "classes": len(task.classes),
+                "first_class": task.classes.start,
+                "head": task.head,
                 "metric": task.metric,
                 "source": task.origin.source,
                 "licence": task.origin.licence,

@@ -21,7 +21,7 @@ from cl_bench.experiment.loader import (
     require_samples,
     require_validation,
 )
-from cl_bench.experiment.observer import AlignmentObserver
+from cl_bench.experiment.observer import Observer
 from cl_bench.experiment.plateau import BestEpoch, Plateau
 from cl_bench.experiment.resuming import TaskCheckpoints
 from cl_bench.experiment.snapshot import RunState
@@ -69,7 +69,7 @@ class LightningEngine:
         strategy: which updates are allowed.
         trainer: builds a ``lightning.Trainer``; called with the callbacks of a task.
         settings: seed, batch size, packing.
-        observer: watches alignment; None means nobody does.
+        observer: watches the run from the side; None means nobody does.
         record: keeps the numbers of every epoch.
         progress: shows where training stands.
         state: of the run, with its checkpoints; None keeps it without writing any.
@@ -85,7 +85,7 @@ class LightningEngine:
         strategy: Strategy,
         trainer: TrainerFactory,
         settings: LoopSettings,
-        observer: AlignmentObserver | None,
+        observer: Observer | None,
         record: Record,
         progress: ProgressDisplay,
         state: RunState | None = None,
@@ -211,6 +211,8 @@ class TaskHooks(Callback):
         self.plateau = plateau
         self.layers: LayerMetrics = {}
         self._epoch_started = 0.0
+        observer = engine.observer
+        self._watching = observer if observer and observer.watches_steps else None
         self._rate = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -251,6 +253,9 @@ class TaskHooks(Callback):
     ) -> None:
         """Tell the display, which decides by the clock whether to look, and the checkpoints."""
         self.engine.progress.advance(self.loader.batches_in(batch_idx))
+        if self._watching:
+            step = trainer.global_step
+            self._watching.after_step(self.engine.learner, self.task, step, self._rate)
         self.checkpoints.learned(trainer, batch_idx + 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

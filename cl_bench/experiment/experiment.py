@@ -1,6 +1,7 @@
 """The outer loop: one task after another, and a row of the accuracy matrix after each."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from cl_bench.contracts import Strategy, Stream, Task, UsageError
 from cl_bench.experiment.engine import LightningEngine
+from cl_bench.experiment.steps import steps_of
 from cl_bench.tracking import ProgressDisplay, Record
 
 
@@ -19,11 +21,16 @@ class EvalSettings:
         tasks: ``all`` fills the matrix; ``seen`` leaves tasks that come later out.
         max_samples: test samples per task, a fixed random subset; None means all of them.
         batch_size: samples of a batch.
+        dense: steps of every task but the first after which old tasks and the task are scored;
+            unless there are none, its beginning and its end are among them.
+        dense_samples: test samples of each of them then; None means all.
     """
 
     tasks: Literal["seen", "all"] = "all"
     max_samples: int | None = None
     batch_size: int = 2000
+    dense: Sequence[int] = ()
+    dense_samples: int | None = 500
 
     def __post_init__(self) -> None:
         if self.tasks not in ("seen", "all"):
@@ -32,6 +39,9 @@ class EvalSettings:
             raise UsageError(f"eval.max_samples={self.max_samples}: at least 1, or null for all")
         if self.batch_size < 1:
             raise UsageError(f"eval.batch_size={self.batch_size}: at least 1")
+        if self.dense_samples is not None and self.dense_samples < 1:
+            raise UsageError(f"eval.dense_samples={self.dense_samples}: at least 1, or null")
+        object.__setattr__(self, "dense", steps_of("eval.dense", self.dense))
 
 
 class Experiment:

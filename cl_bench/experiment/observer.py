@@ -41,7 +41,45 @@ class AlignmentSettings:
             )
 
 
-class AlignmentObserver:
+class Observer:
+    """Watches a run from the side. Whatever it measures, it changes no bit of the run.
+
+    Attributes:
+        steps: optimizer steps of a task after which :meth:`after_step` is called.
+    """
+
+    steps: frozenset[int] = frozenset()
+
+    @property
+    def watches_steps(self) -> bool:
+        """Whether it looks between optimizer steps at all."""
+        return bool(self.steps)
+
+    def before_pretraining(self, learner: BaseLearner) -> None:
+        """Weights are as constructed. Called when a run is resumed, too."""
+
+    def after_pretraining(self, learner: BaseLearner) -> None:
+        """Weights are those that the first task starts from. Called when a run is resumed, too."""
+
+    def before_task(self, learner: BaseLearner, task: Task) -> None:
+        """After ``setup`` and before the first step. Not called when a task is resumed."""
+
+    def after_step(self, learner: BaseLearner, task: Task, step: int, rate: float) -> None:
+        """Step number ``step`` (from 1) of the task was taken, at this learning rate."""
+
+    def after_task(self, learner: BaseLearner, task: Task) -> Mapping[str, Mapping[str, float]]:
+        """After ``release``, weights still on their device: numbers per layer."""
+        return {}
+
+    def state_dict(self) -> State:
+        """What it must remember, as tensors and plain values."""
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        """Inverse of :meth:`state_dict`."""
+
+
+class AlignmentObserver(Observer):
     """One old-input subspace M per layer, grown task by task with the same rule for everybody.
 
     Quantities per layer and task:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cl_bench.contracts import State, Strategy, UsageError
 from cl_bench.experiment.checkpoint import FORMAT, Checkpoint, Checkpoints
-from cl_bench.experiment.observer import AlignmentObserver
+from cl_bench.experiment.observer import Observer
 from cl_bench.learners import BaseLearner
 from cl_bench.tracking import Record
 
@@ -37,7 +37,7 @@ class RunState:
     Args:
         learner: what learns.
         strategy: which updates are allowed.
-        observer: watches alignment; None means nobody does.
+        observer: watches the run from the side; None means nobody does.
         record: whose position a checkpoint keeps.
         checkpoints: where they go; None writes none.
 
@@ -53,7 +53,7 @@ class RunState:
         self,
         learner: BaseLearner,
         strategy: Strategy,
-        observer: AlignmentObserver | None,
+        observer: Observer | None,
         record: Record,
         checkpoints: Checkpoints | None,
     ) -> None:
@@ -78,6 +78,8 @@ class RunState:
         """Write the checkpoint from which the task with index ``task`` begins."""
         if self.checkpoints is None:
             return
+        # First the weights: wherever a run is resumed, those of the rows before are there.
+        self.checkpoints.save_weights(task, self.learner.state_dict())
         self._start = copied({**self._parts(), "optimizer_steps": self.optimizer_steps})
         self._save(task, 0, {"start": self._start, "inside": None}, counts=True)
 

@@ -107,6 +107,10 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         """Further scores of every sample (n,), recorded beside the matrix; NaN does not count."""
         return {}
 
+    def representation(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """One vector (n, d) for every sample from what a block puts out."""
+        return hidden.flatten(1)
+
     def describe(self) -> str:
         """The network in words: two networks with the same description compute the same."""
         return repr(self)

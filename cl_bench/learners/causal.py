@@ -191,6 +191,11 @@ class Causal(BaseLearner):
         """Everything but padding, bool (n, L)."""
         return batch["attention_mask"].bool()
 
+    def representation(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """The state (n, d) at every sample's last prompt token, from which its answer follows."""
+        first = (batch["labels"][:, 1:] != IGNORE).int().argmax(1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), first]
+
     def blocks(self) -> list[nn.Module]:
         """The model's layers, from the input upwards."""
         depth = self.config.num_hidden_layers

@@ -1,6 +1,25 @@
-"""What is measured: the accuracy matrix with its summaries, and alignment of updates."""
+"""What is measured: the accuracy matrix with its summaries; updates, features, knowledge."""
 
 from cl_bench.metrics.alignment import relative_change, share_inside
+from cl_bench.metrics.angles import (
+    compare_subspaces,
+    flat_cosine,
+    null_angle,
+    overlap,
+    overlap_excess,
+    principal_subspace,
+    subspace_angles,
+)
+from cl_bench.metrics.drift import (
+    component_angle,
+    component_gap,
+    drift,
+    linear_cka,
+    principal_directions,
+    shift_in_top,
+)
+from cl_bench.metrics.dynamics import dynamics, matched, rebound, steps_to_half, trough
+from cl_bench.metrics.knowledge import alignment_ratio, at_chance, drops, spurious_fraction
 from cl_bench.metrics.matrix import (
     SUMMARIES,
     TASK_AWARE,
@@ -24,19 +43,41 @@ __all__ = [
     "SUMMARIES",
     "TASK_AWARE",
     "Matrix",
+    "alignment_ratio",
+    "at_chance",
     "average_accuracy",
     "average_incremental_accuracy",
     "backward_transfer",
+    "compare_subspaces",
+    "component_angle",
+    "component_gap",
     "diagonal",
+    "drift",
+    "drops",
+    "dynamics",
     "empty_matrix",
+    "flat_cosine",
     "forgetting",
     "forgetting_per_task",
     "forward_transfer",
     "intransigence",
     "learning_accuracy",
+    "linear_cka",
+    "matched",
+    "null_angle",
+    "overlap",
+    "overlap_excess",
+    "principal_directions",
+    "principal_subspace",
+    "rebound",
     "relative_change",
     "share_inside",
+    "shift_in_top",
     "so_far",
+    "spurious_fraction",
+    "steps_to_half",
+    "subspace_angles",
     "summarise",
     "tasks_learned",
+    "trough",
 ]

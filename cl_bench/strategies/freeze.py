@@ -53,21 +53,23 @@ class Freeze(Strategy):
         self.early_stop = early_stop
         self.stop_samples = stop_samples
 
+    def check(self, learner: Learner) -> None:
+        """There must be as many blocks, and an embedding that is the output layer must be named."""
+        blocks = len(learner.blocks())
+        if self.n_blocks > blocks:
+            raise UsageError(f"strategy.n_blocks={self.n_blocks}: the network has {blocks} blocks")
+        if self.embeddings and self.tied == "refuse" and learner.tied:
+            raise UsageError(
+                "the output layer shares the input embedding's weight, so freezing one freezes "
+                "both: say strategy.tied=freeze to do so, strategy.tied=train to freeze blocks "
+                "alone, or untie them (model.tied=false)"
+            )
+
     def setup(self, learner: Learner, task: Task) -> None:
         """Freeze before the optimizer is built, so that it holds no state for them."""
-        blocks = learner.blocks()
-        if self.n_blocks > len(blocks):
-            raise UsageError(
-                f"strategy.n_blocks={self.n_blocks}: the network has {len(blocks)} blocks"
-            )
-        frozen = blocks[: self.n_blocks]
+        self.check(learner)
+        frozen = learner.blocks()[: self.n_blocks]
         if self.embeddings and (self.tied != "train" or not learner.tied):
-            if self.tied == "refuse" and learner.tied:
-                raise UsageError(
-                    "the output layer shares the input embedding's weight, so freezing one freezes "
-                    "both: say strategy.tied=freeze to do so, strategy.tied=train to freeze blocks "
-                    "alone, or untie them (model.tied=false)"
-                )
             frozen = [*learner.embeddings(), *frozen]
         if task.index >= self.start_task:
             learner.hold(frozen)

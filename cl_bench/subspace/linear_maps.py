@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-CHUNK_ELEMENTS = 1 << 22
-"""Patch matrices are built in pieces of at most this many elements (16 MiB in float32)."""
+CHUNK_ELEMENTS = 1 << 18
+"""Patch matrices are built in pieces of at most this many elements (1 MiB in float32)."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -43,7 +43,7 @@ class Moments:
         x = x if x.dtype in (torch.float32, torch.float64) else x.float()
         self.rows += x.shape[0]
         self.samples += samples
-        self.energy += float(x.double().square().sum())
+        self.energy += float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
         if self._inputs is not None and self.rows < self.dim:
             self._inputs.append(x.to(torch.float64, copy=True))  # x may be overwritten later
             return
@@ -108,23 +108,27 @@ class Moments:
         if self._inputs is not None:
             x = _remove(seen, basis)
             energies, v = torch.linalg.eigh(x @ x.t())
-            keep = energies > self._floor * max(self.energy, torch.finfo(torch.float64).tiny)
-            energies, v = energies[keep].flip(0), v[:, keep].flip(1)
-            directions = x.t() @ v / energies.sqrt()
+            energies, v = self._above_rounding(energies, v)
+            directions = (x.t() @ v).div_(energies.sqrt())
         else:
             gram = _remove(_remove(seen, basis).t(), basis)
-            energies, v = torch.linalg.eigh((gram + gram.t()) / 2)
-            keep = energies > self._floor * max(self.energy, torch.finfo(torch.float64).tiny)
-            energies, directions = energies[keep].flip(0), v[:, keep].flip(1)
+            gram = (gram + gram.t()).div_(2)
+            energies, directions = self._above_rounding(*torch.linalg.eigh(gram))
         return energies, directions
+
+    def _above_rounding(self, energies: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Of ascending eigenvalues and their vectors, those that are no noise; descending."""
+        floor = self._floor * max(self.energy, torch.finfo(torch.float64).tiny)
+        noise = int((energies <= floor).sum())
+        return energies[noise:].flip(0), vectors[:, noise:].flip(1)
 
 
 def _remove(rows: Tensor, basis: Tensor | None) -> Tensor:
     """Rows without their part in span(basis); twice, since once leaves rounding behind."""
     if basis is None:
         return rows
-    rows = rows - (rows @ basis) @ basis.t()
-    return rows - (rows @ basis) @ basis.t()
+    rows = torch.addmm(rows, rows @ basis, basis.t(), alpha=-1)
+    return rows.addmm_(rows @ basis, basis.t(), alpha=-1)
 
 
 class Accumulator(Protocol):

@@ -12,6 +12,7 @@
 ``summary.json``          how the run ended and what it reached
 ``resumes.jsonl``         when the run was resumed, and from where
 ``checkpoints``           what a run is resumed from; see :mod:`cl_bench.experiment.checkpoint`
+``weights``               of the network after each task; see :mod:`cl_bench.experiment.weights`
 ``run.lock``              only while a process writes: which one
 ========================  ======================================================================
 
@@ -32,6 +33,9 @@
   ``statistics_up``, ``memory_down``), ``client_seconds``.
 * ``clients``, after a task of one: ``task``, ``forgetting`` and ``newest`` (score on the task just
   learned), each a list by client, and ``summary`` {quantity: value}.
+* ``probe``: ``probe`` (``curve``, ``dynamics``, ``alignment``, ``landscape``, ``cost``), ``task``,
+  ``values`` (nested, by task name) and what else the probe tells; see
+  :mod:`cl_bench.experiment.probes`.
 
 Tasks are indices from 0; a number that is not finite is null. A run that is resumed drops the
 events after its checkpoint and writes them again: apart from times they are the same.
@@ -205,7 +209,8 @@ class Record:
         except BaseException:
             # Nothing happened here yet: the same directory can be given again.
             for name in (*files, RESULTS, LOCK):
-                (path / name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # must not hide what came before
+                    (path / name).unlink(missing_ok=True)
             raise
         return record
 
@@ -257,7 +262,8 @@ class Record:
             record = cls(path, task_names, task_id_known, facts or {}, sinks, seconds)
             record._go_on(events, source)
         except BaseException:
-            (path / LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (path / LOCK).unlink(missing_ok=True)
             raise
         return record
 
@@ -377,6 +383,17 @@ class Record:
         lists = {"forgetting": list(forgetting), "newest": list(newest)}
         self._event("clients", task=task, **lists, summary=dict(summary))
 
+    def probe(self, probe: str, task: int, values: Mapping[str, Any], **details: Any) -> None:
+        """What a probe found during or after the task with index ``task``.
+
+        Args:
+            probe: its name.
+            task: index of the task that is learned.
+            values: numbers, nested by task name.
+            details: anything else, such as ``step`` and ``seconds``.
+        """
+        self._event("probe", probe=probe, task=task, values=dict(values), **details)
+
     def status(self, status: str, **details: Any) -> None:
         """Anything that happened to the run as a whole."""
         self._event("status", status=status, **details)
@@ -441,7 +458,9 @@ class Record:
         if self._results >= 0:
             os.close(self._results)
             self._results = -1
-            (self.directory / LOCK).unlink(missing_ok=True)
+            # A lock that cannot be deleted is taken over once this process is gone.
+            with contextlib.suppress(OSError):
+                (self.directory / LOCK).unlink(missing_ok=True)
 
     def _event(self, event: str, **fields: Any) -> None:
         line = _json({"event": event, "time": _now(), **fields})
@@ -662,6 +681,18 @@ def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], None]) -
             raise
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory and its parents; raises :class:`UsageError` where the disk refuses."""
+    with _explained(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def delete(path: Path) -> None:
+    """Delete a file if it is there; raises :class:`UsageError` where the disk refuses."""
+    with _explained(path):
+        path.unlink(missing_ok=True)
+
+
 def _sync_directory(path: Path) -> None:
     """A name in a directory is lost in a power failure until the directory is on disk too."""
     if os.name == "nt":
@@ -680,8 +711,7 @@ def _claim(path: Path) -> None:
             f"run_dir={path}: a name with '=' or ',' could not be given back on the command line; "
             "use another run_dir=..."
         )
-    with _explained(path):
-        path.mkdir(parents=True, exist_ok=True)
+    make_directory(path)
     _lock(path)
     if any((path / name).exists() for name in (RESULTS, CONFIG, MATRIX, SUMMARY)):
         (path / LOCK).unlink()
@@ -707,7 +737,8 @@ def _lock(path: Path) -> None:
         try:
             _write(descriptor, f"{_ourselves()}\n".encode())
         except OSError:
-            lock.unlink()
+            with contextlib.suppress(OSError):
+                lock.unlink()
             raise
         finally:
             os.close(descriptor)

@@ -136,6 +136,10 @@ class WandbSink:
         run.define_metric("task")
         run.define_metric("eval/*", step_metric="task")
         run.define_metric("layers/*", step_metric="task")
+        for probe in ("alignment", "dynamics", "landscape", "cost"):
+            run.define_metric(f"{probe}/*", step_metric="task")
+        run.define_metric("curve_step")
+        run.define_metric("curve/*", step_metric="curve_step")
         run.define_metric("global_epoch")
         run.define_metric("train/*", step_metric="global_epoch")
         run.define_metric("global_round")
@@ -179,7 +183,8 @@ class WandbSink:
                 for quantity, value in quantities.items()
             }
             self._log(values, task=event["task"] + 1)
-
+        elif event["event"] == "probe":
+            self._probe(event)
         elif event["event"] == "round":
             self._global_round += 1
             values = {
@@ -191,6 +196,18 @@ class WandbSink:
             plain = {k: v for k, v in facts.items() if isinstance(v, int | float)}
             values = {f"federation/{k}": v for k, v in plain.items() if k != "task"}
             self._log(values, task=event["task"] + 1)
+
+    def _probe(self, event: Event) -> None:
+        name, values = event["probe"], _flat("", event["values"])
+        if name == "cost":
+            values = _flat("", {"seconds": event["seconds"]})
+        if name != "curve" and not event.get("inside"):
+            self._log({f"{name}/{k}": v for k, v in values.items()}, task=event["task"] + 1)
+            return
+        # Curves of all tasks share one axis, a name each.
+        values |= _flat("", event.get("details", {}))
+        where = f"curve/task_{event['task'] + 1}" + ("" if name == "curve" else f"/{name}")
+        self._log({f"{where}/{k}": v for k, v in values.items()}, curve_step=event["step"])
 
     def finish(self, summary: Mapping[str, Any], task_names: Sequence[str], R: Matrix) -> None:
         """Put the summary where sweeps look, and the accuracy matrix into a table."""
@@ -215,6 +232,15 @@ class WandbSink:
         if numbers and self._events >= self.logger.experiment.step:
             # Lightning's log_metrics would leave the step to W&B, which counts calls.
             self.logger.experiment.log({**numbers, **axis}, step=self._events)
+
+
+def _flat(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested numbers by their path."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{where}/{key}" if where else str(key)
+        found |= _flat(path, value) if isinstance(value, Mapping) else {path: value}
+    return found
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,11 +22,13 @@ class People:
         names: int64 (n, 3): first, middle and last name, by position in their pools; unique.
         female: bool (n,).
         values: int64 (n,) for every attribute, by position in its pool.
+        seats: int64 (companies,), the city of every company.
     """
 
     names: Tensor
     female: Tensor
     values: Mapping[str, Tensor]
+    seats: Tensor
 
 
 def draw(seed: int, what: str, count: int, below: int) -> Tensor:
@@ -66,6 +68,7 @@ def populate(
         names=_unique_names(seed, count, names),
         female=draw(seed, "gender", count, 2).bool(),
         values=values,
+        seats=seats,
     )
 
 

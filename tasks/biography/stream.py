@@ -108,12 +108,13 @@ class BiographyTask(Task):
         """Train and test people of task 0; first and second half of later tasks."""
         control = self._questions(self.strangers) if self.strangers else None
         if self.tested != self.learned:
-            return Recovery(self.train, self.test, control)
+            return Recovery(self.train, self.test, control, self.world.chance)
         middle = self.learned.start + len(self.learned) // 2
         return Recovery(
             self._questions(range(self.learned.start, middle)),
             self._questions(range(middle, self.learned.stop)),
             control,
+            self.world.chance,
         )
 
     @cached_property

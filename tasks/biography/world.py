@@ -80,6 +80,21 @@ class World:
             found[kind, table[:, 0]] = True
         return found
 
+    @cached_property
+    def chance(self) -> float:
+        """Exact matches of always giving the likeliest value of the asked attribute.
+
+        Values are drawn uniformly, company cities through companies.
+        """
+        likeliest = []
+        for name, table in zip(self.attributes, self._values, strict=True):
+            if name == "company_city":
+                seats = torch.bincount(self.people.seats)
+                likeliest.append(float(seats.max()) / len(self.people.seats))
+            else:
+                likeliest.append(1 / len(table))
+        return sum(likeliest) / len(likeliest)
+
     # -- biographies ------------------------------------------------------------------------------
 
     def choices(self, count: int, variants: int, key: str) -> tuple[Tensor, Tensor]:

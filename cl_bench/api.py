@@ -1,0 +1,141 @@
+"""Experiments from Python: ``from cl_bench import run``."""
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+
+from cl_bench.cli.build import run_config
+from cl_bench.cli.explain import explain, refuse_lists, searched
+from cl_bench.cli.main import conf_directory, quote
+from cl_bench.cli.recorded import OBJECT
+from cl_bench.contracts import Strategy, Stream, UsageError
+from cl_bench.experiment import Result
+from cl_bench.learners.base import OptimizerFactory
+
+GROUPS = {"stream": "+stream", "strategy": "+strategy", "model": "model", "optimizer": "optimizer"}
+"""How each part is named on a command line."""
+
+
+def run(
+    stream: str | Stream,
+    strategy: str | Strategy,
+    model: str | nn.Module | None = None,
+    optimizer: str | OptimizerFactory | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    run_dir: Path | str | None = None,
+    seed: int = 0,
+    resume: bool = False,
+) -> Result:
+    """Run one experiment, and record it as the command line does.
+
+    Every part is a name, as on the command line, or an object. A stream's name brings the model,
+    optimizer, batch size and number of epochs of its yaml; a stream object brings none, so those
+    are the defaults of ``conf/config.yaml``. Strategies and models are copied first: running the
+    same cell twice gives the same result twice.
+
+    Args:
+        stream: ``"permuted_digits"``, or a :class:`~cl_bench.contracts.Stream`.
+        strategy: ``"gpm"``, or a :class:`~cl_bench.contracts.Strategy`.
+        model: ``"mlp"``, or a module that gives features (n, ...); its weights are taken as they
+            are. None leaves it to the stream.
+        optimizer: ``"sgd"``, or what builds an optimizer from parameter groups, for example
+            ``functools.partial(torch.optim.SGD, lr=0.1)``. None leaves it to the stream.
+        overrides: further settings, as on the command line: ``["trainer.max_epochs=3"]``.
+        run_dir: where to; None takes ``runs/<stream>/<strategy>/<time>-seed<k>``.
+        seed: of everything but a model that is given as an object.
+        resume: go on with the run in ``run_dir``; everything else must be as it was.
+
+    Returns:
+        The accuracy matrix, the summary, the directory, and what has learned.
+
+    Raises:
+        UsageError: whatever the caller can put right; results so far are kept.
+    """
+    parts = {"stream": stream, "strategy": strategy, "model": model, "optimizer": optimizer}
+    names = {k: v for k, v in parts.items() if isinstance(v, str)}
+    given = {k: v for k, v in parts.items() if v is not None and not isinstance(v, str)}
+    _require_kinds(given)
+    if resume and run_dir is None:
+        raise UsageError("resume=True: say which run, with run_dir=...")
+    words = [f"{GROUPS[k]}={v}" for k, v in names.items()]
+    words += [f"seed={seed}", *overrides]
+    cfg, choices = _composed(words)
+    cfg.run_dir = None if run_dir is None else str(run_dir)
+    for part, value in given.items():
+        with open_dict(cfg):
+            cfg[part] = {OBJECT: _name(value), **_settings(value)}
+        choices[part] = value.name if isinstance(value, Stream) else _short(value)
+    copies = {k: copy.deepcopy(v) if k in ("strategy", "model") else v for k, v in given.items()}
+    return run_config(cfg, _command(words, given, run_dir), choices, resume, copies)
+
+
+def _composed(words: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
+    refused = refuse_lists(words)
+    if refused:
+        raise UsageError(refused)
+    try:
+        with hydra.initialize_config_dir(str(conf_directory()), version_base="1.3"):
+            cfg = hydra.compose("config", list(words), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        theirs = [Path(folder).absolute() for folder in searched(words)]
+        raise UsageError(explain(error, words, [*theirs, conf_directory()])) from None
+    choices = dict(cfg.hydra.runtime.choices)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg, choices
+
+
+def _require_kinds(given: Mapping[str, Any]) -> None:
+    kinds: dict[str, Any] = {"stream": Stream, "strategy": Strategy, "model": nn.Module}
+    for part, value in given.items():
+        if inspect.isclass(value) and part != "optimizer":
+            raise UsageError(f"{part}={value.__name__}: give an object, {value.__name__}(...)")
+        if part in kinds and not isinstance(value, kinds[part]):
+            wanted = kinds[part].__name__
+            raise UsageError(f"{part}={value!r}: give a name, or a {wanted}")
+        if part == "optimizer" and not callable(value):
+            raise UsageError(
+                f"optimizer={value!r}: give a name, or what builds one: "
+                "functools.partial(torch.optim.SGD, lr=0.1)"
+            )
+
+
+def _name(value: Any) -> str:
+    """Where its class, or the function behind a partial, is defined."""
+    made = getattr(value, "func", value)
+    kind = made if inspect.isclass(made) or inspect.isroutine(made) else type(made)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _settings(value: Any) -> dict[str, Any]:
+    """Plain values among its attributes or a partial's arguments, for the record."""
+    if isinstance(value, nn.Module):
+        return {"description": repr(value)}
+    held = getattr(value, "keywords", None) or getattr(value, "__dict__", {})
+    return {
+        k: v
+        for k, v in held.items()
+        if not k.startswith("_") and k != OBJECT and isinstance(v, bool | int | float | str)
+    }
+
+
+def _short(value: Any) -> str:
+    return _name(value).rpartition(".")[2].lower()
+
+
+def _command(words: Sequence[str], given: Mapping[str, Any], run_dir: Path | str | None) -> str:
+    """The same on the command line, or as far as it goes, the call in Python."""
+    if given:
+        objects = ", ".join(f"{k}=<{_name(v)}>" for k, v in given.items())
+        return f"cl_bench.run({objects}, overrides={list(words)})"
+    where = [] if run_dir is None else [f"run_dir={run_dir}"]
+    return " ".join(["python -m cl_bench", *map(quote, [*words, *where])])

@@ -1,0 +1,122 @@
+"""Loss of old and new task on the plane that the early and the late phase of a task span."""
+
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cl_bench.contracts import State, Stream, Task
+from cl_bench.experiment.observer import Observer
+from cl_bench.experiment.probes.settings import LandscapeSettings
+from cl_bench.experiment.probes.untouched import untouched, weights_of
+from cl_bench.learners import BaseLearner
+from cl_bench.learners.observed import loss_on
+from cl_bench.metrics.plane import at, describe_plane
+from cl_bench.tracking import Record
+
+Weights = dict[str, Tensor]
+
+
+class LossLandscape(Observer):
+    """Losses on a grid of theta(a, b), see :mod:`cl_bench.metrics.plane`, after every later task.
+
+    (0, 0) is where the early phase began, (1, 0) where it ended, (1, 1) the end of the task. A task
+    that ends within its early phase has no such plane.
+
+    Args:
+        settings: grid and samples.
+        early: first and last step of the early phase.
+        stream: whose tasks are evaluated: the one before, and the one that is learned.
+        record: keeps the grid.
+        seed: of the samples.
+    """
+
+    def __init__(
+        self,
+        settings: LandscapeSettings,
+        early: Sequence[int],
+        stream: Stream,
+        record: Record,
+        seed: int,
+    ) -> None:
+        self.settings = settings
+        self.stream = stream
+        self.record = record
+        self.seed = seed
+        self.first, self.last = early
+        self.steps = frozenset(n for n in early if n > 0)
+        self.marks: dict[str, Weights] = {}
+
+    def before_task(self, learner: BaseLearner, task: Task) -> None:
+        """Where the early phase begins, if that is here."""
+        self.marks = {}
+        if self.first == 0 and task.index > 0:
+            self.marks["first"] = _on_cpu(learner)
+
+    def after_step(self, learner: BaseLearner, task: Task, step: int, rate: float) -> None:
+        """Where the early phase begins or ends."""
+        if task.index > 0:
+            self.marks["first" if step == self.first else "last"] = _on_cpu(learner)
+
+    def after_task(self, learner: BaseLearner, task: Task) -> Mapping[str, Mapping[str, float]]:
+        """Sweep the grid."""
+        marks, self.marks = self.marks, {}
+        if len(marks) < 2:
+            return {}
+        began = time.perf_counter()
+        origin, first, second = marks["first"], marks["last"], _on_cpu(learner)
+        samples = {
+            known: known.sample(self.settings.samples, self.seed)
+            for known in (self.stream[task.index - 1], task)
+        }
+        a, b = (_places(along) for along in (self.settings.along_early, self.settings.along_late))
+        losses = {known.name: np.full((len(b), len(a)), np.nan) for known in samples}
+        anchors: dict[str, list[float]] = {known.name: [] for known in samples}
+        with untouched(learner):
+            for i, j in np.ndindex(len(b), len(a)):
+                load(learner, at(origin, first, second, a[j], b[i]))
+                for known, batch in samples.items():
+                    losses[known.name][i, j] = loss_on(learner, batch, known)
+            for weights in (origin, first, second):
+                load(learner, weights)
+                for known, batch in samples.items():
+                    anchors[known.name].append(loss_on(learner, batch, known))
+        self.record.probe(
+            "landscape",
+            task=task.index,
+            values=describe_plane(origin, first, second),
+            along_early=a,
+            along_late=b,
+            losses={name: grid.tolist() for name, grid in losses.items()},
+            anchors=anchors,
+            early=[self.first, self.last],
+            seconds=time.perf_counter() - began,
+        )
+        return {}
+
+    def state_dict(self) -> State:
+        """Inside a task: the corners that are known."""
+        return {"marks": {name: dict(weights) for name, weights in self.marks.items()}}
+
+    def load_state_dict(self, state: State) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.marks = {name: dict(weights) for name, weights in state["marks"].items()}
+
+
+def load(learner: BaseLearner, weights: Weights) -> None:
+    """Write parameters in place; buffers stay."""
+    with torch.no_grad():
+        for name, parameter in learner.named_parameters():
+            parameter.copy_(weights[name])
+
+
+def _on_cpu(learner: BaseLearner) -> Weights:
+    parameters = {name for name, _ in learner.named_parameters()}
+    return {name: w.cpu() for name, w in weights_of(learner).items() if name in parameters}
+
+
+def _places(along: Sequence[float]) -> list[float]:
+    # Rounded, so that 0 and 1 are 0 and 1 wherever the grid meets them.
+    return [round(float(x), 12) for x in np.linspace(along[0], along[1], int(along[2]))]
