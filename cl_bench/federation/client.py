@@ -82,7 +82,9 @@ def client_fit(
         DivergedError: a loss is not finite.
     """
     begun = time.perf_counter()
-    load_weights(learner, weights)
+    everything = floating(learner.state_dict())
+    with torch.no_grad():
+        torch._foreach_copy_([everything[name] for name in weights], list(weights.values()))
     learner.seed = turn.own_seed
     learner.begin(task, strategy)
     learner.train()
@@ -115,7 +117,7 @@ def client_fit(
     n = float(len(task.train)) if by_samples else 1.0
     changed = {id(p) for p in trained}
     parameters = {name for name, p in learner.named_parameters() if id(p) not in changed}
-    held = {k: v for k, v in floating(learner.state_dict()).items() if k not in parameters}
+    held = {k: v for k, v in everything.items() if k not in parameters}
     updates = torch._foreach_sub(list(held.values()), [weights[name] for name in held])
     if n != 1.0:
         torch._foreach_mul_(updates, n)
