@@ -17,7 +17,8 @@ export PYTHONUNBUFFERED = 1
 SEEDS ?= 0,1,2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-kills lint bench bench-pmnist bench-alexnet reproduce docs clean
+.PHONY: help demo test test-slow test-flower test-kills lint bench bench-pmnist bench-alexnet \
+	reproduce docs clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +28,10 @@ demo: $(VENV)/.demo ## set up, then learn ten tasks with GPM on embedded data
 
 test: $(VENV)/.dev ## set up, then run the tests
 	$(BIN)/python -m pytest -n 2
+
+test-flower: $(VENV)-flower/.flower ## federations over Flower, whose pins want an environment of their own
+	FLWR_TELEMETRY_ENABLED=0 RAY_USAGE_STATS_ENABLED=0 \
+		$(VENV)-flower/bin/python -m pytest tests/test_flower.py
 
 test-slow: $(VENV)/.dev ## set up, then run the tests that take minutes each (about half an hour)
 	$(BIN)/python -m pytest -m slow
@@ -41,6 +46,7 @@ lint: $(VENV)/.dev ## ruff and mypy
 
 bench: $(VENV)/.dev ## time training steps against bare PyTorch loops
 	$(BIN)/python tests/benchmarks/step.py
+	$(BIN)/python tests/benchmarks/federation.py
 
 bench-pmnist: $(VENV)/.dev ## time whole PMNIST runs against a naive GPM (DATA=folder with mnist/)
 	$(BIN)/python tests/benchmarks/pmnist.py --data-dir $(DATA)/mnist
@@ -56,8 +62,8 @@ reproduce: $(VENV)/.dev ## run a published setting and compare (EXPERIMENT=gpm_p
 docs: $(VENV)/.docs ## build the documentation site into site/, offline
 	$(BIN)/python docs/build.py
 
-clean: ## remove the environment and caches; runs/ stays
-	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+clean: ## remove the environments and caches; runs/ stays
+	rm -rf $(VENV) $(VENV)-flower site .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 
 $(STAMP):
 	$(PYTHON) -m venv $(VENV)
@@ -68,6 +74,11 @@ $(STAMP):
 
 $(VENV)/.demo: $(STAMP) pyproject.toml
 	$(PIP) --editable .
+	@touch $@
+
+$(VENV)-flower/.flower: pyproject.toml
+	$(MAKE) VENV=$(VENV)-flower $(patsubst $(VENV)/%,$(VENV)-flower/%,$(STAMP))
+	$(VENV)-flower/bin/python -m pip install --quiet --editable '.[flower]' pytest hypothesis
 	@touch $@
 
 $(VENV)/.dev: $(STAMP) pyproject.toml

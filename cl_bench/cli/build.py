@@ -26,6 +26,7 @@ from cl_bench.experiment import (
     FeatureSettings,
     Identity,
     LandscapeSettings,
+    LightningEngine,
     LoopSettings,
     Plateau,
     ProbeSettings,
@@ -46,6 +47,8 @@ from cl_bench.experiment import (
 )
 from cl_bench.experiment.determinism import deterministically, statement
 from cl_bench.experiment.faults import memory_explained
+from cl_bench.federation import FederatedEngine, Federation, check_federation
+from cl_bench.learners import BaseLearner
 from cl_bench.tracking import wandb_sink
 
 Settings = TypeVar("Settings")
@@ -77,8 +80,8 @@ def run_config(
         command: the command line that leads to it.
         choices: which option of each group was chosen.
         resume: go on with the run in ``cfg.run_dir``.
-        given: objects in place of what ``cfg`` says: ``strategy``, ``stream``, ``model`` and
-            ``optimizer``.
+        given: objects in place of what ``cfg`` says: ``strategy``, ``stream``, ``model``,
+            ``optimizer``, and what makes a federation's ``site`` from the strategy.
 
     Raises:
         UsageError: whatever the user can put right.
@@ -132,8 +135,11 @@ def _run_config(
     with memory_explained(loop, evaluation.batch_size):
         stream = given["stream"] if "stream" in given else build(cfg.stream)
         stream = for_search(stream, search)
+    federation = build(cfg.federation) if "federation" in cfg else None
     stream_name = str(choices.get("stream", stream.name))
-    check_pair(strategy_name, strategy, stream)
+    check_pair(strategy_name, strategy, stream, federation is not None)
+    if federation is not None:
+        check_federation(federation, strategy_name, strategy, stream, cfg.trainer, loop.schedule)
     check_tasks(stream)
 
     seed_training(derive_seed(seed, "model"))
@@ -148,6 +154,8 @@ def _run_config(
             seed=seed,
             pack=loop.pack,
         )
+    if federation is not None and federation.engine == "flower" and "site" not in given:
+        return _in_flower(cfg, command, choices, resume, given, federation, learner, strategy)
     says = statement(deterministic, _on_cuda(cfg.trainer))
     return conduct(
         stream,
@@ -176,6 +184,64 @@ def _run_config(
             **search_facts(stream, search),
             **({"selection": settings["selected"]} if settings.get("selected") else {}),
         },
+        engine=_engine(federation, cfg.trainer, strategy, given),
+    )
+
+
+def _engine(
+    federation: Federation | None,
+    trainer: DictConfig,
+    strategy: Strategy,
+    given: Mapping[str, Any],
+) -> Callable[..., LightningEngine]:
+    if federation is None:
+        return LightningEngine
+    return functools.partial(
+        FederatedEngine,
+        federation=federation,
+        device="cuda" if _on_cuda(trainer) else "cpu",
+        site=given["site"](strategy) if "site" in given else None,
+    )
+
+
+def _in_flower(
+    cfg: DictConfig,
+    command: str,
+    choices: Mapping[str, Any],
+    resume: bool,
+    given: Mapping[str, Any],
+    federation: Federation,
+    learner: BaseLearner,
+    strategy: Strategy,
+) -> Result:
+    try:
+        from cl_bench.cli.flower import simulate, submit
+        from cl_bench.federation.flower import as_json
+    except ImportError as error:
+        raise UsageError(
+            f"federation.engine=flower needs the extra: pip install 'cl_bench[flower]' ({error})"
+        ) from None
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    nodes = federation.nodes or federation.population
+    if federation.superlink is None:
+        return simulate(
+            lambda site: run_config(cfg, command, choices, resume, {**given, "site": site}),
+            as_json(settings, choices),
+            nodes,
+        )
+    if cfg.run_dir is None:
+        raise UsageError(
+            "the SuperLink's process writes the run: say where, with run_dir=/an/absolute/path"
+        )
+    return submit(
+        as_json(settings, choices),
+        command,
+        resume,
+        federation.superlink,
+        nodes,
+        Path(cfg.run_dir),
+        learner,
+        strategy,
     )
 
 

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cl_bench.cli.listing import options
 
-ADDED = ("strategy", "stream", "experiment", "also")
+ADDED = ("strategy", "stream", "experiment", "also", "federation")
 """Groups without a default: ``+`` names their first choice."""
 
 
@@ -65,9 +65,16 @@ def refuse_lists(overrides: Sequence[str]) -> str | None:
     """
     for override in _parsed(overrides):
         key, value = override.key_or_group, override.value()
-        if key in ("strategy", "stream", "model", "optimizer", "learner", "trainer", "logger") and (
-            isinstance(value, list)
-        ):
+        if key in (
+            "strategy",
+            "stream",
+            "model",
+            "optimizer",
+            "learner",
+            "trainer",
+            "logger",
+            "federation",
+        ) and (isinstance(value, list)):
             names = [str(v) for v in value]
             if key != "strategy":
                 return f"{key}=[{','.join(names)}]: choose one; -m {key}={','.join(names)} runs all"

@@ -15,6 +15,7 @@ GROUPS = {
     "experiment": ("experiments", "+experiment=", "a published setting and its numbers"),
     "search": ("searches", "-m +search=", "hyperparameters, on validation data of the first tasks"),
     "cluster": ("clusters", "-m +cluster=", "where the jobs of a sweep run"),
+    "federation": ("federations", "+federation=", "clients that share no data, and a server"),
     "also": ("companions", "+also=", "join a strategy; several: +also=[er,ewc]"),
 }
 """Title, how to choose one, and what they are."""

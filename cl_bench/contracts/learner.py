@@ -11,7 +11,7 @@ from cl_bench.contracts.errors import UsageError
 from cl_bench.contracts.stream import Batch
 
 if TYPE_CHECKING:
-    from cl_bench.subspace import LinearMap, Moments
+    from cl_bench.subspace import Accumulator, LinearMap, Moments
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,15 @@ class Learner(Protocol):
         """The linear maps that ``protect`` selects, in forward order of registration."""
 
     def tap(
-        self, layers: "Sequence[LinearMap]", batches: Iterable[Batch]
+        self,
+        layers: "Sequence[LinearMap]",
+        batches: Iterable[Batch],
+        into: "Mapping[str, Accumulator] | None" = None,
     ) -> "Mapping[str, Moments]":
-        """Second moments of the layers' inputs over the batches, in evaluation mode."""
+        """Second moments of the layers' inputs over the batches, in evaluation mode.
+
+        With ``into``, the inputs are added to those accumulators instead, by layer name.
+        """
 
     def gradients(
         self,

@@ -31,7 +31,8 @@ class Needs:
         task_id_at_test: works only where the task id is known at test time.
         rewrites_gradients: two strategies that both do are refused together.
         shardable: its update rule needs no whole matrices (FSDP).
-        engine: who runs its rounds.
+        engine: ``local`` learns from one site's data, ``federated`` needs clients and a server,
+            ``any`` does both.
         plateau: works only where the rate decays on a plateau of the validation loss.
         modalities: kinds of streams it can learn; empty means any.
     """
@@ -39,7 +40,7 @@ class Needs:
     task_id_at_test: bool = False
     rewrites_gradients: bool = False
     shardable: bool = True
-    engine: Literal["local", "federated"] = "local"
+    engine: Literal["local", "federated", "any"] = "local"
     plateau: bool = False
     modalities: frozenset[str] = frozenset()
 
@@ -101,6 +102,13 @@ class Strategy:
     """Whether :meth:`penalty`, where there is one, depends on the network's weights; a penalty on
     parameters of the strategy's own leaves the weights' gradients to their layers."""
 
+    private: ClassVar[bool] = False
+    """In a federation, whether the state belongs to each client and never leaves it."""
+
+    collects_on: Literal["global", "local"] = "global"
+    """In a federation, the weights that :meth:`collect` sees: those that the server holds after the
+    task, or each client's own from the task's last round."""
+
     def train_data(self, stream: Stream, t: int) -> Data | None:
         """What task ``t`` trains on; None skips training (``stream[t]`` unless joint)."""
         return stream[t].train
@@ -143,6 +151,19 @@ class Strategy:
 
     def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
         """Take the summed statistics into memory: bases, Fisher information, merges."""
+
+    def server_update(self, learner: Learner, update: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """In a federation: the change (by parameter name) that the server makes to the weights.
+
+        Args:
+            learner: holds the global weights.
+            update: the mean of the clients' changes, after the server's optimizer.
+        """
+        return dict(update)
+
+    def share(self, purpose: Literal["fit", "collect"]) -> State:
+        """In a federation: what of the server's memory clients are sent, as a state."""
+        return {} if self.private else self.state_dict()
 
     def inference(self, learner: Learner, task: Task | None) -> AbstractContextManager[None]:
         """Around evaluation on ``task``; None where the task id is not known."""

@@ -25,8 +25,15 @@ def check_tasks(stream: Stream) -> None:
         require_samples(task.scored, task.name, "test")
 
 
-def check_pair(name: str, strategy: Strategy, stream: Stream) -> None:
-    """Raise :class:`UsageError` if the stream does not give what the strategy needs."""
+def check_pair(name: str, strategy: Strategy, stream: Stream, federated: bool = False) -> None:
+    """Raise :class:`UsageError` if stream or engine do not give what the strategy needs.
+
+    Args:
+        name: of the strategy.
+        strategy: which updates are allowed.
+        stream: the tasks.
+        federated: whether clients and a server learn them.
+    """
     needs = strategy.needs
     if needs.task_id_at_test and not stream.task_id_at_test:
         raise UsageError(
@@ -40,7 +47,12 @@ def check_pair(name: str, strategy: Strategy, stream: Stream) -> None:
             f"strategy {name!r} learns {' or '.join(sorted(needs.modalities))} streams, stream "
             f"{stream.name!r} is of {stream.modality}s"
         )
-    if needs.engine == "federated":
+    if federated and needs.engine == "local":
+        raise UsageError(
+            f"strategy {name!r} learns from one site's data and cannot run in a federation: leave "
+            "+federation=... out, or use +strategy=fot, fedavg, fedprox, ewc or er"
+        )
+    if needs.engine == "federated" and not federated:
         raise UsageError(
             f"strategy {name!r} runs in a federation: add one, for example +federation=small"
         )

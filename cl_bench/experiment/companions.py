@@ -1,9 +1,9 @@
 """Several strategies acting as one: the main one and its companions (``+also=er``)."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +26,12 @@ from cl_bench.contracts.strategy import overrides
 
 EXCLUSIVE = ("train_data", "param_groups")
 """Hooks that give one answer: at most one of the strategies may implement each."""
+
+
+def _engine(wanted: Sequence[str]) -> Literal["local", "federated", "any"]:
+    if "federated" in wanted:
+        return "federated"
+    return "local" if "local" in wanted else "any"
 
 
 class Together(Strategy):
@@ -62,7 +68,7 @@ class Together(Strategy):
             rewrites_gradients=any(n.rewrites_gradients for n in needs),
             shardable=all(n.shardable for n in needs),
             plateau=any(n.plateau for n in needs),
-            engine="federated" if any(n.engine == "federated" for n in needs) else "local",
+            engine=_engine([n.engine for n in needs]),
             modalities=frozenset.intersection(*modalities) if modalities else frozenset(),
         )
 

@@ -88,6 +88,7 @@ def conduct(
     sinks: Sequence[SinkFactory] = (),
     environment: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
+    engine: Callable[..., LightningEngine] = LightningEngine,
     notes: Sequence[str] = (),
 ) -> Result:
     """Learn the stream and record everything.
@@ -109,6 +110,7 @@ def conduct(
         sinks: each makes a logger for the run's directory, or None.
         environment: joins the record's ``environment.json``.
         facts: join stream, strategy and seed in the record's first event and summary.
+        engine: builds what learns the tasks.
         notes: said where the run begins.
 
     Raises:
@@ -178,11 +180,11 @@ def conduct(
         state = RunState(
             learner, strategy, observer, record, checkpoints if settings.enabled else None
         )
-        begin = state.restore(last) if last else None
-        engine = LightningEngine(
+        learning = engine(
             learner, strategy, trainer, loop, observer, record, progress, state, interrupts
         )
-        Experiment(stream, strategy, engine, evaluation, record, progress).run(begin)
+        begin = state.restore(last) if last else None
+        Experiment(stream, strategy, learning, evaluation, record, progress).run(begin)
         costs: dict[str, Any] = {}
         if isinstance(observer, Observers):
             costs["probe_seconds"] = observer.seconds
@@ -194,11 +196,20 @@ def conduct(
             **costs,
             **describe_budget(learner, strategy, stream),
             **memory.read(),
+            **learning.summary(),
         )
         progress.stop()
-        record.figures([*write_figures(directory), *write_probe_figures(directory)])
+        record.figures(
+            [
+                *write_figures(directory),
+                *write_probe_figures(directory),
+                *learning.figures(directory),
+            ]
+        )
         progress.note("")
         print_run(directory, progress.console)
+        for remark in learning.remarks():
+            progress.note(remark)
         progress.note(f"\neverything about this run is in {directory}")
         interrupts.stop()  # one that came since the last task ends a sweep after this run
     return Result(directory, record.matrix, summary, learner, strategy)

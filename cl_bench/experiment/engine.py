@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -139,6 +140,18 @@ class LightningEngine:
         self.state.optimizer_steps += steps
         return hooks.layers
 
+    def summary(self) -> dict[str, Any]:
+        """What joins the run's summary."""
+        return {}
+
+    def remarks(self) -> list[str]:
+        """Lines for people, at the end of the run."""
+        return []
+
+    def figures(self, directory: Path) -> list[Path]:
+        """Draw pictures of what only the engine knows into the run's directory."""
+        return []
+
     def between_tasks(self, t: int) -> None:
         """All tasks before ``t`` are learned and scored: keep that, and end if a signal came."""
         self.state.save_between(t)
@@ -162,8 +175,7 @@ class LightningEngine:
             EvalLoader(part, batch_size, max_samples, self.settings.num_workers) for part in data
         ]
         self.learner.expect_tests([*tasks, *(task for task, _ in probes)])
-        with quiet_lightning(), as_interrupt():
-            self.trainer(callbacks=[]).test(self.learner, loaders, verbose=False)
+        self._test(loaders)
         scores = [float(metric.compute()) for metric in self.learner.test_scores]  # type: ignore[operator]
         more = self.learner.test_details()
         for task, details in zip(tasks, more, strict=False):
@@ -174,6 +186,11 @@ class LightningEngine:
             found = {name: score, **{f"{name}/{key}": value for key, value in details.items()}}
             self.details[task.name].update(found)
         return {task.name: score for task, score in zip(tasks, scores, strict=False)}
+
+    def _test(self, loaders: Sequence[EvalLoader]) -> None:
+        """Have the learner score the data of every expected test."""
+        with quiet_lightning(), as_interrupt():
+            self.trainer(callbacks=[]).test(self.learner, loaders, verbose=False)
 
 
 class TaskHooks(Callback):

@@ -8,7 +8,7 @@ Tensors that are the same in both are stored once.
 
 import random
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,16 @@ from cl_bench.experiment.checkpoint import FORMAT, Checkpoint, Checkpoints
 from cl_bench.experiment.observer import Observer
 from cl_bench.learners import BaseLearner
 from cl_bench.tracking import Record
+
+
+class Stateful(Protocol):
+    """Whatever can be taken apart into plain values."""
+
+    def state_dict(self) -> State:
+        """Tensors and plain values."""
+
+    def load_state_dict(self, state: State) -> None:
+        """Inverse of :meth:`state_dict`."""
 
 
 class RunState:
@@ -36,6 +46,7 @@ class RunState:
         largest: bytes of the tensors in the largest checkpoint so far.
         inside: where training stood, for the task that a resumed run begins in; :meth:`resume_task`
             takes it.
+        engine: what of the engine outlives a task, if anything does.
     """
 
     def __init__(
@@ -54,6 +65,7 @@ class RunState:
         self.optimizer_steps = 0
         self.largest = 0
         self.inside: State | None = None
+        self.engine: Stateful | None = None
         self._start: State = {}
 
     @property
@@ -141,16 +153,20 @@ class RunState:
             "learner": self.learner.progress_state(),
             "strategy": self.strategy.state_dict(),
             "observer": self.observer.state_dict() if self.observer else {},
+            "engine": self.engine.state_dict() if self.engine else {},
         }
 
     def _load(self, state: State) -> None:
         # Copies: a strategy may go on writing into the tensors it is given.
-        state = copied({k: state[k] for k in ("weights", "learner", "strategy", "observer")})
+        parts = ("weights", "learner", "strategy", "observer", "engine")
+        state = copied({k: state[k] for k in parts if k in state})
         self.learner.load_state_dict(state["weights"])
         self.learner.load_progress_state(state["learner"])
         self.strategy.load_state_dict(state["strategy"])
         if self.observer:
             self.observer.load_state_dict(state["observer"])
+        if self.engine:
+            self.engine.load_state_dict(state["engine"])
 
 
 def random_states() -> State:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cl_bench.contracts import Batch, Protect, UsageError
 from cl_bench.learners import NORMS, NetworkServices
-from cl_bench.subspace import LinearMap, Moments, linear_maps
+from cl_bench.subspace import Accumulator, LinearMap, Moments, linear_maps
 
 Forward = Callable[[Any, Batch], Tensor]
 """Outputs of a model for a batch ``{"x": ..., "y": ...}``."""
@@ -183,14 +183,19 @@ class Borrowed(NetworkServices):
         self._warn_of_free_layers(protect)
         return found
 
-    def tap(self, layers: Sequence[LinearMap], batches: Iterable[Batch]) -> Mapping[str, Moments]:
+    def tap(
+        self,
+        layers: Sequence[LinearMap],
+        batches: Iterable[Batch],
+        into: Mapping[str, Accumulator] | None = None,
+    ) -> Mapping[str, Moments]:
         """Second moments of the layers' inputs over the batches, in evaluation mode.
 
         Raises:
             UsageError: the inputs reached none of the layers.
         """
-        moments = super().tap(layers, batches)
-        if not any(inputs.rows for inputs in moments.values()):
+        moments = super().tap(layers, batches, into)
+        if not any(inputs.samples for inputs in moments.values()):
             raise UsageError(
                 "the sample reached none of the protected layers: is the network called by "
                 "model(x)? If not, say how: forward=lambda model, batch: ..."

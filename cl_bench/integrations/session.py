@@ -30,7 +30,7 @@ def require_served(strategy: Strategy) -> None:
         for hook, what in UNSERVED.items()
         if any(overrides(m, hook) and not _idle(m, hook) for m in members(strategy))
     ]
-    if strategy.needs.engine != "local":
+    if strategy.needs.engine == "federated":
         wanted.append("runs in a federation")
     if strategy.needs.task_id_at_test:
         wanted.append("needs the task id at test time")

@@ -19,7 +19,7 @@ from cl_bench.contracts import Batch, State, Strategy, Stream, Task, UsageError
 from cl_bench.contracts.strategy import overrides, penalises_weights
 from cl_bench.learners.services import NetworkServices
 from cl_bench.learners.work import Work
-from cl_bench.subspace import LinearMap, Moments
+from cl_bench.subspace import Accumulator, LinearMap, Moments
 
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
 
@@ -161,6 +161,10 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
             self._watch(loss)
         return None
 
+    def objective(self, batch: Batch) -> Tensor:
+        """What a batch's gradient is taken of, for engines that step by themselves."""
+        return self._learn(batch)
+
     def _learn(self, batch: Batch) -> Tensor:
         batch = self.strategy.on_batch(self, batch)
         out = self(batch)
@@ -284,19 +288,21 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         self.test_scores = nn.ModuleList(MeanMetric().set_dtype(torch.float64) for _ in tasks)
         self._sums: list[dict[str, Tensor]] = [{} for _ in tasks]
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Score a batch of the ``dataloader_idx``-th expected task."""
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Score a batch of the ``dataloader_idx``-th expected task; returns scores by sample."""
         task = self.test_tasks[dataloader_idx]
         with self.strategy.inference(self, task if self.task_id_at_test else None):
             out = self(batch)
             metric = self.test_scores[dataloader_idx]
             assert isinstance(metric, MeanMetric)
-            metric.update(self.score(out, batch))
+            score = self.score(out, batch)
+            metric.update(score)
             sums = self._sums[dataloader_idx]
             for name, values in self.details(out, batch).items():
                 known = values[~values.isnan()].double()
                 seen = torch.stack([known.sum(), known.new_tensor(len(known))])
                 sums[name] = sums[name] + seen if name in sums else seen
+        return score
 
     def test_details(self) -> list[dict[str, float]]:
         """Means of :meth:`details` over the data of each expected task; NaN where none counted."""
@@ -329,7 +335,12 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
             return None
         return heads == "always" or (heads == "auto" and self.scenario == "domain")
 
-    def tap(self, layers: Sequence[LinearMap], batches: Iterable[Batch]) -> Mapping[str, Moments]:
+    def tap(
+        self,
+        layers: Sequence[LinearMap],
+        batches: Iterable[Batch],
+        into: Mapping[str, Accumulator] | None = None,
+    ) -> Mapping[str, Moments]:
         """Second moments of the layers' inputs over the batches, in evaluation mode."""
 
         def counted() -> Iterator[Batch]:
@@ -337,7 +348,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
                 self.work.batch(batch, backward=False)
                 yield batch
 
-        return super().tap(layers, counted())
+        return super().tap(layers, counted(), into)
 
     def gradients(
         self,

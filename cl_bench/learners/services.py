@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.modules.batchnorm import _NormBase
 
 from cl_bench.contracts import Batch, Protect, UsageError
-from cl_bench.subspace import LinearMap, Moments, linear_maps, tapped, unconfined
+from cl_bench.subspace import Accumulator, LinearMap, Moments, linear_maps, tapped, unconfined
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -131,9 +131,14 @@ class NetworkServices:
         if protect.norm == "frozen_after_first":
             self.hold([m for m in self.network.modules() if isinstance(m, NORMS)])
 
-    def tap(self, layers: Sequence[LinearMap], batches: Iterable[Batch]) -> Mapping[str, Moments]:
+    def tap(
+        self,
+        layers: Sequence[LinearMap],
+        batches: Iterable[Batch],
+        into: Mapping[str, Accumulator] | None = None,
+    ) -> Mapping[str, Moments]:
         """Second moments of the layers' inputs over the batches, in evaluation mode."""
-        with torch.no_grad(), self._evaluating(), tapped(layers) as moments:
+        with torch.no_grad(), self._evaluating(), tapped(layers, into) as moments:
             for batch in batches:
                 batch = self._to_device(batch)
                 moments.counted = self.counted(batch)

@@ -15,19 +15,32 @@ class MLP(nn.Sequential):
     Args:
         input_shape: shape of one sample.
         hidden: widths of the hidden layers; the last one is the feature width.
+        dropout: share of each hidden layer's outputs that is dropped in training; one a layer, or
+            none at all.
         bias: whether layers have biases; without them (as in GPM, Saha et al. 2021) protecting a
             subspace of the inputs protects the whole function.
     """
 
     def __init__(
-        self, input_shape: Sequence[int], hidden: Sequence[int] = (100, 100), bias: bool = False
+        self,
+        input_shape: Sequence[int],
+        hidden: Sequence[int] = (100, 100),
+        bias: bool = False,
+        dropout: Sequence[float] = (),
     ) -> None:
         if not hidden or min(hidden) < 1:
             raise UsageError(f"model.hidden={list(hidden)}: name at least one width, each >= 1")
+        if len(dropout) not in (0, len(hidden)) or not all(0 <= p < 1 for p in dropout):
+            raise UsageError(
+                f"model.dropout={list(dropout)}: one share in [0, 1) for each of the "
+                f"{len(hidden)} hidden layers, or []"
+            )
         layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
         width = math.prod(input_shape)
         for i, out in enumerate(hidden, start=1):
             layers[f"fc{i}"] = nn.Linear(width, out, bias=bias)
             layers[f"relu{i}"] = nn.ReLU(inplace=True)
+            if dropout:
+                layers[f"drop{i}"] = nn.Dropout(dropout[i - 1])
             width = out
         super().__init__(layers)

@@ -7,7 +7,7 @@ Every batch is learned together with as many samples drawn from a memory that re
 import torch
 from torch import Tensor
 
-from cl_bench.contracts import Batch, Learner, State, Strategy, Task, UsageError, generator
+from cl_bench.contracts import Batch, Learner, Needs, State, Strategy, Task, UsageError, generator
 
 
 class ER(Strategy):
@@ -17,6 +17,9 @@ class ER(Strategy):
         memory: samples kept, over all tasks.
         replay: samples replayed with every batch; None means as many as the batch holds.
     """
+
+    needs = Needs(engine="any")
+    private = True
 
     def __init__(self, memory: int = 500, replay: int | None = None) -> None:
         if memory < 1:

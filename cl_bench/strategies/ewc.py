@@ -13,6 +13,7 @@ from torch import Tensor
 from cl_bench.contracts import (
     Batch,
     Learner,
+    Needs,
     State,
     Statistics,
     Strategy,
@@ -36,6 +37,8 @@ class EWC(Strategy):
         decay: gamma in [0, 1] on old information at each new task (online EWC, Schwarz et al.,
             ICML 2018); 1 is the sum of Kirkpatrick et al.
     """
+
+    needs = Needs(engine="any")
 
     def __init__(
         self,

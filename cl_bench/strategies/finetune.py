@@ -3,8 +3,10 @@
 The lower bound that forgetting is measured against.
 """
 
-from cl_bench.contracts import Strategy
+from cl_bench.contracts import Needs, Strategy
 
 
 class Finetune(Strategy):
     """No restriction and no memory."""
+
+    needs = Needs(engine="any")

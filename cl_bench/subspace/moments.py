@@ -5,9 +5,9 @@ the inputs themselves are kept, and the n x n Gram is decomposed instead of the 
 (milliseconds instead of seconds at d = 2048).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -131,8 +131,17 @@ def _remove(rows: Tensor, basis: Tensor | None) -> Tensor:
     return rows.addmm_(rows @ basis, basis.t(), alpha=-1)
 
 
-class Tapped(dict[str, Moments]):
-    """Moments by layer name.
+class Accumulator(Protocol):
+    """What a layer's inputs can be added to."""
+
+    samples: int
+
+    def add(self, x: Tensor, samples: int = 0) -> None:
+        """Take in the rows of ``x`` (n, d)."""
+
+
+class Tapped(dict[str, Any]):
+    """Moments, or other accumulators, by layer name.
 
     Attributes:
         counted: bool (n, L), which positions of the batch under way count; None counts all.
@@ -148,13 +157,19 @@ class Tapped(dict[str, Moments]):
 
 
 @contextmanager
-def tapped(layers: Sequence[LinearMap]) -> Iterator[Tapped]:
+def tapped(
+    layers: Sequence[LinearMap], into: Mapping[str, "Accumulator"] | None = None
+) -> Iterator[Tapped]:
     """While the context is open, every forward pass adds the layers' inputs to their moments.
 
+    Args:
+        layers: whose inputs.
+        into: other accumulators than moments, by layer name.
+
     Yields:
-        ``{layer name: Moments}``, filled as forward passes happen.
+        ``{layer name: accumulator}``, filled as forward passes happen.
     """
-    moments = Tapped((layer.name, Moments(layer.in_features)) for layer in layers)
+    moments = Tapped(into or ((layer.name, Moments(layer.in_features)) for layer in layers))
     by_module: dict[nn.Module, list[LinearMap]] = {}
     for layer in layers:
         by_module.setdefault(layer.module, []).append(layer)

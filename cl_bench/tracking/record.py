@@ -26,6 +26,13 @@
 * ``epoch``: ``task``, ``epoch`` (from 1), ``train_loss``, ``learning_rate``, ``seconds``,
   ``steps``.
 * ``layers``: ``task``, ``layers`` {layer: {quantity: value}}.
+* ``round``, in a federation: ``task``, ``round`` (from 1), ``train_loss``, ``clients`` (sampled),
+  ``dropped``, ``steps``, ``bytes_down``, ``bytes_up``, ``client_seconds``, ``seconds``.
+* ``federation``, after a task of one: ``task``, ``partition`` (hash of the split), ``holders``,
+  ``population``, ``rounds``, bytes of all clients (``model_down``, ``model_up``,
+  ``statistics_up``, ``memory_down``), ``client_seconds``.
+* ``clients``, after a task of one: ``task``, ``forgetting`` and ``newest`` (score on the task just
+  learned), each a list by client, and ``summary`` {quantity: value}.
 * ``probe``: ``probe`` (``curve``, ``dynamics``, ``alignment``, ``landscape``, ``cost``), ``task``,
   ``values`` (nested, by task name) and what else the probe tells; see
   :mod:`cl_bench.experiment.probes`.
@@ -356,6 +363,25 @@ class Record:
             self.directory / LAYERS,
             _csv(columns, ([_cell(line.get(c)) for c in columns] for line in self._layers)),
         )
+
+    def round(self, task: int, round: int, **measured: float) -> None:
+        """A round of a federation on the task with index ``task``; rounds count from 1."""
+        self._event("round", task=task, round=round, **measured)
+
+    def federation(self, task: int, **facts: Any) -> None:
+        """How a federation learned a task, and what it cost."""
+        self._event("federation", task=task, **facts)
+
+    def clients(
+        self,
+        task: int,
+        forgetting: Sequence[float],
+        newest: Sequence[float],
+        summary: Mapping[str, float],
+    ) -> None:
+        """What single clients gained and lost by a task; in lists by client."""
+        lists = {"forgetting": list(forgetting), "newest": list(newest)}
+        self._event("clients", task=task, **lists, summary=dict(summary))
 
     def probe(self, probe: str, task: int, values: Mapping[str, Any], **details: Any) -> None:
         """What a probe found during or after the task with index ``task``.

@@ -100,6 +100,7 @@ class WandbSink:
         self._logger: WandbLogger | None = None
         self._task_names: list[str] = []
         self._global_epoch = 0
+        self._global_round = 0
         self._events = 0
 
     @property
@@ -141,6 +142,9 @@ class WandbSink:
         run.define_metric("curve/*", step_metric="curve_step")
         run.define_metric("global_epoch")
         run.define_metric("train/*", step_metric="global_epoch")
+        run.define_metric("global_round")
+        run.define_metric("round/*", step_metric="global_round")
+        run.define_metric("federation/*", step_metric="task")
 
     def _id(self) -> str:
         path = self._directory / ID
@@ -181,6 +185,17 @@ class WandbSink:
             self._log(values, task=event["task"] + 1)
         elif event["event"] == "probe":
             self._probe(event)
+        elif event["event"] == "round":
+            self._global_round += 1
+            values = {
+                f"round/{k}": v for k, v in event.items() if k not in ("event", "time", "round")
+            }
+            self._log(values, global_round=self._global_round)
+        elif event["event"] in ("federation", "clients"):
+            facts = event.get("summary", event)
+            plain = {k: v for k, v in facts.items() if isinstance(v, int | float)}
+            values = {f"federation/{k}": v for k, v in plain.items() if k != "task"}
+            self._log(values, task=event["task"] + 1)
 
     def _probe(self, event: Event) -> None:
         name, values = event["probe"], _flat("", event["values"])

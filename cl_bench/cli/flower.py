@@ -1,0 +1,213 @@
+"""The federation as Flower apps, configured whole from our configuration.
+
+``federation.engine=flower`` runs both in Flower's simulation; with ``federation.superlink`` they
+are handed to ``flwr run``, which starts ``server_app`` on a SuperLink and ``client_app`` on its
+SuperNodes. The run's configuration goes along as one string.
+"""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.simulation import run_simulation
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from cl_bench.cli.build import build, build_model, run_config
+from cl_bench.contracts import Strategy, Stream, UsageError, derive_seed
+from cl_bench.experiment import Checkpoints, CheckpointSettings, Result, seed_training
+from cl_bench.experiment.checkpoint import read_checkpoint
+from cl_bench.federation import Federation
+from cl_bench.federation.flower import FlowerSite, Node, as_json
+from cl_bench.federation.site import Site
+from cl_bench.learners import BaseLearner
+from cl_bench.tracking.record import SUMMARY, is_finished, read_matrix
+
+APP = """\
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "cl-bench-federation"
+version = "1.0.0"
+description = "A run of cl_bench"
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "cl-bench"
+
+[tool.flwr.app.components]
+serverapp = "cl_bench_federation:server_app"
+clientapp = "cl_bench_federation:client_app"
+
+[tool.flwr.app.config]
+"""
+
+MODULE = """\
+from cl_bench.cli import flower
+
+server_app = flower.server_app
+client_app = flower.client_app
+"""
+
+client_app = ClientApp()
+_here = threading.local()
+
+
+def _node() -> Node:
+    """One a thread: a node's model instance is not for two at a time."""
+    if not hasattr(_here, "node"):
+        torch.set_num_threads(1)
+        _here.node = Node(_assembled)
+    node: Node = _here.node
+    return node
+
+
+def _assembled(config: str) -> tuple[Stream, Strategy, BaseLearner, Federation]:
+    """A node's side of a configuration that the server has checked."""
+    cfg = OmegaConf.create(json.loads(config)["config"])
+    seed = cfg.seed
+    stream = build(cfg.stream)
+    seed_training(derive_seed(seed, "model"))
+    learner = build(
+        cfg.learner,
+        stream=stream,
+        model=build_model(cfg.model, stream),
+        optimizer=instantiate(cfg.optimizer, _partial_=True, _convert_="all"),
+        batch_size=cfg.batch_size,
+        seed=seed,
+        pack=cfg.pack,
+    )
+    return stream, build(cfg.strategy), learner, build(cfg.federation)
+
+
+def _fit(message: Message, context: Context) -> Message:
+    return _node().answer(message)
+
+
+def _statistics(message: Message, context: Context) -> Message:
+    return _node().answer(message)
+
+
+client_app.train()(_fit)
+client_app.query("statistics")(_statistics)
+
+
+def _serve(grid: Grid, context: Context) -> None:
+    """The whole experiment, on a SuperLink."""
+    given = json.loads(str(context.run_config["cl_bench"]))
+    cfg = OmegaConf.create(given["config"])
+    nodes = int(context.run_config["nodes"])
+    run_config(
+        cfg,
+        str(context.run_config["command"]),
+        given["choices"],
+        bool(context.run_config["resume"]),
+        {
+            "site": lambda strategy: FlowerSite(
+                grid, as_json(given["config"], given["choices"]), strategy, nodes
+            )
+        },
+    )
+
+
+server_app = ServerApp()
+server_app.main()(_serve)
+
+
+def simulate(run: Callable[[Callable[..., Site]], Result], config: str, nodes: int) -> Result:
+    """Run an experiment in Flower's simulation.
+
+    Args:
+        run: the experiment, given what makes its site from a strategy.
+        config: the configuration in JSON, for the nodes.
+        nodes: virtual ones.
+    """
+    outcome: dict[str, Any] = {}
+    app = ServerApp()
+
+    def main(grid: Grid, context: Context) -> None:
+        try:
+            outcome["result"] = run(lambda strategy: FlowerSite(grid, config, strategy, nodes))
+        except BaseException as error:
+            outcome["error"] = error
+
+    app.main()(main)
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    run_simulation(
+        app,
+        client_app,
+        num_supernodes=nodes,
+        backend_config={
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+            "init_args": {"log_to_driver": False, "include_dashboard": False},
+        },
+    )
+    if "error" in outcome:
+        raise outcome["error"]
+    result: Result = outcome["result"]
+    return result
+
+
+def submit(
+    config: str,
+    command: str,
+    resume: bool,
+    superlink: str,
+    nodes: int,
+    run_dir: Path,
+    learner: BaseLearner,
+    strategy: Strategy,
+) -> Result:
+    """Have an experiment run on a SuperLink, wait for its end, and read what it left.
+
+    Args:
+        config: the configuration in JSON.
+        command: the command line.
+        resume: go on with the run in ``run_dir``.
+        superlink: the connection's name in Flower's ``config.toml``.
+        nodes: SuperNodes to wait for.
+        run_dir: where the SuperLink's process writes.
+        learner: takes the final weights from the run's last checkpoint, if it wrote any.
+        strategy: takes its memory from there.
+
+    Raises:
+        UsageError: the run did not end well.
+    """
+    values = {"cl_bench": config, "command": command, "resume": resume, "nodes": nodes}
+    # A JSON string, number or truth value is one of TOML too.
+    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    with tempfile.TemporaryDirectory() as folder:
+        app = Path(folder)
+        (app / "pyproject.toml").write_text(APP + "\n".join(lines) + "\n")
+        (app / "cl_bench_federation.py").write_text(MODULE)
+        flwr = Path(sys.executable).with_name("flwr")
+        done = subprocess.run([str(flwr), "run", str(app), superlink, "--stream"], check=False)
+    if done.returncode != 0 or not is_finished(run_dir):
+        raise UsageError(
+            f"the run on federation.superlink={superlink} did not end well: see above, and the "
+            f"SuperLink's log; what was recorded is in {run_dir} on its machine"
+        )
+    _, matrix = read_matrix(run_dir)
+    for path in Checkpoints(run_dir, CheckpointSettings()).paths()[-1:]:
+        end = read_checkpoint(path)["start"]
+        learner.load_state_dict(end["weights"])
+        strategy.load_state_dict(end["strategy"])
+    summary = json.loads((run_dir / SUMMARY).read_text())
+    return Result(run_dir, matrix, summary, learner, strategy)

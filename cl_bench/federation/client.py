@@ -1,0 +1,168 @@
+"""What happens on a client, as functions of what it is sent and of its own data."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cl_bench.contracts import State, Strategy, derive_seed, generator
+from cl_bench.federation.partition import ClientTask
+from cl_bench.federation.upload import Upload, floating
+from cl_bench.learners import BaseLearner, DivergedError
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Which client does something, and when; all randomness on it follows from this.
+
+    Attributes:
+        seed: of the run.
+        task: index of the task.
+        round: of the task, from 0.
+        client: its number.
+    """
+
+    seed: int
+    task: int
+    round: int
+    client: int
+
+    def derive(self, purpose: str) -> int:
+        """A seed for one purpose, different in every turn."""
+        return derive_seed(self.seed, purpose, self.task, self.round, self.client)
+
+    @property
+    def own_seed(self) -> int:
+        """The client's seed for what its strategy draws, the same in all its turns."""
+        return derive_seed(self.seed, "client", self.client)
+
+
+def load_weights(learner: BaseLearner, weights: Mapping[str, Tensor]) -> None:
+    """Put weights into the one model instance, in place."""
+    held = floating(learner.state_dict())
+    with torch.no_grad():
+        torch._foreach_copy_([held[name] for name in weights], list(weights.values()))
+
+
+def seed_device(seed: int, device: torch.device) -> None:
+    """Seed what dropout and the like draw from; ``torch.manual_seed`` is slow, as it seeds all."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def client_fit(
+    learner: BaseLearner,
+    strategy: Strategy,
+    weights: Mapping[str, Tensor],
+    task: ClientTask,
+    turn: Turn,
+    local_epochs: int,
+    by_samples: bool = False,
+) -> Upload:
+    """Learn the client's data for some epochs, starting from the global weights.
+
+    Args:
+        learner: the model instance to work in; holds the client's weights afterwards.
+        strategy: with its state as the client knows it.
+        weights: the global ones, by name.
+        task: with the client's data.
+        turn: who and when.
+        local_epochs: E.
+        by_samples: weight the change by the client's number of samples n_k instead of by 1.
+
+    Returns:
+        ``update/<name>`` = n (w_k - w^r), of what was trained and of float buffers; ``weight`` = n;
+        ``loss`` and ``steps``, summed over steps.
+
+    Raises:
+        DivergedError: a loss is not finite.
+    """
+    begun = time.perf_counter()
+    everything = floating(learner.state_dict())
+    with torch.no_grad():
+        torch._foreach_copy_([everything[name] for name in weights], list(weights.values()))
+    learner.seed = turn.own_seed
+    learner.begin(task, strategy)
+    learner.train()
+    optimizer = learner.configure_optimizers()
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    device = trained[0].device
+    seed_device(turn.derive("fit"), device)
+    losses = []
+    for epoch in range(local_epochs):
+        rng = generator(turn.seed, "order", turn.task, turn.round, turn.client, epoch)
+        order = torch.randperm(len(task.train), generator=rng)
+        for batch in task.train.epoch(order, learner.batch_size):
+            if device.type != "cpu":
+                batch = {name: value.to(device) for name, value in batch.items()}
+            loss = learner.objective(batch)
+            for parameter in trained:
+                parameter.grad = None
+            loss.backward()  # type: ignore[no-untyped-call]
+            strategy.constrain(learner)
+            optimizer.step()
+            losses.append(loss.detach())
+    strategy.release(learner)
+    seen = torch.stack(losses)
+    if not bool(seen.isfinite().all()):
+        raise DivergedError(
+            f"the loss became {seen[~seen.isfinite()][0].item()} on client {turn.client} in round "
+            f"{turn.round + 1} of task {task.name!r}; lower the learning rate (optimizer.lr=...); "
+            "results so far are kept"
+        )
+    n = float(len(task.train)) if by_samples else 1.0
+    changed = {id(p) for p in trained}
+    parameters = {name for name, p in learner.named_parameters() if id(p) not in changed}
+    held = {k: v for k, v in everything.items() if k not in parameters}
+    updates = torch._foreach_sub(list(held.values()), [weights[name] for name in held])
+    if n != 1.0:
+        torch._foreach_mul_(updates, n)
+    sums = {f"update/{name}": update for name, update in zip(held, updates, strict=True)}
+    sums["weight"] = torch.tensor(n, dtype=torch.float64)
+    sums["loss"] = seen.double().sum()
+    sums["steps"] = torch.tensor(float(len(losses)), dtype=torch.float64)
+    return Upload(sums, len(losses), time.perf_counter() - begun)
+
+
+def client_statistics(
+    learner: BaseLearner,
+    strategy: Strategy,
+    weights: Mapping[str, Tensor],
+    task: ClientTask,
+    turn: Turn,
+) -> Upload:
+    """What the client's data tells about a finished task, as tensors that add up.
+
+    Args:
+        learner: the model instance to work in.
+        strategy: with the memory that the server shared.
+        weights: of the model that the inputs are seen by.
+        task: with the client's data.
+        turn: who and when.
+
+    Raises:
+        TypeError: the strategy collects something else than tensors.
+    """
+    begun = time.perf_counter()
+    load_weights(learner, weights)
+    learner.seed = turn.own_seed
+    learner.begin(task, strategy)
+    seed_device(turn.derive("statistics"), next(learner.parameters()).device)
+    collected: Mapping[str, Any] = strategy.collect(learner, task)
+    strategy.release(learner)
+    for name, value in collected.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{type(strategy).__name__}.collect gives a {type(value).__name__} as {name!r}: "
+                "clients send tensors"
+            )
+    return Upload(dict(collected), 0, time.perf_counter() - begun)
+
+
+def client_weights(learner: BaseLearner) -> State:
+    """A copy of what the model instance holds now."""
+    return {name: value.clone() for name, value in floating(learner.state_dict()).items()}

@@ -1,0 +1,196 @@
+"""How a federation is made up and runs; whatever cannot work is refused before any work starts."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch.optim import Optimizer
+
+from cl_bench.contracts import Strategy, Stream, UsageError
+from cl_bench.contracts.strategy import members, overrides
+
+ServerOptimizer = Callable[[Iterable[Any]], Optimizer]
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Clients, rounds, and who gets which data.
+
+    Attributes:
+        clients: N, that hold data of a task.
+        per_round: m, sampled without replacement in every round; all who hold data if fewer do.
+        rounds: of every task, or one number a task.
+        local_epochs: a client's epochs in a round, each in an order of its own.
+        partition: ``iid``: equal random parts; ``shards`` (McMahan et al., 2017): sorted by label
+            and cut, a few shards a client; ``dirichlet`` (Hsu et al., 2019): each class is spread
+            over clients by Dirichlet proportions.
+        shards_per_client: of a partition by shards.
+        alpha: concentration of a Dirichlet partition; small is skewed.
+        participation: p, the share of the tasks that a client meets: there are N / p clients, and
+            N of them, drawn for every task, hold its data.
+        weighting: of the mean over clients: ``uniform``, or by number of ``samples``.
+        drop_outs: probability that a sampled client is lost before it has learned anything.
+        statistics: who reports statistics at the end of a task: ``all`` that hold its data, or
+            those ``sampled`` for the last round.
+        secure: ``none``, or ``masked``: a simulation of secure aggregation; see
+            :class:`~cl_bench.federation.reducer.MaskedReducer`.
+        fraction_bits: of the masked sum's fixed-point numbers.
+        server: builds the server's optimizer from its weights, its gradient being the negative
+            mean change; None adds the mean change itself.
+        engine: ``inprocess``, or ``flower`` (extra): clients answer through Flower.
+        superlink: with ``flower``, the connection in Flower's ``config.toml`` to a SuperLink whose
+            SuperNodes answer; None is Flower's simulation.
+        nodes: with ``flower``, how many to wait for; None is one a client.
+        warn_below: share of a layer's input dimensions left to learn in that is worth a warning.
+
+    Raises:
+        UsageError: an option out of range.
+    """
+
+    clients: int = 20
+    per_round: int = 10
+    rounds: int | Sequence[int] = 20
+    local_epochs: int = 1
+    partition: Literal["iid", "shards", "dirichlet"] = "iid"
+    shards_per_client: int = 2
+    alpha: float = 0.5
+    participation: float = 1.0
+    weighting: Literal["uniform", "samples"] = "uniform"
+    drop_outs: float = 0.0
+    statistics: Literal["all", "sampled"] = "all"
+    secure: Literal["none", "masked"] = "none"
+    fraction_bits: int = 32
+    server: ServerOptimizer | None = None
+    engine: Literal["inprocess", "flower"] = "inprocess"
+    superlink: str | None = None
+    nodes: int | None = None
+    warn_below: float = 0.1
+
+    def __post_init__(self) -> None:
+        rounds = [self.rounds] if isinstance(self.rounds, int) else list(self.rounds)
+        for key, values in (
+            ("clients", [self.clients]),
+            ("per_round", [self.per_round]),
+            ("rounds", rounds),
+            ("local_epochs", [self.local_epochs]),
+            ("shards_per_client", [self.shards_per_client]),
+            ("nodes", [1 if self.nodes is None else self.nodes]),
+        ):
+            for value in values:
+                if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                    raise UsageError(f"{key}={value}: must be a whole number of at least 1")
+        choices: list[tuple[str, str, tuple[str, ...]]] = [
+            ("partition", self.partition, ("iid", "shards", "dirichlet")),
+            ("weighting", self.weighting, ("uniform", "samples")),
+            ("statistics", self.statistics, ("all", "sampled")),
+            ("secure", self.secure, ("none", "masked")),
+            ("engine", self.engine, ("inprocess", "flower")),
+        ]
+        for key, choice, allowed in choices:
+            if choice not in allowed:
+                raise UsageError(f"{key}={choice!r}: use one of {', '.join(allowed)}")
+        if self.per_round > self.clients:
+            raise UsageError(
+                f"per_round={self.per_round}: there are clients={self.clients}; sample at most that"
+            )
+        if self.engine == "inprocess" and (self.superlink is not None or self.nodes is not None):
+            raise UsageError(
+                "superlink and nodes are for engine=flower: add federation.engine=flower"
+            )
+        if not 0.0 < self.participation <= 1.0:
+            raise UsageError(f"participation={self.participation}: a share of tasks lies in (0, 1]")
+        if not 0.0 <= self.drop_outs < 1.0:
+            raise UsageError(f"drop_outs={self.drop_outs}: a probability in [0, 1)")
+        if not self.alpha > 0.0:
+            raise UsageError(f"alpha={self.alpha}: must be above 0")
+        if not 8 <= self.fraction_bits <= 48:
+            raise UsageError(f"fraction_bits={self.fraction_bits}: from 8 to 48, e.g. 32")
+        if not 0.0 <= self.warn_below <= 1.0:
+            raise UsageError(f"warn_below={self.warn_below}: a share lies in [0, 1]")
+
+    @property
+    def population(self) -> int:
+        """All clients, those that sit a task out included."""
+        return round(self.clients / self.participation)
+
+    def rounds_of(self, task: int) -> int:
+        """Rounds of the task with that index."""
+        return self.rounds if isinstance(self.rounds, int) else self.rounds[task]
+
+
+def check_federation(
+    federation: Federation,
+    name: str,
+    strategy: Strategy,
+    stream: Stream,
+    trainer: Mapping[str, Any],
+    schedule: object = None,
+) -> None:
+    """Raise :class:`UsageError` if clients could not learn the stream under the strategy.
+
+    Args:
+        federation: the settings.
+        name: of the strategy.
+        strategy: which updates are allowed.
+        stream: the tasks.
+        trainer: options of the Trainer, of which only ``accelerator`` applies to clients.
+        schedule: of the learning rate; None is constant.
+    """
+    if schedule is not None:
+        raise UsageError(
+            "schedule=... is for runs of epochs; clients learn at a constant rate: leave it out"
+        )
+    if len(members(strategy)) > 1:
+        raise UsageError(
+            f"+also=... has no meaning in a federation yet: run {name!r} without companions"
+        )
+    if stream.modality != "image":
+        raise UsageError(
+            f"federations learn image streams so far, stream {stream.name!r} is of "
+            f"{stream.modality}s"
+        )
+    if federation.engine == "flower" and strategy.private:
+        raise UsageError(
+            f"strategy {name!r} has clients remember their own data, which Flower's nodes do not "
+            "yet: use federation.engine=inprocess"
+        )
+    if overrides(strategy, "after_epoch"):
+        raise UsageError(
+            f"strategy {name!r} decides after epochs, a federation has rounds: leave "
+            "+federation=... out"
+        )
+    if not isinstance(federation.rounds, int) and len(federation.rounds) != len(stream):
+        raise UsageError(
+            f"federation.rounds={list(federation.rounds)} has {len(federation.rounds)} entries, "
+            f"the stream {len(stream)} tasks: give one number, or one a task"
+        )
+    if strategy.collects_on == "local" and federation.statistics == "all":
+        raise UsageError(
+            "strategy.extraction=local takes statistics in the models of the last round, which "
+            "only sampled clients have: add federation.statistics=sampled"
+        )
+    parts, key = federation.clients, "clients"
+    if federation.partition == "shards":
+        parts, key = parts * federation.shards_per_client, "clients * federation.shards_per_client"
+    for task in stream:
+        if len(task.train) < parts and federation.partition != "dirichlet":
+            raise UsageError(
+                f"federation.{key} = {parts}, but task {task.name!r} has {len(task.train)} "
+                "training samples: make at most one part a sample"
+            )
+    for key, plain in (
+        ("gradient_clip_val", (None, 0, 0.0)),
+        ("accumulate_grad_batches", (1,)),
+        ("limit_train_batches", (None, 1.0)),
+        ("deterministic", (None, False)),
+    ):
+        if trainer.get(key, plain[0]) not in plain:
+            raise UsageError(
+                f"trainer.{key}={trainer[key]}: clients learn in a plain loop, without a Trainer, "
+                "that does not do this; leave it out"
+            )
+    if str(trainer.get("precision", "32-true")) not in ("32", "32-true"):
+        raise UsageError(
+            f"trainer.precision={trainer['precision']}: clients learn in single precision; use "
+            "trainer.precision=32-true"
+        )
