@@ -14,8 +14,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 export PYTHONUNBUFFERED = 1
 
+SEEDS ?= 0,1,2
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-flower test-kills lint bench bench-pmnist bench-alexnet clean
+.PHONY: help demo test test-slow test-flower test-kills lint bench bench-pmnist bench-alexnet \
+	reproduce docs clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,8 +54,16 @@ bench-pmnist: $(VENV)/.dev ## time whole PMNIST runs against a naive GPM (DATA=f
 bench-alexnet: $(VENV)/.dev ## time GPM's step and basis update on the papers' AlexNet
 	$(BIN)/python tests/benchmarks/alexnet.py
 
+reproduce: $(VENV)/.dev ## run a published setting and compare (EXPERIMENT=gpm_pmnist DATA=folder SEEDS=0,1,2)
+	$(BIN)/python -m cl_bench -m +experiment=$(EXPERIMENT) seed=$(SEEDS) \
+	    $(if $(DATA),stream.data_dir=$(DATA)) sweep_dir=runs/reproduce/$(EXPERIMENT) $(MORE)
+	$(BIN)/python -m cl_bench.report runs/reproduce/$(EXPERIMENT) --published
+
+docs: $(VENV)/.docs ## build the documentation site into site/, offline
+	$(BIN)/python docs/build.py
+
 clean: ## remove the environments and caches; runs/ stays
-	rm -rf $(VENV) $(VENV)-flower .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) $(VENV)-flower site .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 
 $(STAMP):
 	$(PYTHON) -m venv $(VENV)
@@ -71,5 +82,9 @@ $(VENV)-flower/.flower: pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(STAMP) pyproject.toml
-	$(PIP) --editable '.[dev,sweep]'
+	$(PIP) --editable '.[dev,sweep,search]'
+	@touch $@ $(VENV)/.demo
+
+$(VENV)/.docs: $(STAMP) pyproject.toml
+	$(PIP) --editable '.[docs]'
 	@touch $@ $(VENV)/.demo

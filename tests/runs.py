@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cl_bench.experiment import Checkpoints, CheckpointSettings
 from cl_bench.experiment.checkpoint import read_checkpoint
+from cl_bench.report.comparison import MEASURED
 
 ELSEWHERE = {"command.txt", "config.yaml", "resumes.jsonl", "environment.json", "wandb_id.txt"}
 """Files that say where, when and by which command."""
@@ -34,7 +35,7 @@ def timeless(event, ignore=()):
     return {
         k: v
         for k, v in event.items()
-        if k != "time" and not k.endswith("seconds") and k not in ignore
+        if k != "time" and not k.endswith("seconds") and k not in {*ignore, *MEASURED}
     }
 
 

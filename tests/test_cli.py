@@ -254,8 +254,7 @@ def test_command_txt_runs_exactly_this_again(finished):
     }
 
 
-def test_jobs_of_a_multirun_have_their_own_directories_and_commands(cli, tmp_path, monkeypatch):
-    monkeypatch.setattr(time, "strftime", lambda *_: "20260101-000000")
+def test_jobs_of_a_multirun_have_their_own_directories_and_commands(cli, tmp_path):
     status, _, err = cli(
         *PLAIN[1:], "+strategy=finetune,gpm", "-m", "seed=0,-1", "hydra.searchpath=[file:///tmp]"
     )
@@ -266,9 +265,10 @@ def test_jobs_of_a_multirun_have_their_own_directories_and_commands(cli, tmp_pat
         "3",
     ]
     assert last == "error: 2 of the jobs failed: 1, 3"
+    (sweep,) = (tmp_path / "runs/sweeps").iterdir()
     for name in ("finetune", "gpm"):
-        (run,) = (tmp_path / "runs/permuted_digits" / name).iterdir()
-        assert run.name == "20260101-000000-seed0"
+        (run,) = (sweep / "permuted_digits" / name).iterdir()
+        assert run.name.startswith("seed0-")
         assert {p.name for p in run.iterdir()} >= FILES
         command = (run / "command.txt").read_text()
         assert f"+strategy={name} " in command
@@ -278,12 +278,12 @@ def test_jobs_of_a_multirun_have_their_own_directories_and_commands(cli, tmp_pat
         settings = OmegaConf.load(run / "config.yaml")
         assert (settings.trainer.max_epochs, settings.stream.num_tasks) == (1, 2)
 
-    assert cli("-m", *PLAIN, "model.hidden=[5],[6]")[0] == 0
-    assert sorted(p.name for p in (tmp_path / "runs/permuted_digits/gpm").iterdir()) == [
-        "20260101-000000-seed0",
-        "20260101-000000-seed0-2",
-        "20260101-000000-seed0-3",
-    ]
+    assert cli("-m", *PLAIN, "model.hidden=[5],[6]", "sweep_dir=widths")[0] == 0
+    widths = {
+        tuple(OmegaConf.load(p).model.hidden)
+        for p in (tmp_path / "widths/permuted_digits/gpm").glob("seed0-*/config.yaml")
+    }
+    assert widths == {(5,), (6,)}
 
 
 def test_a_multirun_in_one_directory_is_refused_unless_it_is_numbered(cli, tmp_path):
@@ -494,7 +494,7 @@ def test_a_multirun_where_nothing_can_be_written_is_refused(cli, tmp_path):
     (tmp_path / "runs").touch()
     status, _, err = cli("-m", *PLAIN, "seed=0,1")
     assert status == 2
-    assert "runs/multirun" in err
+    assert "runs/sweeps" in err
     assert len(err.splitlines()) == 1
 
 

@@ -109,7 +109,7 @@ def test_the_first_comment_is_a_command_and_the_second_a_description(path):
     assert "python -m cl_bench " in command
     group = path.relative_to(CONF).parts[0]
     name = path.relative_to(CONF / group).with_suffix("").as_posix()
-    if group in ("strategy", "stream", "experiment", "also"):
+    if group in ("strategy", "stream", "experiment", "also", "search", "cluster"):
         assert f"+{group}={name}" in command
     assert describe(path) == description.lstrip("# ")
     assert len(description) > 4

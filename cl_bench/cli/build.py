@@ -32,6 +32,7 @@ from cl_bench.experiment import (
     ProbeSettings,
     RecoverySettings,
     Result,
+    SearchSettings,
     Together,
     UpdateSettings,
     check_pair,
@@ -39,7 +40,9 @@ from cl_bench.experiment import (
     check_tasks,
     check_trainer,
     conduct,
+    for_search,
     quiet_lightning,
+    search_facts,
     seed_training,
 )
 from cl_bench.experiment.determinism import deterministically, statement
@@ -113,6 +116,9 @@ def _run_config(
     alignment = _settings(AlignmentSettings, cfg.alignment)
     probe = _probe(cfg.get("probe"))
     checkpoint = _settings(CheckpointSettings, cfg.checkpoint)
+    search = _settings(SearchSettings, cfg.search) if "search" in cfg else SearchSettings()
+    if isinstance(cfg.get("selected"), str):
+        raise UsageError(f"selected={cfg.selected}: that is for the command line")
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     sink = functools.partial(wandb_sink, config=settings, **_logger(cfg.logger))
 
@@ -128,6 +134,7 @@ def _run_config(
     optimizer = given["optimizer"] if "optimizer" in given else _optimizer(cfg.optimizer)
     with memory_explained(loop, evaluation.batch_size):
         stream = given["stream"] if "stream" in given else build(cfg.stream)
+        stream = for_search(stream, search)
     federation = build(cfg.federation) if "federation" in cfg else None
     stream_name = str(choices.get("stream", stream.name))
     check_pair(strategy_name, strategy, stream, federation is not None)
@@ -173,6 +180,10 @@ def _run_config(
             "reproducible": says,
         },
         notes=[says] if deterministic else [],
+        facts={
+            **search_facts(stream, search),
+            **({"selection": settings["selected"]} if settings.get("selected") else {}),
+        },
         engine=_engine(federation, cfg.trainer, strategy, given),
     )
 

@@ -13,6 +13,8 @@ GROUPS = {
     "schedule": ("schedules", "schedule=", "the learning rate within a task"),
     "model": ("models", "model=", "a stream brings its default"),
     "experiment": ("experiments", "+experiment=", "a published setting and its numbers"),
+    "search": ("searches", "-m +search=", "hyperparameters, on validation data of the first tasks"),
+    "cluster": ("clusters", "-m +cluster=", "where the jobs of a sweep run"),
     "federation": ("federations", "+federation=", "clients that share no data, and a server"),
     "also": ("companions", "+also=", "join a strategy; several: +also=[er,ewc]"),
 }

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,10 @@ from cl_bench.cli.explain import explain, refuse_lists, searched
 from cl_bench.cli.listing import print_listing
 from cl_bench.cli.reproduce import reproduce
 from cl_bench.cli.resume import resume
+from cl_bench.cli.search import apply_selection, write_chosen
 from cl_bench.cli.signals import Stopped, deferred, stopping
+from cl_bench.cli.sweep import Ledger, SweepJob, end_with_parent, place, score
+from cl_bench.cli.sweep import command as sweep_command
 from cl_bench.errors import UsageError
 
 DIFFERENT = 1
@@ -54,7 +58,8 @@ def main() -> int:
         return 0
     # Hydra takes the flag only where no override stands before it and another one after it.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda a: a not in ("-m", "--multirun"))
-    jobs = Jobs(sys.argv[1:], wants_traceback=os.environ.get("HYDRA_FULL_ERROR") == "1")
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    jobs = Jobs(sys.argv[1:], wants_traceback)
     # Hydra then hands every error to us instead of printing it with a traceback.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     if not sys.stderr.isatty():
@@ -64,8 +69,11 @@ def main() -> int:
     try:
         with stopping():
             require_own_tasks_package()
+            sys.argv[1:], jobs.sweep = place(sys.argv[1:])
             command = _on_a_run(sys.argv[1:])
             if command is None:
+                if jobs.sweep:
+                    Ledger(jobs.sweep).begin()
                 run(jobs.run)()
             elif not command(sys.argv[1:]):
                 return DIFFERENT
@@ -73,6 +81,8 @@ def main() -> int:
         if jobs.wants_traceback:
             raise
         _say(f"interrupted ({stopped}): {_notes(stopped) or 'nothing was recorded yet'}", "yellow")
+        if jobs.sweep:
+            _say(f"go on with the sweep: {sweep_command(sys.argv[1:])}", "yellow")
         return stopped.exit_status
     except (UsageError, HydraException, OmegaConfBaseException, OSError) as error:
         # A file system that refuses Hydra's directories is the user's; ours say so themselves.
@@ -80,10 +90,20 @@ def main() -> int:
             raise
         _say_error(jobs.explain(error))
         return FAILED
-    if jobs.failed:
-        numbers = ", ".join(map(str, jobs.failed))
-        if jobs.multirun:
-            _say_error(f"{len(jobs.failed)} of the jobs failed: {numbers}")
+    except ValueError as error:  # Optuna's, at the end of a search
+        if jobs.sweep is None or "No trials are completed" not in str(error):
+            raise
+        _say_error("the search has no result: every trial failed, see above")
+        return FAILED
+    if jobs.sweep and (chosen := write_chosen(jobs.sweep)):
+        print(chosen)
+    failed = jobs.failures()
+    if jobs.sweep and jobs.sweep.is_dir():
+        print(f"a report on the sweep: python -m cl_bench.report {shlex.quote(str(jobs.sweep))}")
+    if failed:
+        if jobs.sweep:
+            numbers = ", ".join(map(str, failed))
+            _say_error(f"{len(failed)} of the jobs failed: {numbers}")
         return FAILED
     return 0
 
@@ -119,42 +139,75 @@ class Jobs:
         wants_traceback: raise errors instead of printing them.
 
     Attributes:
-        failed: numbers of the jobs that ended with an error the user can put right.
-        multirun: whether they are jobs of a sweep.
+        failed: numbers of the jobs that ended with an error, as far as this process knows.
+        sweep: the directory of the sweep; None for one run.
     """
 
     def __init__(self, arguments: Sequence[str], wants_traceback: bool) -> None:
         self.wants_traceback = wants_traceback
         self.failed: list[int] = []
-        self.multirun = False
+        self.sweep: Path | None = None
         # Launchers may run jobs in processes that have another command line, and no way to tell
-        # this object what failed.
+        # this object what failed: the sweep's ledger does.
         self._process = os.getpid()
         self._arguments = list(arguments)
 
     def run(self, cfg: DictConfig) -> float | None:
         """Run one job; returns the final average accuracy, which sweepers maximise."""
-        job = HydraConfig.get()
-        self.multirun = job.mode == RunMode.MULTIRUN
         if not {"strategy", "stream"} & set(cfg):
             print_listing(_search_path(), Console())
             return None
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            return self._run_in_sweep(cfg)
         try:
-            self._check(cfg, list(job.overrides.task))
-            with deferred():
-                from cl_bench.cli.build import run_config  # torch and lightning load here
-
-            result = run_config(cfg, self.command(), dict(job.runtime.choices))
+            return self._run_fresh(cfg)
         except (UsageError, OmegaConfBaseException) as error:
-            if self.wants_traceback or os.getpid() != self._process:
+            if self.wants_traceback:
                 raise
-            message = f"{error}\n{_notes(error)}".strip()
-            if self.multirun:
-                message = f"job {job.job.num} ({' '.join(job.overrides.task)}) failed: {message}"
-            _say_error(message)
-            self.failed.append(job.job.num if self.multirun else 0)
+            _say_error(f"{error}\n{_notes(error)}".strip())
+            self.failed.append(0)
             return float("nan")
+
+    def _run_fresh(self, cfg: DictConfig) -> float:
+        job = HydraConfig.get()
+        self._check(cfg, list(job.overrides.task))
+        apply_selection(cfg, job.runtime.choices, job.overrides.task)
+        with deferred():
+            from cl_bench.cli.build import run_config  # torch and lightning load here
+
+        result = run_config(cfg, self.command(), dict(job.runtime.choices))
         return float(result.summary["acc"])
+
+    def _run_in_sweep(self, cfg: DictConfig) -> float | None:
+        """A job that fails, however it does, stops no other."""
+        job = HydraConfig.get()
+        apart = os.getpid() != self._process
+        if apart:
+            end_with_parent()
+        try:
+            # Before the sweep gives every job a directory of its own.
+            self._refuse_one_directory(cfg, list(job.overrides.task))
+            sweep_job = SweepJob(cfg, self._arguments, apart)
+
+            def go_on(directory: Path) -> float:
+                resume([f"resume={directory}"])
+                return score(directory)
+
+            return sweep_job.run(lambda: self._run_fresh(cfg), go_on)
+        except Exception as error:
+            known = isinstance(error, UsageError | OmegaConfBaseException)
+            if self.wants_traceback or not known:
+                traceback.print_exc()
+            kind = "" if known else f"{type(error).__name__}: "
+            message = f"{kind}{error}\n{_notes(error)}".strip()
+            _say_error(f"job {job.job.num} ({' '.join(job.overrides.task)}) failed: {message}")
+            self.failed.append(job.job.num)
+            return None  # NaN would end a search by Optuna
+
+    def failures(self) -> list[int]:
+        """Numbers of the jobs that failed, in whatever process."""
+        told = Ledger(self.sweep).failed() if self.sweep else []
+        return sorted({*self.failed, *(int(e["number"]) for e in told)})
 
     def _check(self, cfg: DictConfig, overrides: Sequence[str]) -> None:
         refused = refuse_lists(overrides)
@@ -166,7 +219,9 @@ class Jobs:
                     f"no {group} is named: add one, for example +{group}={example} "
                     "(python -m cl_bench lists them)"
                 )
-        if self.multirun and f"run_dir={cfg.run_dir}" in overrides:
+
+    def _refuse_one_directory(self, cfg: DictConfig, overrides: Sequence[str]) -> None:
+        if f"run_dir={cfg.run_dir}" in overrides:
             raise UsageError(
                 f"run_dir={cfg.run_dir} would be the directory of every job: leave it out, or "
                 f"number it, 'run_dir={cfg.run_dir}/${{hydra:job.num}}'"

@@ -90,6 +90,11 @@ class RenumberedTask(Task):
         return self._seen(self.task.test)
 
     @property
+    def scored(self) -> Data:
+        """What the accuracy matrix is made from."""
+        return self._seen(self.task.scored)
+
+    @property
     def probes(self) -> Mapping[str, Data]:
         """Further data that is scored beside the matrix."""
         return {name: self._seen(data) for name, data in self.task.probes.items()}

@@ -101,6 +101,11 @@ class Task(ABC):
         """Data that only the accuracy matrix sees."""
 
     @property
+    def scored(self) -> Data:
+        """What the accuracy matrix is made from: test data, except during a search."""
+        return self.test
+
+    @property
     def probes(self) -> Mapping[str, Data]:
         """Further data that is scored whenever :attr:`test` is, beside the matrix."""
         return {}

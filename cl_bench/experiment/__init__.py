@@ -17,6 +17,7 @@ from cl_bench.experiment.probes import (
     RecoverySettings,
     UpdateSettings,
 )
+from cl_bench.experiment.search import SealedError, SearchSettings, for_search, search_facts
 
 __all__ = [
     "AlignmentObserver",
@@ -36,6 +37,8 @@ __all__ = [
     "ProbeSettings",
     "RecoverySettings",
     "Result",
+    "SealedError",
+    "SearchSettings",
     "Together",
     "TrainLoader",
     "UpdateSettings",
@@ -44,7 +47,9 @@ __all__ = [
     "check_tasks",
     "check_trainer",
     "conduct",
+    "for_search",
     "pretrain",
     "quiet_lightning",
+    "search_facts",
     "seed_training",
 ]

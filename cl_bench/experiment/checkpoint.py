@@ -23,7 +23,7 @@ from cl_bench.contracts import State, UsageError
 from cl_bench.experiment.weights import TaskWeights
 from cl_bench.tracking.record import delete, make_directory, write_atomically
 
-FORMAT = 1
+FORMAT = 2
 
 MARK = b"sha256:"
 COMMENT_LENGTH = len(MARK) + 64

@@ -22,7 +22,7 @@ def check_tasks(stream: Stream) -> None:
         drawn = task.sample(GLANCE, 0)
         require_samples(next(iter(drawn.values()), ()), task.name, "training")
         require_labels(task, drawn)
-        require_samples(task.test, task.name, "test")
+        require_samples(task.scored, task.name, "test")
 
 
 def check_pair(name: str, strategy: Strategy, stream: Stream, federated: bool = False) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cl_bench.contracts import Strategy, Stream
+from cl_bench.experiment.budget import PeakMemory, describe_budget
 from cl_bench.experiment.checkpoint import Checkpoint, Checkpoints, CheckpointSettings
 from cl_bench.experiment.determinism import describe_compute
 from cl_bench.experiment.engine import LightningEngine, LoopSettings, TrainerFactory
@@ -86,6 +87,7 @@ def conduct(
     resume: bool = False,
     sinks: Sequence[SinkFactory] = (),
     environment: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
     engine: Callable[..., LightningEngine] = LightningEngine,
     notes: Sequence[str] = (),
 ) -> Result:
@@ -107,6 +109,7 @@ def conduct(
             if it has none.
         sinks: each makes a logger for the run's directory, or None.
         environment: joins the record's ``environment.json``.
+        facts: join stream, strategy and seed in the record's first event and summary.
         engine: builds what learns the tasks.
         notes: said where the run begins.
 
@@ -114,7 +117,8 @@ def conduct(
         UsageError: what the user can put right; results so far are kept.
     """
     strategy.check(learner)
-    facts = {"stream": identity.stream, "strategy": identity.strategy, "seed": loop.seed}
+    named = {"stream": identity.stream, "strategy": identity.strategy, "seed": loop.seed}
+    memory = PeakMemory()
     directory = Path(run_dir) if run_dir is not None else _new_directory(identity, loop.seed)
     settings = checkpoint or CheckpointSettings()
     checkpoints = Checkpoints(directory, settings)
@@ -124,7 +128,7 @@ def conduct(
         "task_names": [task.name for task in stream],
         "task_id_known": stream.task_id_at_test,
         "data": describe_data(stream),
-        "facts": facts,
+        "facts": {**named, **(facts or {})},
         "sinks": [Patient(sink) for make in sinks if (sink := make(directory)) is not None],
     }
     last = checkpoints.newest(_doubts(directory), progress.note) if resume else None
@@ -190,6 +194,8 @@ def conduct(
             checkpoint_seconds=checkpoints.seconds,
             weights_bytes=checkpoints.weights.nbytes,
             **costs,
+            **describe_budget(learner, strategy, stream),
+            **memory.read(),
             **learning.summary(),
         )
         progress.stop()

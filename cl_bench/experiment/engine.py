@@ -168,9 +168,9 @@ class LightningEngine:
         if not tasks:
             return {}
         for task in tasks:
-            require_samples(task.test, task.name, "test")
+            require_samples(task.scored, task.name, "test")
         probes = [(task, name) for task in tasks for name in task.probes]
-        data = [task.test for task in tasks] + [task.probes[name] for task, name in probes]
+        data = [task.scored for task in tasks] + [task.probes[name] for task, name in probes]
         loaders = [
             EvalLoader(part, batch_size, max_samples, self.settings.num_workers) for part in data
         ]
@@ -230,7 +230,8 @@ class TaskHooks(Callback):
             for group in optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
         if self.engine.observer and not self.checkpoints.resumed:
-            self.engine.observer.before_task(self.engine.learner, self.task)
+            with self.engine.learner.work.paused():
+                self.engine.observer.before_task(self.engine.learner, self.task)
         steps = self.loader.steps * int(trainer.max_epochs or 1)
         self.engine.progress.task(self.task.index, steps - self.checkpoints.batches)
         self._epoch_started = time.perf_counter()
@@ -254,8 +255,9 @@ class TaskHooks(Callback):
         """Tell the display, which decides by the clock whether to look, and the checkpoints."""
         self.engine.progress.advance(self.loader.batches_in(batch_idx))
         if self._watching:
-            step = trainer.global_step
-            self._watching.after_step(self.engine.learner, self.task, step, self._rate)
+            step, learner = trainer.global_step, self.engine.learner
+            with learner.work.paused():
+                self._watching.after_step(learner, self.task, step, self._rate)
         self.checkpoints.learned(trainer, batch_idx + 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -312,7 +314,9 @@ class TaskHooks(Callback):
         strategy.release(learner)
         layers = {name: dict(values) for name, values in strategy.metrics().items()}
         if self.engine.observer:
-            for name, values in self.engine.observer.after_task(learner, self.task).items():
+            with learner.work.paused():
+                watched = self.engine.observer.after_task(learner, self.task)
+            for name, values in watched.items():
                 layers.setdefault(name, {}).update(values)
         self.layers = layers
 

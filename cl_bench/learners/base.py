@@ -5,7 +5,7 @@ in ``docs/architecture.md``: they are its inner part.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import lightning
@@ -18,6 +18,8 @@ from torchmetrics import MeanMetric
 from cl_bench.contracts import Batch, State, Strategy, Stream, Task, UsageError
 from cl_bench.contracts.strategy import overrides, penalises_weights
 from cl_bench.learners.services import NetworkServices
+from cl_bench.learners.work import Work
+from cl_bench.subspace import Accumulator, LinearMap, Moments
 
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
 
@@ -74,6 +76,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         self.test_tasks: list[Task] = []
         self.test_scores = nn.ModuleList()
         self.learned_steps = 0
+        self.work = Work()
         self._optimizer_factory = optimizer
         self.held_norms: set[nn.Module] = set()
         self._held: set[nn.Parameter] = set()
@@ -165,6 +168,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
     def _learn(self, batch: Batch) -> Tensor:
         batch = self.strategy.on_batch(self, batch)
         out = self(batch)
+        self.work.both(out)
         loss = self.loss(out, batch)
         penalty = self.strategy.penalty(self, batch, out)
         self._step.batch, self._step.out = batch, out.detach()
@@ -240,6 +244,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         return {
             "seen_heads": self.seen_heads,
             "learned_steps": self.learned_steps,
+            "work": self.work.counts(),
             "losses": torch.stack(self._losses) if self._losses else None,
             "loss_sum": self._loss_sum,
             "loss_count": self._loss_count,
@@ -248,6 +253,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
     def load_progress_state(self, state: State) -> None:
         """Inverse of :meth:`progress_state`."""
         self.seen_heads, self.learned_steps = state["seen_heads"], state["learned_steps"]
+        self.work = Work(**state["work"])
         self._losses = [] if state["losses"] is None else list(state["losses"].unbind())
         self._loss_sum, self._loss_count = state["loss_sum"], state["loss_count"]
 
@@ -328,6 +334,31 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         if not name.startswith("heads."):
             return None
         return heads == "always" or (heads == "auto" and self.scenario == "domain")
+
+    def tap(
+        self,
+        layers: Sequence[LinearMap],
+        batches: Iterable[Batch],
+        into: Mapping[str, Accumulator] | None = None,
+    ) -> Mapping[str, Moments]:
+        """Second moments of the layers' inputs over the batches, in evaluation mode."""
+
+        def counted() -> Iterator[Batch]:
+            for batch in batches:
+                self.work.batch(batch, backward=False)
+                yield batch
+
+        return super().tap(layers, counted(), into)
+
+    def gradients(
+        self,
+        batch: Batch,
+        of: Literal["loss", "logits"] = "loss",
+        per_sample: bool = False,
+    ) -> dict[str, Tensor]:
+        """Raw gradients of the trainable parameters at the current weights; no side effects."""
+        self.work.batch(batch, backward=True)
+        return super().gradients(batch, of, per_sample)
 
     def train_heads(self, which: Literal["current", "seen"]) -> None:
         """Which output heads take part in training, apart from what is held in them."""

@@ -12,6 +12,9 @@ from safetensors.numpy import load_file
 from cl_bench.tracking.record import SUMMARY, read_matrix, read_results
 
 STORAGE = ("checkpoint_bytes", "weights_bytes")
+MEASURED = ("peak_memory_bytes", "peak_device_bytes", "inference_overhead")
+"""What no two runs measure alike."""
+
 CACHE = ("from_cache", "final_loss")
 """Of pre-training: whoever comes second finds the weights of the first."""
 
@@ -94,7 +97,12 @@ def _timeless(value: Any) -> Any:
     """Without times and storage, at any depth."""
     if not isinstance(value, Mapping):
         return value
-    left_out = ("time", *STORAGE, *(CACHE if value.get("status") == "pretrained" else ()))
+    left_out = (
+        "time",
+        *STORAGE,
+        *MEASURED,
+        *(CACHE if value.get("status") == "pretrained" else ()),
+    )
     return {
         k: _timeless(v)
         for k, v in value.items()

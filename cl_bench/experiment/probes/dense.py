@@ -100,7 +100,7 @@ class DenseEvaluation(Observer):
     def _measure(
         self, learner: BaseLearner, task: Task, what: str
     ) -> tuple[float, dict[str, float]]:
-        data = task.test if what == "test" else task.probes[what]
+        data = task.scored if what == "test" else task.probes[what]
         return measure(learner, task, data, self.batch_size, self.max_samples)
 
     def state_dict(self) -> State:

@@ -1,0 +1,205 @@
+"""The page of a study: one HTML file that needs no network.
+
+What it shows is collected here as plain data; ``assets/page.js`` draws it with plotly.js (MIT, the
+cartesian bundle, vendored from npm's ``plotly.js-cartesian-dist-min`` with its licence).
+"""
+
+import datetime
+import json
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import cl_bench
+from cl_bench.metrics import Matrix, forgetting_per_task
+from cl_bench.report.compare import BOUND, FLAG, KNOWN, p_value, remarks, spread
+from cl_bench.report.study import (
+    COSTS,
+    METRICS,
+    Block,
+    Row,
+    Study,
+    Trial,
+    differences,
+    format_cost,
+)
+from cl_bench.report.tables import EXPLANATIONS
+
+TOLD = "the same runs scored with the task id told; never to be compared with ACC"
+INTRANSIGENCE = "how much less was learned than by joint training: LA of joint minus LA"
+
+
+def render_page(study: Study, paths: Iterable[Path | str]) -> str:
+    """The whole page.
+
+    Args:
+        study: what it shows.
+        paths: where its runs are, for the reader.
+    """
+    found = files("cl_bench.report") / "assets"
+
+    def asset(name: str) -> str:
+        return (found / name).read_text(encoding="utf-8")
+
+    data = json.dumps(page_data(study, paths), allow_nan=False, separators=(",", ":"))
+    page = asset("page.html")
+    for place, text in (
+        ("/*CSS*/", asset("page.css")),
+        ("/*PLOTLY*/", asset("plotly-cartesian.min.js")),
+        ("/*DATA*/", data.replace("</", "<\\/")),
+        ("/*JS*/", asset("page.js")),
+    ):
+        page = page.replace(place, text, 1)
+    return page
+
+
+def page_data(study: Study, paths: Iterable[Path | str]) -> dict[str, Any]:
+    """Everything on the page, as JSON takes it; scores in percent."""
+    explanations = {key: meaning for key, (_, meaning) in EXPLANATIONS.items()}
+    explanations["intransigence"] = INTRANSIGENCE
+    explanations["task_aware_acc"] = TOLD
+    runs = [trial for row in study.rows() for trial in row.trials]
+    return {
+        "version": cl_bench.__version__,
+        "made": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
+        "paths": [str(p) for p in paths],
+        "runs": len(runs),
+        "metrics": [
+            {"key": k, "name": n, "better": sign, "meaning": explanations[k]}
+            for k, (n, sign) in METRICS.items()
+        ],
+        "costs": [{"key": k, "name": n} for k, n in COSTS.items()],
+        "blocks": [_block(block) for block in study.blocks],
+        "left_out": study.left_out,
+        "searches": [_search(trial) for trial in study.searches],
+    }
+
+
+def _block(block: Block) -> dict[str, Any]:
+    differing = differences(block.rows)
+    return {
+        "title": block.title,
+        "known": KNOWN[block.task_id_known],
+        "tasks": block.task_names,
+        "metrics": block.shown(),
+        "rows": [_row(block, row) for row in block.rows],
+        "tested": bool(block.comparisons),
+        "remarks": remarks(block),
+        "warnings": block.warnings(),
+        "differences": [
+            {"key": key, "values": [_said(v) for v in values]} for key, values in differing.items()
+        ],
+    }
+
+
+def _row(block: Block, row: Row) -> dict[str, Any]:
+    R = 100 * row.matrices
+    forgotten = np.stack([forgetting_per_task(matrix) for matrix in R])
+    T = R.shape[2]
+    seen = np.stack([[matrix[i, :i].mean() for i in range(1, T + 1)] for matrix in R])
+    return {
+        "label": row.label,
+        "aside": BOUND.get(row.strategy, ""),
+        "flag": FLAG if row.selection else "",
+        "bound": row.is_bound,
+        "n": row.n,
+        "seeds": row.seeds,
+        "values": {
+            m: {
+                "mean": _number(100 * row.mean(m)),
+                "std": _number(100 * row.std(m)),
+                "text": spread(row, m, 1, m in ("bwt", "fwt")),
+                "best": block.best(m) is row,
+            }
+            for m in block.shown()
+        },
+        "p": p_value(block, row),
+        "matrix": _spread(R)["mean"],
+        "matrix_std": _spread(R)["std"],
+        "seen": _spread(seen),
+        "forgetting": _spread(forgotten),
+        "layers": _layers(row, T),
+        "costs": {
+            k: {"value": _number(row.cost(k)), "text": format_cost(k, row.cost(k))} for k in COSTS
+        },
+        "reference": _reference(row),
+        "command": _command(row.trials[0]),
+    }
+
+
+def _layers(row: Row, tasks: int) -> dict[str, dict[str, Any]]:
+    """``{quantity: {layer: {"mean": [per task], "std": [...]}}}``."""
+    found: dict[str, dict[str, Matrix]] = {}
+    for k, trial in enumerate(row.trials):
+        for line in trial.layers():
+            for quantity, value in line.items():
+                if quantity in ("task", "layer") or not value:
+                    continue
+                try:
+                    number = float(value)
+                except ValueError:
+                    continue
+                cells = found.setdefault(quantity, {}).setdefault(
+                    line["layer"], np.full((row.n, tasks), math.nan)
+                )
+                cells[k, int(line["task"])] = number
+    return {q: {name: _spread(v) for name, v in layers.items()} for q, layers in found.items()}
+
+
+def _reference(row: Row) -> dict[str, Any] | None:
+    if row.reference is None:
+        return None
+    found = dict(row.reference)
+    return {
+        "source": str(found.get("source", "")),
+        "metrics": {
+            m: {"mean": float(found[m]), "std": found.get(f"{m}_std")}
+            for m in METRICS
+            if isinstance(found.get(m), int | float)
+        },
+        "seeds": found.get("seeds"),
+    }
+
+
+def _search(trial: Trial) -> dict[str, Any]:
+    return {
+        "strategy": trial.strategy,
+        "stream": trial.stream,
+        "acc": _number(100 * trial.metrics["acc"]),
+        "directory": str(trial.run.directory),
+    }
+
+
+def _command(trial: Trial) -> str:
+    path = trial.run.directory / "command.txt"
+    return path.read_text().strip() if path.exists() else ""
+
+
+def _spread(values: Matrix) -> dict[str, Any]:
+    """Mean and standard deviation over the first axis; None where nothing was measured."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of empty slices
+        mean = np.nanmean(values, axis=0)
+        std = np.nanstd(values, axis=0, ddof=1) if len(values) > 1 else np.full_like(mean, np.nan)
+    return {"mean": _numbers(mean), "std": _numbers(std)}
+
+
+def _numbers(values: Matrix) -> list[Any]:
+    if values.ndim > 1:
+        return [_numbers(v) for v in values]
+    return [_number(v) for v in values]
+
+
+def _number(value: float) -> float | None:
+    return float(f"{value:.5g}") if math.isfinite(value) else None
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, Mapping | Sequence) and not isinstance(value, str):
+        return json.dumps(value)
+    return "null" if value is None else str(value)
