@@ -61,6 +61,11 @@ def same(config, defaults, where):
 @pytest.mark.parametrize("path", paths("strategy", "model", "also"))
 def test_keys_and_defaults_are_the_constructors(path):
     config = OmegaConf.to_container(OmegaConf.load(path))
+    if preset := config.pop("defaults", None):  # other values of a strategy's own keys
+        base = OmegaConf.to_container(OmegaConf.load(path.with_name(f"{preset[0]}.yaml")))
+        assert path.stem.startswith(f"{preset[0]}_")
+        assert set(config) <= set(base)
+        return
     target = get_object(config["_target_"])
     defaults = defaults_of(target)
     if path.stem.startswith(("gpt", "pythia")) or path.stem == "resnet18_small_84":
@@ -79,7 +84,10 @@ def test_keys_are_arguments(path):
 
 @pytest.mark.parametrize("path", paths("strategy"))
 def test_strategy_class_config_and_file_have_one_name(path):
-    module, name = OmegaConf.load(path)._target_.rsplit(".", 1)
+    config = OmegaConf.load(path)
+    if "defaults" in config:
+        return  # a preset has no class of its own
+    module, name = config._target_.rsplit(".", 1)
     assert module == f"cl_bench.strategies.{path.stem}"
     assert name.lower() == path.stem.replace("_", "")
     assert get_object(f"{module}.{name}").__module__ == module

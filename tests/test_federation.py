@@ -808,7 +808,7 @@ def test_traffic_is_what_the_shapes_say(tmp_path):
         assert e["bytes_down"] == 3 * model
         held = 4 * 2 * 16 if e["task"] else 0  # normalisation is frozen after the first task
         assert e["bytes_up"] == 3 * (model - held + 3 * 8)  # weight, loss and steps beside it
-    widths = (12, 16, 16)
+    widths = (13, 17, 17)  # one more each: biases are in the matrix
     layers = {e["task"]: e["layers"] for e in events if e["event"] == "layers"}
     for e in [e for e in events if e["event"] == "federation"]:
         numbers = sum(d * (d + 1) // 2 + 2 for d in widths) + 1

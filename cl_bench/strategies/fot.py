@@ -102,7 +102,7 @@ class FOT(Strategy):
         self.residual_ratio = residual_ratio
         self.collects_on: Literal["global", "local"] = extraction
         self.omega = omega
-        self.protect = protect or Protect(bias="free")
+        self.protect = protect or Protect()
         self.basis: dict[str, Tensor] = {}
         self._projections: dict[str, Projection] = {}
 

@@ -142,9 +142,6 @@ class WandbSink:
         run.define_metric("curve/*", step_metric="curve_step")
         run.define_metric("global_epoch")
         run.define_metric("train/*", step_metric="global_epoch")
-        run.define_metric("global_round")
-        run.define_metric("round/*", step_metric="global_round")
-        run.define_metric("federation/*", step_metric="task")
 
     def _id(self) -> str:
         path = self._directory / ID
@@ -186,6 +183,11 @@ class WandbSink:
         elif event["event"] == "probe":
             self._probe(event)
         elif event["event"] == "round":
+            if self._global_round == 0:
+                run = self.logger.experiment
+                run.define_metric("global_round")
+                run.define_metric("round/*", step_metric="global_round")
+                run.define_metric("federation/*", step_metric="task")
             self._global_round += 1
             values = {
                 f"round/{k}": v for k, v in event.items() if k not in ("event", "time", "round")
