@@ -163,6 +163,7 @@ def test_the_published_pmnist_experiment():
         "_target_": "cl_bench.models.MLP",
         "hidden": [100, 100],
         "bias": False,
+        "dropout": [],
     }
     optimizer = {k: v for k, v in config.optimizer.items() if not k.startswith("_")}
     assert optimizer == {"lr": 0.01, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
