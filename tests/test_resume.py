@@ -33,6 +33,7 @@ from cl_bench.experiment import (
     conduct,
 )
 from cl_bench.experiment.checkpoint import (
+    FORMAT,
     Checkpoints,
     DamagedError,
     read_checkpoint,
@@ -412,7 +413,7 @@ def test_a_checkpoint_is_plain_and_loads_anywhere(tmp_path):
     learner, _ = learn(tmp_path / "run", companions, optimizer=adam, keep=100)
     for path in Checkpoints(tmp_path / "run", CheckpointSettings()).paths():
         state = torch.load(path, weights_only=True)
-        assert state["format"] == 1
+        assert state["format"] == FORMAT
     for name, value in learner.state_dict().items():
         assert torch.equal(state["start"]["weights"][name], value)
     assert state["task"] == 3
@@ -461,7 +462,7 @@ def empty(path):
 
 
 def replace(path):
-    torch.save({"format": 1}, path)
+    torch.save({"format": FORMAT}, path)
 
 
 DAMAGE = {
