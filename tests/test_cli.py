@@ -601,3 +601,13 @@ def test_a_wrong_key_of_ones_own_strategy_is_answered_too(own):
     assert "Did you mean strategy.samples?" in err
     _, _, err = own("+strategy=need_id", "+stream=toy")
     assert "Did you mean +strategy=needs_id?" in err
+
+
+def test_the_environment_stays_as_it_was(cli, monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    before = dict(os.environ)
+    status, _, _ = cli("+strategy=gpm", "+stream=nothing")
+    assert status != 0
+    changed = {k for k in {*before, *os.environ} if before.get(k) != os.environ.get(k)}
+    assert changed <= {"HYDRA_FULL_ERROR", "PYTEST_CURRENT_TEST"}
+    assert os.environ["HYDRA_FULL_ERROR"] == "0"  # what the fixture set

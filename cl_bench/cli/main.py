@@ -6,7 +6,8 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,19 @@ def conf_directory() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
+@contextmanager
+def _errors_from_hydra() -> Iterator[None]:
+    """Hydra hands every error over instead of printing it with a traceback."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["HYDRA_FULL_ERROR"]
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
 def main() -> int:
     """Run what the command line says.
 
@@ -60,14 +74,12 @@ def main() -> int:
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda a: a not in ("-m", "--multirun"))
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     jobs = Jobs(sys.argv[1:], wants_traceback)
-    # Hydra then hands every error to us instead of printing it with a traceback.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
     if not sys.stderr.isatty():
         for package in ("HF_DATASETS", "HF_HUB"):
             os.environ.setdefault(f"{package}_DISABLE_PROGRESS_BARS", "1")
     run = hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name="config")
     try:
-        with stopping():
+        with _errors_from_hydra(), stopping():
             require_own_tasks_package()
             sys.argv[1:], jobs.sweep = place(sys.argv[1:])
             command = _on_a_run(sys.argv[1:])
