@@ -120,6 +120,7 @@ class FederatedEngine(LightningEngine):
                 if report.statistics is not None:
                     statistics.add(report.client, report.statistics)
                 self.progress.advance(report.fit.steps)
+            learner.work.add(self.site.take_work())
             summed = reducer.result()
             loss = float("nan")
             if summed is not None:
@@ -183,6 +184,7 @@ class FederatedEngine(LightningEngine):
             traffic.memory_down += share * len(turns)
             if share or statistics.received:
                 traffic.model_down += tensor_bytes(weights) * len(turns)
+        learner.work.add(self.site.take_work())
         summed = statistics.result()
         traffic.statistics_up += statistics.received
         learner.seed = self.settings.seed

@@ -24,6 +24,7 @@ from cl_bench.federation.settings import Federation
 from cl_bench.federation.site import InProcess, Report
 from cl_bench.federation.upload import Upload
 from cl_bench.learners import BaseLearner
+from cl_bench.learners.work import Work
 
 FIT, STATISTICS = "train", "query.statistics"
 
@@ -46,6 +47,7 @@ class FlowerSite:
         self.config = config
         self.strategy = strategy
         self._nodes = _wait_for(grid, nodes)
+        self._work: dict[str, int] = {}
 
     def begin(self, task: Task, data: Data, partition: Partition) -> None:
         """Nodes find out from their messages."""
@@ -99,8 +101,15 @@ class FlowerSite:
             if said["error"]:
                 raise UsageError(str(said["error"]))
             found[int(said["client"])] = reply.content
+            for name in Work().counts():
+                self._work[name] = self._work.get(name, 0) + int(said[name])
         for turn in turns:
             yield turn, found[turn.client]
+
+    def take_work(self) -> Mapping[str, int]:
+        """Passes on the nodes since the last call."""
+        work, self._work = self._work, {}
+        return work
 
     def state_dict(self) -> State:
         """Nodes remember nothing that a run would need."""
@@ -132,6 +141,7 @@ class Node:
         try:
             self._meet(str(asked["config"]), int(asked["task"]), int(asked["seed"]))
             self._strategy.load_state_dict(_unpacked(asked["memory"]))
+            before = self._learner.work.counts()
             turn = Turn(*(int(asked[k]) for k in ("seed", "task", "round", "client")))
             weights = dict(message.content["weights"].to_torch_state_dict())
             if message.metadata.message_type == FIT:
@@ -145,6 +155,7 @@ class Node:
                     found[name] = ArrayRecord(OrderedDict(upload.sums))
                     said[f"{name}/steps"] = upload.steps
                     said[f"{name}/seconds"] = upload.seconds
+            said |= {k: n - before[k] for k, n in self._learner.work.counts().items()}
         except UsageError as error:
             said["error"] = str(error)
         return Message(RecordDict({**found, "said": ConfigRecord(said)}), reply_to=message)

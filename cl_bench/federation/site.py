@@ -52,6 +52,9 @@ class Site(Protocol):
     ) -> Iterator[tuple[int, Upload]]:
         """Each client's statistics in the global model, in the order of ``turns``."""
 
+    def take_work(self) -> Mapping[str, int]:
+        """Passes since the last call that this process's learner did not count itself."""
+
     def state_dict(self) -> State:
         """What clients remember, where this process keeps it."""
 
@@ -127,6 +130,10 @@ class InProcess:
         if self.strategy.private:
             self.private[client] = self.strategy.state_dict()
             self.strategy.load_state_dict(self._untouched)
+
+    def take_work(self) -> Mapping[str, int]:
+        """None: there is one learner."""
+        return {}
 
     def state_dict(self) -> State:
         """Private states, by client."""

@@ -1,6 +1,6 @@
 """How much a learner is made to compute: for comparing methods at equal cost."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
@@ -49,6 +49,11 @@ class Work:
         if backward:
             self.backward_passes += 1
             self.backward_samples += n
+
+    def add(self, counts: Mapping[str, int]) -> None:
+        """What another process has counted."""
+        for name, count in counts.items():
+            setattr(self, name, getattr(self, name) + count)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
