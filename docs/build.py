@@ -80,6 +80,8 @@ def write_pages(folder: Path, data: Path | None = None) -> None:
     """
     (folder / "extra.css").write_text(CSS)
     shutil.copytree(DOCS / "images", folder / "images")
+    shutil.copy(DOCS / "notebook.ipynb", folder)
+    shutil.copytree(DOCS / "own_folder", folder / "own_folder")
     for path in DOCS.glob("*.md"):
         (folder / path.name).write_text(relinked(path.read_text()))
     readme = (ROOT / "README.md").read_text()
@@ -136,9 +138,16 @@ TUTORIAL = """
 """
 
 
+def whole(path: Path) -> Any:
+    """A configuration with those beside it that its defaults list names."""
+    config = OmegaConf.load(path)
+    beside = [d for d in config.pop("defaults", []) if d != "_self_"]
+    return OmegaConf.merge(*(whole(path.with_stem(name)) for name in beside), config)
+
+
 def strategy_page(name: str, path: Path) -> str:
     """Equations and source from the module, defaults from the configuration."""
-    target = get_object(OmegaConf.load(path)._target_)
+    target = get_object(whole(path)._target_)
     module = inspect.getmodule(target)
     file = Path(inspect.getfile(target)).relative_to(ROOT)
     parts = [

@@ -32,15 +32,15 @@ def pages(build, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", sorted(options([CONF], "strategy")))
-def test_a_strategys_page_says_what_code_and_config_say(pages, name):
+def test_a_strategys_page_says_what_code_and_config_say(build, pages, name):
     page = (pages / "strategy" / f"{name}.md").read_text()
     config = OmegaConf.load(CONF / "strategy" / f"{name}.yaml")
-    target = get_object(config._target_)
+    target = get_object(build.whole(CONF / "strategy" / f"{name}.yaml")._target_)
     assert "```text\n" in page
     assert target.__module__.replace(".", "/") in page
     settings = page.split("## Settings")[1]
     for key, value in config.items():
-        if key != "_target_" and not OmegaConf.is_config(value):
+        if key not in ("_target_", "defaults") and not OmegaConf.is_config(value):
             assert f"| `{key}` |" in settings, key
     assert "published ACC" in page or "No published number is quoted" in page
     needed = re.search(r"`task_id_at_test` \| (yes|no)", page)[1]
