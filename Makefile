@@ -82,7 +82,7 @@ $(VENV)-flower/.flower: pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(STAMP) pyproject.toml
-	$(PIP) --editable '.[dev,sweep,search]'
+	$(PIP) --editable '.[dev,sweep,search,docs]'
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.docs: $(STAMP) pyproject.toml

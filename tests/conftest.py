@@ -1,10 +1,13 @@
 """What all tests share: reproducible randomness, and processes that do not share W&B's service."""
 
 import os
+import sys
 
 import pytest
 import torch
 from hypothesis import settings
+
+from cl_bench.cli.main import main
 
 settings.register_profile("cl_bench", deadline=None, derandomize=True, database=None)
 settings.load_profile("cl_bench")
@@ -21,3 +24,19 @@ def own_wandb_service():
     os.environ.pop("WANDB_SERVICE", None)
     yield
     os.environ.pop("WANDB_SERVICE", None)
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys, tmp_path):
+    """The entry point in this process, in an empty directory: status, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        monkeypatch.setenv(name, "1")
+
+    def run(*arguments):
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        monkeypatch.setattr(sys, "argv", ["cl_bench", *arguments])
+        status = main()
+        return status, *capsys.readouterr()
+
+    return run

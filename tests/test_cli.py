@@ -61,22 +61,6 @@ def finish(process):
     return process.returncode, out, err
 
 
-@pytest.fixture
-def cli(monkeypatch, capsys, tmp_path):
-    """The same entry point in this process, in an empty directory: status, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"):
-        monkeypatch.setenv(name, "1")
-
-    def run(*arguments):
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-        monkeypatch.setattr(sys, "argv", ["cl_bench", *arguments])
-        status = main()
-        return status, *capsys.readouterr()
-
-    return run
-
-
 def compose(*overrides):
     with hydra.initialize_config_dir(str(conf_directory()), version_base="1.3"):
         return hydra.compose("config", list(overrides))

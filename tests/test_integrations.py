@@ -678,10 +678,19 @@ def test_scaled_projection_is_served():
 def test_companions_that_need_nothing_are_served():
     model = network()
     optimizer = SGD(model.parameters(), lr=0.1)
-    guard = Guarded(model, Together({"gpm": GPM(), "freeze": Freeze(n_blocks=1)}))
-    for t in range(2):
-        with guard.task(optimizer, sample=data(t)):
-            loop(model, optimizer, t, epochs=1)
+    gpm = GPM()
+    guard = Guarded(model, Together({"gpm": gpm, "freeze": Freeze(n_blocks=1)}))
+    with guard.task(optimizer, sample=data(0)):
+        loop(model, optimizer, 0, epochs=1)
+    memory, before = dict(gpm.memory), matrices(model)
+    with guard.task(optimizer, sample=data(1)):
+        loop(model, optimizer, 1, epochs=1)
+    after = matrices(model)
+    frozen = [name for name in before if torch.equal(before[name], after[name])]
+    assert len(frozen) == 1
+    moved = {name: M for name, M in memory.items() if name not in frozen}
+    assert moved
+    assert all(leak < 1e-5 for leak in leaks(moved, before, after).values())
 
 
 x_of_two = torch.zeros(2, 1, 8, 8)
@@ -770,8 +779,14 @@ class Wrapper(torch.optim.Optimizer):
 def test_an_optimizer_around_the_given_one_is_seen_through():
     model = network()
     inner = SGD(model.parameters(), lr=0.1)
-    with Guarded(model, GPM()).task(inner, sample=data(0)):
+    strategy = GPM()
+    guard = Guarded(model, strategy)
+    with guard.task(inner, sample=data(0)):
         loop(model, Wrapper(inner), 0, epochs=1)
+    memory, before = dict(strategy.memory), matrices(model)
+    with guard.task(inner, sample=data(1)):
+        loop(model, Wrapper(inner), 1, epochs=1)
+    assert all(leak < 1e-5 for leak in leaks(memory, before, matrices(model)).values())
 
 
 def test_several_evaluations_a_step_are_refused():

@@ -5,7 +5,6 @@ import json
 import math
 
 import pytest
-import test_cli
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,8 +20,6 @@ from cl_bench.strategies.finetune import Finetune
 from cl_bench.strategies.gpm import GPM
 from cl_bench.strategies.rogo import ROGO
 from cl_bench.strategies.trgp import TRGP
-
-cli = test_cli.cli
 
 
 class Events:

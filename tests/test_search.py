@@ -17,21 +17,6 @@ CONF = conf_directory()
 SHORT = ("+stream=permuted_digits", "logger.mode=disabled", "trainer.max_epochs=1")
 
 
-@pytest.fixture
-def cli(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    for name in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"):
-        monkeypatch.setenv(name, "1")
-
-    def run(*arguments):
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-        monkeypatch.setattr(sys, "argv", ["cl_bench", *arguments])
-        status = main()
-        return status, *capsys.readouterr()
-
-    return run
-
-
 # --- test data is sealed --------------------------------------------------------------------------
 
 

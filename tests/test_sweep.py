@@ -31,22 +31,6 @@ LONGER = ("-m", "+strategy=gpm", *TINY, "trainer.max_epochs=6", "checkpoint.ever
 ARGUMENTS = ("-m", "+strategy=finetune,gpm", *TINY, "seed=0,1", "sweep_dir=study")
 
 
-@pytest.fixture
-def cli(monkeypatch, capsys, tmp_path):
-    """The entry point in this process, in an empty directory: status, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"):
-        monkeypatch.setenv(name, "1")
-
-    def run(*arguments):
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-        monkeypatch.setattr(sys, "argv", ["cl_bench", *arguments])
-        status = main()
-        return status, *capsys.readouterr()
-
-    return run
-
-
 def start(*arguments, cwd):
     return subprocess.Popen(
         [sys.executable, "-m", "cl_bench", *arguments],

@@ -21,7 +21,7 @@ from cl_bench.experiment.experiment import EvalSettings, Experiment
 from cl_bench.experiment.faults import memory_explained
 from cl_bench.experiment.interrupts import Interrupts
 from cl_bench.experiment.observer import AlignmentSettings
-from cl_bench.experiment.pretrain import pretrain
+from cl_bench.experiment.pretrain import Pretrained, pretrain
 from cl_bench.experiment.probes import Observers, ProbeSettings, watch
 from cl_bench.experiment.snapshot import RunState
 from cl_bench.learners import BaseLearner, DivergedError
@@ -133,13 +133,7 @@ def conduct(
     }
     last = checkpoints.newest(_doubts(directory), progress.note) if resume else None
     if resume:
-        opened = Record.resume(
-            directory,
-            **begun,
-            position=last.position if last else 0,
-            seconds=last.state["wall_seconds"] if last else 0.0,
-            source=last.path.name if last else "",
-        )
+        opened = _reopened(directory, last, begun)
     else:
         opened = Record.open(
             directory,
@@ -171,8 +165,7 @@ def conduct(
             came = pretrain(
                 learner, stream.pretraining, trainer, loop.seed, progress, interrupts.stop
             )
-            source = "from the cache" if came.from_cache else f"{came.seconds:.0f} s"
-            progress.note(f"pre-trained for {came.steps} steps ({source})")
+            progress.note(_from_where(came))
             if last is None:  # a resumed run has said so before
                 record.status("pretrained", **asdict(came))
             if observer:
@@ -185,34 +178,42 @@ def conduct(
         )
         begin = state.restore(last) if last else None
         Experiment(stream, strategy, learning, evaluation, record, progress).run(begin)
-        costs: dict[str, Any] = {}
-        if isinstance(observer, Observers):
-            costs["probe_seconds"] = observer.seconds
+        probed = {"probe_seconds": observer.seconds} if isinstance(observer, Observers) else {}
+        costs: dict[str, Any] = {**probed, **describe_budget(learner, strategy, stream)}
         summary = record.finish(
             optimizer_steps=state.optimizer_steps,
             checkpoint_bytes=state.largest,
             checkpoint_seconds=checkpoints.seconds,
             weights_bytes=checkpoints.weights.nbytes,
             **costs,
-            **describe_budget(learner, strategy, stream),
             **memory.read(),
             **learning.summary(),
         )
         progress.stop()
-        record.figures(
-            [
-                *write_figures(directory),
-                *write_probe_figures(directory),
-                *learning.figures(directory),
-            ]
-        )
+        pictures = (*write_figures(directory), *write_probe_figures(directory))
+        record.figures([*pictures, *learning.figures(directory)])
         progress.note("")
         print_run(directory, progress.console)
-        for remark in learning.remarks():
+        for remark in (*learning.remarks(), f"\neverything about this run is in {directory}"):
             progress.note(remark)
-        progress.note(f"\neverything about this run is in {directory}")
         interrupts.stop()  # one that came since the last task ends a sweep after this run
     return Result(directory, record.matrix, summary, learner, strategy)
+
+
+def _reopened(directory: Path, last: Checkpoint | None, begun: Mapping[str, Any]) -> Record:
+    """The record of a run that goes on from ``last``, or from its beginning."""
+    return Record.resume(
+        directory,
+        **begun,
+        position=last.position if last else 0,
+        seconds=last.state["wall_seconds"] if last else 0.0,
+        source=last.path.name if last else "",
+    )
+
+
+def _from_where(came: Pretrained) -> str:
+    source = "from the cache" if came.from_cache else f"{came.seconds:.0f} s"
+    return f"pre-trained for {came.steps} steps ({source})"
 
 
 @contextmanager
