@@ -138,16 +138,9 @@ TUTORIAL = """
 """
 
 
-def whole(path: Path) -> Any:
-    """A configuration with those beside it that its defaults list names."""
-    config = OmegaConf.load(path)
-    beside = [d for d in config.pop("defaults", []) if d != "_self_"]
-    return OmegaConf.merge(*(whole(path.with_stem(name)) for name in beside), config)
-
-
 def strategy_page(name: str, path: Path) -> str:
     """Equations and source from the module, defaults from the configuration."""
-    target = get_object(whole(path)._target_)
+    target = get_object(OmegaConf.load(path)._target_)
     module = inspect.getmodule(target)
     file = Path(inspect.getfile(target)).relative_to(ROOT)
     parts = [
@@ -160,7 +153,7 @@ def strategy_page(name: str, path: Path) -> str:
         "## What it needs",
         needs(target.needs),
         "## Settings",
-        settings(path, skip=("_target_",)),
+        settings(path, skip=("_target_", "defaults")),
         searched(name),
         "## Numbers to compare with",
         published(name),

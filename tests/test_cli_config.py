@@ -85,8 +85,10 @@ def test_keys_are_arguments(path):
 @pytest.mark.parametrize("path", paths("strategy"))
 def test_strategy_class_config_and_file_have_one_name(path):
     config = OmegaConf.load(path)
-    if "defaults" in config:
-        return  # a preset has no class of its own
+    if "defaults" in config:  # a preset has no class of its own
+        base = OmegaConf.load(path.with_name(f"{config.defaults[0]}.yaml"))
+        assert config._target_ == base._target_
+        return
     module, name = config._target_.rsplit(".", 1)
     assert module == f"cl_bench.strategies.{path.stem}"
     assert name.lower() == path.stem.replace("_", "")

@@ -32,10 +32,10 @@ def pages(build, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", sorted(options([CONF], "strategy")))
-def test_a_strategys_page_says_what_code_and_config_say(build, pages, name):
+def test_a_strategys_page_says_what_code_and_config_say(pages, name):
     page = (pages / "strategy" / f"{name}.md").read_text()
     config = OmegaConf.load(CONF / "strategy" / f"{name}.yaml")
-    target = get_object(build.whole(CONF / "strategy" / f"{name}.yaml")._target_)
+    target = get_object(config._target_)
     assert "```text\n" in page
     assert target.__module__.replace(".", "/") in page
     settings = page.split("## Settings")[1]

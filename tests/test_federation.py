@@ -942,3 +942,13 @@ def test_a_diverging_client_ends_the_run():
     learner = make_learner(stream, optimizer=functools.partial(SGD, lr=1e12))
     with pytest.raises(UsageError, match=r"on client .* lower the learning rate"):
         list(learn(learner, FedAvg(), stream))
+
+
+@pytest.mark.parametrize("option", ["eval.dense=[0,5]", "probe.updates.enabled=true"])
+def test_what_looks_at_steps_is_refused(cli, option):
+    status, _, err = cli(
+        "+strategy=fedavg", "+stream=permuted_digits", "+federation=small", "pack=1", option,
+        "logger.mode=disabled",
+    )  # fmt: skip
+    assert status != 0
+    assert "look at optimizer steps, a federation has rounds" in err

@@ -28,7 +28,7 @@ from cl_bench.experiment import (
 )
 from cl_bench.experiment.probes.untouched import measure, untouched
 from cl_bench.experiment.snapshot import random_states
-from cl_bench.learners.observed import hidden_states
+from cl_bench.learners.observed import freed, hidden_states
 from cl_bench.report import write_probe_figures
 from cl_bench.strategies.er import ER
 from cl_bench.strategies.ewc import EWC
@@ -193,6 +193,24 @@ def test_whatever_is_done_inside_untouched_leaves_no_trace():
     assert [p.requires_grad for p in learner.parameters()] == flags
     assert float(learner.heads[0].weight.grad.sum()) == learner.heads[0].weight.numel()
     assert len(learner.held_norms) == 1
+
+
+@pytest.mark.parametrize("strategy", [Finetune, Freeze])
+def test_recovery_trains_again_what_was_forgotten_and_frozen(tmp_path, strategy):
+    stream = make_stream(n=44)
+    first = stream[0].data.tensors
+    for t, task in enumerate(stream):  # the same inputs, other answers
+        task.data.tensors.update(x=first["x"], y=(first["y"] + t) % 3)
+    stream = halved(stream)
+    probe = ProbeSettings(recovery=RecoverySettings(True, steps=60))
+    options = {"probe": probe, "evaluation": EvalSettings(), "stream": stream}
+    _, learner = run(tmp_path, strategy, optimizer=functools.partial(SGD, lr=0.3), **options)
+    old = probes(tmp_path, "alignment")[-1]["values"]["t0"]
+    assert old["perf"] < 0.5
+    assert old["recovered"] > 0.9
+    held = [p for p in learner.parameters() if not p.requires_grad]
+    assert freed(learner) == list(learner.parameters())
+    assert all(p.requires_grad for p in held)
 
 
 def test_no_steps_recover_nothing_and_learned_facts_come_back(tmp_path):

@@ -5,7 +5,7 @@ import torch
 from pictures import assert_same, everything
 from toys import make_engine, make_learner, make_stream
 
-from cl_bench.contracts import Pretraining, UsageError
+from cl_bench.contracts import Pretraining, Recovery, UsageError
 from cl_bench.experiment.checks import check_tasks
 from cl_bench.strategies.er import ER
 from cl_bench.strategies.finetune import Finetune
@@ -78,3 +78,18 @@ def test_a_slice_runs(scenario, strategy):
         engine.learn(task, rule.train_data(cut, t))
     scores = engine.evaluate(list(cut), 100, None)
     assert scores["t3"] > 0.6, "chance is a third"
+
+
+@pytest.mark.parametrize("chance", [None, 0.3])
+def test_a_slice_keeps_what_recovery_is_measured_against(chance):
+    whole = make_stream("task", tasks=3)
+    for task in whole:
+        task.recovery = Recovery(task.train, task.test, task.validation, chance)
+    found, original = whole[1:][0].recovery, whole[1].recovery
+    assert found.chance == chance
+    index = torch.arange(len(original.control))
+    shift = whole[1].classes.start
+    for part in ("train", "test", "control"):
+        before, after = getattr(original, part)[index], getattr(found, part)[index]
+        assert torch.equal(after["x"], before["x"])
+        assert torch.equal(after["y"], before["y"] - shift)

@@ -1,6 +1,7 @@
 """Part of a stream as a stream of its own: tasks, heads and classes counted from 0 again."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -72,7 +73,8 @@ class RenumberedTask(Task):
         if halves is None or self._same:
             return halves
         control = None if halves.control is None else self._seen(halves.control)
-        return Recovery(self._seen(halves.train), self._seen(halves.test), control)
+        train, test = self._seen(halves.train), self._seen(halves.test)
+        return replace(halves, train=train, test=test, control=control)
 
     @property
     def train(self) -> Data:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_bench.contracts import Data, State, Task, generator
+from cl_bench.contracts import Data, State, Task, UsageError, generator
 from cl_bench.experiment.engine import LayerMetrics, LightningEngine
 from cl_bench.experiment.loader import EvalLoader, require_labels, require_samples
 from cl_bench.federation.client import Turn, client_weights, load_weights
@@ -49,6 +49,11 @@ class FederatedEngine(LightningEngine):
         reducer: ReducerFactory | None = None,
     ) -> None:
         super().__init__(*args)
+        if self.observer and self.observer.watches_steps:
+            raise UsageError(
+                "eval.dense and probe.* look at optimizer steps, a federation has rounds: leave "
+                "them out (eval.dense=[], probe.<name>.enabled=false)"
+            )
         self.federation = federation
         self.learner.to(device)
         self.device = device
@@ -84,7 +89,8 @@ class FederatedEngine(LightningEngine):
         learner.begin(task, strategy)
         begun = self.state.resume_task()
         if begun is None and self.observer:
-            self.observer.before_task(learner, task)
+            with learner.work.paused():
+                self.observer.before_task(learner, task)
         strategy.release(learner)
         learner.eval()
         weights = client_weights(learner)
@@ -218,7 +224,9 @@ class FederatedEngine(LightningEngine):
             )
             self.progress.note(f"warning: layer {name} {what}; lower strategy.eps to keep more")
         if self.observer:
-            for name, values in self.observer.after_task(self.learner, task).items():
+            with self.learner.work.paused():
+                watched = self.observer.after_task(self.learner, task)
+            for name, values in watched.items():
                 layers.setdefault(name, {}).update(values)
         return layers
 

@@ -67,7 +67,7 @@ def hidden_states(learner: BaseLearner, batch: Batch, task: Task) -> dict[str, T
 
 def freed(learner: BaseLearner) -> list[nn.Parameter]:
     """Every parameter that anything may train, freed from whatever holds it."""
-    free = [p for name, p in learner.named_parameters() if name in learner._learnable]
+    free = [p for p in learner.parameters() if learner.learns(p)]
     for parameter in free:
         parameter.requires_grad_(True)
     learner.held_norms.clear()
