@@ -22,7 +22,7 @@ FROM: Mapping[str, tuple[str, ...]] = {
     "dbpedia": ("test",),
     "agnews": ("train", "test"),
     "amazon": ("train", "test"),
-    "SST-2": ("train", "test"),
+    "yelp": ("train",),
 }
 """The files whose rows are divided anew."""
 
@@ -31,7 +31,7 @@ class SmallText(TextStream):
     """Topics and sentiment from CL_Benchmark's rows, divided anew, read as words.
 
     All rows of a task are put together and drawn from, so scores compare with nothing published;
-    of dbpedia, public snapshots hold the test file alone.
+    of dbpedia and yelp, public snapshots hold one file.
 
     Args:
         data_dir: folder with the benchmark's files.
@@ -53,8 +53,8 @@ class SmallText(TextStream):
         data_dir: str | None = None,
         tasks: Sequence[str] | None = None,
         train_samples: int = 4000,
-        test_samples: int = 1000,
-        validation_samples: int = 400,
+        test_samples: int = 500,
+        validation_samples: int = 200,
         vocabulary: int = 8000,
         prompt: Prompt | None = None,
         prompt_length: int = 64,
@@ -80,8 +80,11 @@ class SmallText(TextStream):
                     f"stream.test_samples={test_samples}, stream.validation_samples="
                     f"{validation_samples}: task {name!r} has {len(every)} rows in all"
                 )
-            cuts = {"test": (0, tested), "validation": (tested, held)}
-            cuts["train"] = held, held + train_samples
+            cuts: dict[Split, tuple[int, int]] = {
+                "test": (0, tested),
+                "validation": (tested, held),
+                "train": (held, held + train_samples),
+            }
             rows[name] = {
                 split: [every[i] for i in order[start:stop]]
                 for split, (start, stop) in cuts.items()
