@@ -253,7 +253,7 @@ def test_score_grades_what_generation_gives(family):
     batch = whole(stream[0].test)
     learned = one(batch, 1)
     optimizer = AdamW(learner.parameters(), lr=1e-2)
-    for _ in range(80):
+    for _ in range(40):
         optimizer.zero_grad()
         learner.loss(learner(learned), learned).backward()
         optimizer.step()
