@@ -71,7 +71,7 @@ class ROGO(GPM):
         self,
         threshold: PerLayer = 0.95,
         increment: float = 0.0,
-        samples: int = 300,
+        samples: int | Sequence[int] | Mapping[str, int] = 300,
         gradient_threshold: PerLayer = 0.97,
         cosine: PerLayer = 0.9,
         strength: float = 1.0,
@@ -95,6 +95,11 @@ class ROGO(GPM):
         ):
             if choice not in allowed:
                 raise UsageError(f"strategy.{key}={choice!r}: use {' or '.join(allowed)}")
+        if representation == "gradients" and not isinstance(samples, int):
+            raise UsageError(
+                f"strategy.samples={samples}: strategy.representation=gradients takes one gradient "
+                "for all layers, so one number, e.g. strategy.samples=125"
+            )
         if strength < 0:
             raise UsageError(f"strategy.strength={strength}: must not be negative")
         if relax_samples < 1 or (rounds is not None and rounds < 1):
@@ -195,6 +200,7 @@ class ROGO(GPM):
             self.rescaling.merge()
         if self.representation == "activations":
             return super().collect(learner, task)
+        assert isinstance(self.samples, int)
         batch = task.sample(self.samples, learner.seed)
         found = {}
         for name, G in layer_gradients(learner, learner.layers(self.protect), batch).items():
