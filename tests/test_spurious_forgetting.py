@@ -135,7 +135,11 @@ def test_with_every_block_frozen_old_answers_stay_and_new_ones_are_not_learned(t
 
 def test_the_sum_of_learning_rates_decides_and_not_the_rate(tiny):
     slow = tiny(
-        "finetune", SEEDS[0], "stream.rates=[0.5,0.05]", "stream.epochs=[8,10]", "eval.dense=[0,160]"
+        "finetune",
+        SEEDS[0],
+        "stream.rates=[0.5,0.05]",
+        "stream.epochs=[8,10]",
+        "eval.dense=[0,160]",
     )
     one, other = at_step(tiny("finetune", SEEDS[0]), 40), at_step(slow, 160)
     assert one["rate_sum"] == pytest.approx(other["rate_sum"])

@@ -36,30 +36,27 @@ class RescaledLinear(nn.Linear):
 
 
 class DenseRescaling:
-    """What ROGO asks of :class:`cl_bench.subspace.Rescaling`, dense."""
+    """What ROGO asks of :class:`cl_bench.subspace.RelaxedSpaces`, dense; layers hold W."""
 
     def __init__(self, layers: Sequence[LinearMap]) -> None:
         self.layers = {layer.name: layer for layer in layers}
         self.scales = {
             name: nn.Parameter(torch.eye(layer.in_features)) for name, layer in self.layers.items()
         }
-        self.terms: dict[str, Any] = {}
+        self.spaces: dict[str, Any] = {}
 
     def grow(self, name: str, basis: Tensor) -> None:
         """Append columns to the relaxing space."""
         module: Any = self.layers[name].module
-        old = [module.space] if name in self.terms else []
+        old = [module.space] if name in self.spaces else []
         module.__class__ = RescaledLinear
         module.__dict__["space"] = torch.cat([*old, basis.to(module.weight)], dim=1)
         module.__dict__["scale"] = self.scales[name]
-        self.terms[name] = module
-
-    def attach(self) -> None:
-        """Layers are rescaled as soon as they have a space."""
+        self.spaces[name] = module
 
     def parameters(self) -> list[nn.Parameter]:
         """The scales that are in use."""
-        return [self.scales[name] for name in self.terms]
+        return [self.scales[name] for name in self.spaces]
 
     def distance(self) -> Tensor | None:
         """||scale - I||_F^2 over whole matrices."""
@@ -69,7 +66,7 @@ class DenseRescaling:
     @torch.no_grad()
     def merge(self) -> None:
         """W <- the weight in use."""
-        for module in self.terms.values():
+        for module in self.spaces.values():
             q, B = module.space.shape[1], module.space
             W = module.weight
             W.copy_(W - W @ B @ B.t() + W @ B @ module.scale[:q, :q] @ B.t())
@@ -77,9 +74,9 @@ class DenseRescaling:
 
     def clear(self) -> None:
         """Plain layers again."""
-        for module in self.terms.values():
+        for module in self.spaces.values():
             module.__class__ = nn.Linear
-        self.terms = {}
+        self.spaces = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: a benchmark is not resumed."""
@@ -92,15 +89,20 @@ class NaiveROGO(ROGO):
     def setup(self, learner: Learner, task: Task) -> None:
         """P = M M^T for every layer."""
         super().setup(learner, task)
-        if self.confinement:
-            self.confinement.release()
-        self.confinement = None
-        self.rescaling = DenseRescaling(self.layers)  # type: ignore[assignment]
+        self.relaxed = DenseRescaling(self.layers)  # type: ignore[assignment]
         self.projectors = [
             (layer.weight, (M := self.memory[layer.name].float()) @ M.t())
             for layer in self.layers
             if layer.name in self.memory
         ]
+
+    def confine(self) -> None:
+        """Nothing: :meth:`constrain` does it all."""
+
+    def penalty(self, learner: Learner, batch: Batch, out: Tensor) -> Tensor | None:
+        """Beta sum ||scale - I||_F^2."""
+        distance = self.relaxed.distance() if self.relaxed else None  # type: ignore[attr-defined]
+        return None if distance is None else self.strength * distance
 
     def constrain(self, learner: Learner) -> None:
         """G <- G - G P."""
@@ -116,9 +118,9 @@ class NaiveROGO(ROGO):
 
     def collect(self, learner: Learner, task: Task) -> Statistics:
         """Merge, then keep the inputs of every layer for one batch of samples."""
-        assert self.rescaling
-        self.turned = {name: (m.space.shape[1], 0.0) for name, m in self.rescaling.terms.items()}
-        self.rescaling.merge()
+        spaces: Any = self.relaxed
+        self.turned = {name: (m.space.shape[1], 0.0) for name, m in spaces.spaces.items()}
+        spaces.merge()
         return activations(learner, task.sample(self.samples, learner.seed))
 
     def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
