@@ -7,6 +7,8 @@ from torch import nn
 from cl_bench.contracts import UsageError
 from cl_bench.models.gpt import require_transformers
 
+HUB_TIMEOUT = 10.0
+
 
 def pretrained(name_or_path: str | None = None, revision: str | None = None) -> nn.Module:
     """A causal model or an encoder-decoder with its weights, in float32.
@@ -27,11 +29,14 @@ def pretrained(name_or_path: str | None = None, revision: str | None = None) -> 
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    # Without network, transformers would try for half a minute.
+    options = {"revision": revision}
+    local = Path(name_or_path).is_dir() or not _hub_reachable()
     try:
-        config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+        config = AutoConfig.from_pretrained(name_or_path, local_files_only=local, **options)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model: nn.Module = kind.from_pretrained(
-            name_or_path, revision=revision, dtype=torch.float32
+            name_or_path, local_files_only=local, dtype=torch.float32, **options
         )
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
@@ -45,3 +50,15 @@ def pretrained(name_or_path: str | None = None, revision: str | None = None) -> 
             "model=gpt_tiny"
         ) from error
     return model
+
+
+def _hub_reachable() -> bool:
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
+    except Exception:  # the client behind get_session differs between versions, so do its errors
+        return False
+    return True

@@ -197,7 +197,7 @@ def _locate_on_hub(wanted: Wanted, dataset: str) -> Located:
         )
     import datasets
 
-    reachable = _hub_answers()
+    reachable = hub_reachable()
     try:
         with _offline(not reachable):
             found = datasets.load_dataset(dataset, wanted.config_name, revision=wanted.revision)
@@ -219,7 +219,7 @@ def _locate_on_hub(wanted: Wanted, dataset: str) -> Located:
     )
 
 
-def _hub_answers() -> bool:
+def hub_reachable() -> bool:
     """Whether one request gets any answer: ``load_dataset`` would retry for 20 s to find out."""
     import datasets
     from huggingface_hub.utils import get_session  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ from typing import Any
 
 from cl_bench.contracts.errors import UsageError
 from cl_bench.contracts.language import Codec
+from tasks.images.files import hub_reachable
 
 BYTES = "bytes"
 """Name of the tokenizer that needs no files: ByT5's, a token a byte."""
@@ -122,7 +123,9 @@ def load_codec(name: str) -> Codec:
     if name == BYTES:
         return PretrainedCodec(ByT5Tokenizer(extra_ids=0), name)
     try:
-        return PretrainedCodec(AutoTokenizer.from_pretrained(name), name)
+        # Without network, transformers would try for half a minute.
+        local = Path(name).is_dir() or not hub_reachable()
+        return PretrainedCodec(AutoTokenizer.from_pretrained(name, local_files_only=local), name)
     except (OSError, ValueError) as error:
         where = "in that folder" if Path(name).is_dir() else "no such folder, nor on the hub"
         reason = str(error).strip().partition("\n")[0]
