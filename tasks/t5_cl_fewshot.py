@@ -8,11 +8,11 @@ from collections.abc import Mapping
 
 from cl_bench.contracts.stream import Origin
 from tasks.arguments import require
-from tasks.text.benchmark import ORDERS, SOURCES, folder_of, read_rows, text_task
+from tasks.text.benchmark import ORDERS, SOURCES, folder_of, read_rows
 from tasks.text.codec import BYTES
 from tasks.text.prompt import Prompt
 from tasks.text.stream import TextStream
-from tasks.text.task import Split
+from tasks.text.task import Split, text_task
 
 DRAWS = ("0_42", "1_142", "2_242")
 

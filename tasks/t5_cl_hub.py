@@ -4,7 +4,7 @@ A different draw than CL_Benchmark's, so scores compare with published ones only
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,12 +14,20 @@ from cl_bench.contracts.randomness import generator
 from cl_bench.contracts.stream import Origin
 from tasks.arguments import require
 from tasks.t5_cl import OFFLINE
-from tasks.text.benchmark import ORDERS, SOURCES, carve, text_task
+from tasks.text.benchmark import ORDERS, SOURCES
 from tasks.text.codec import BYTES
 from tasks.text.prompt import Prompt
 from tasks.text.stream import TextStream
+from tasks.text.task import carve, text_task
 
 Row = Mapping[str, Any]
+
+
+ORIGIN = Origin(
+    "data sets on the Hugging Face hub, drawn from anew",
+    "see the data sets' cards",
+    "see the data sets' cards",
+)
 
 
 @dataclass(frozen=True)
@@ -109,9 +117,7 @@ class HubText(TextStream):
             each = -(-test_samples // len(source.labels))
             test = _draw(name, "test", found, source.labels, each, split_seed)[:test_samples]
             train, validation = carve(train, name, validation_fraction, split_seed)
-            origin = Origin(
-                f"{found.dataset} on the Hugging Face hub", "see its card", "see its card"
-            )
+            origin = replace(ORIGIN, source=f"{found.dataset} on the Hugging Face hub")
             rows = {"train": train, "validation": validation, "test": test}
             made.append(
                 text_task(name, index, rows, source.category, source.labels, prompt, origin)  # type: ignore[arg-type]

@@ -5,18 +5,18 @@ A task is here only because, learned alone, it beats the majority class by 15 po
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
 from cl_bench.contracts.errors import UsageError
 from cl_bench.contracts.randomness import generator
-from cl_bench.contracts.stream import Origin
 from tasks.arguments import require
-from tasks.text.benchmark import CITATION, SOURCES, find_files, folder_of, read_rows, text_task
+from tasks.text.benchmark import ORIGIN, SOURCES, find_files, folder_of, read_rows
 from tasks.text.codec import WordCodec
 from tasks.text.prompt import Prompt
 from tasks.text.stream import TextStream
-from tasks.text.task import Split
+from tasks.text.task import Split, text_task
 
 FROM: Mapping[str, tuple[str, ...]] = {
     "dbpedia": ("test",),
@@ -100,7 +100,7 @@ class SmallText(TextStream):
         labels = [label for name in FROM for label in SOURCES[name].labels]
         read = (text for name in FROM for text, _ in rows[name]["train"])
         codec = WordCodec(read, vocabulary, labels)
-        origin = Origin(str(folder), "research use; see the corpora", CITATION)
+        origin = replace(ORIGIN, source=f"{folder}, divided anew")
         made = [
             text_task(
                 name, i, rows[name], SOURCES[name].category, SOURCES[name].labels, prompt, origin

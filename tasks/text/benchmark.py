@@ -7,25 +7,24 @@ are its ``test`` files, so validation data is taken out of ``train``.
 import gzip
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from cl_bench.contracts.errors import UsageError
-from cl_bench.contracts.randomness import generator
 from cl_bench.contracts.stream import Origin
 from tasks.arguments import require
 from tasks.text.prompt import Prompt
-from tasks.text.task import Example, Split, TextTask
+from tasks.text.task import TextTask, carve, text_task
 
 COMMIT = "07117e1fc4a5f5ad9308a815a42cee8f46502dc8"
 
 REPOSITORY = "https://github.com/cmnfriend/O-LoRA"
 
-CITATION = (
+ORIGIN = Origin(
+    f"CL_Benchmark, {REPOSITORY}, commit {COMMIT[:7]}",
+    "research use; the corpora keep their own terms",
     "Wang et al., Orthogonal Subspace Learning for Language Model Continual Learning, Findings of "
-    "EMNLP 2023, and the corpora's own papers"
+    "EMNLP 2023, and the corpora's own papers",
 )
 
 
@@ -233,7 +232,7 @@ def benchmark_tasks(
                     f"{found[name, split]}: {len(rows[split])} rows, the benchmark's file has "
                     f"{wanted}; get it from {REPOSITORY} at commit {COMMIT[:7]}"
                 )
-        origin = Origin(str(folder), "research use; see the corpora", CITATION)
+        origin = replace(ORIGIN, source=str(folder))
         train, validation = carve(rows["train"], name, validation_fraction, split_seed)
         tasks.append(
             text_task(
@@ -247,30 +246,3 @@ def benchmark_tasks(
             )
         )
     return tasks
-
-
-def carve(
-    rows: Sequence[tuple[str, str]], name: str, fraction: float, seed: int
-) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Training rows without validation rows, and those; each in the file's order."""
-    order = torch.randperm(len(rows), generator=generator(seed, "validation", name)).tolist()
-    held = set(order[: round(fraction * len(rows))])
-    kept = [row for i, row in enumerate(rows) if i not in held]
-    return kept, [row for i, row in enumerate(rows) if i in held]
-
-
-def text_task(
-    name: str,
-    index: int,
-    rows: Mapping[Split, Sequence[tuple[str, str]]],
-    category: str,
-    labels: Sequence[str],
-    prompt: Prompt,
-    origin: Origin,
-) -> TextTask:
-    """A classification task, scored by exact match."""
-    splits = {
-        split: [Example(text, prompt(text, category, name, labels), label) for text, label in part]
-        for split, part in rows.items()
-    }
-    return TextTask(name, index, splits, labels, "exact_match", origin)

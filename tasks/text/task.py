@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from cl_bench.contracts.language import IGNORE, Codec
+from cl_bench.contracts.randomness import generator
 from cl_bench.contracts.stream import Batch, Origin, Task
+from tasks.text.prompt import Prompt
 
 Split = Literal["train", "validation", "test"]
 
@@ -171,3 +173,30 @@ class TextTask(Task):
         counts = Counter(example.answer for example in self.splits["test"])
         majority = max(counts.values(), default=0) / max(1, counts.total())
         return {**sizes, "labels": list(self.labels), "majority": majority}
+
+
+def carve(
+    rows: Sequence[tuple[str, str]], name: str, fraction: float, seed: int
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Training rows without validation rows, and those; each in the file's order."""
+    order = torch.randperm(len(rows), generator=generator(seed, "validation", name)).tolist()
+    held = set(order[: round(fraction * len(rows))])
+    kept = [row for i, row in enumerate(rows) if i not in held]
+    return kept, [row for i, row in enumerate(rows) if i in held]
+
+
+def text_task(
+    name: str,
+    index: int,
+    rows: Mapping[Split, Sequence[tuple[str, str]]],
+    category: str,
+    labels: Sequence[str],
+    prompt: Prompt,
+    origin: Origin,
+) -> TextTask:
+    """A classification task, scored by exact match."""
+    splits = {
+        split: [Example(text, prompt(text, category, name, labels), label) for text, label in part]
+        for split, part in rows.items()
+    }
+    return TextTask(name, index, splits, labels, "exact_match", origin)
