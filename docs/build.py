@@ -32,7 +32,7 @@ ROOT = DOCS.parent
 REPOSITORY = "https://github.com/cl-bench/cl_bench/blob/main"
 CONF = conf_directory()
 TOO_LARGE = ("biography/paper", "biography/gpu", "biography/small", "t5_cl_hub")
-"""Streams that take long to make, or a network: their pages say how large they are in their words."""
+"""Streams that take long to make, or a network: their pages say how large they are themselves."""
 
 CSS = """
 .md-grid { max-width: 1400px; }
