@@ -1,9 +1,16 @@
 """The outer loop, the engine under it, and what watches them."""
 
 from cl_bench.experiment.checkpoint import Checkpoints, CheckpointSettings
-from cl_bench.experiment.checks import check_pair, check_schedule, check_tasks, check_trainer
+from cl_bench.experiment.checks import (
+    check_pair,
+    check_schedule,
+    check_tasks,
+    check_together,
+    check_trainer,
+    processes,
+)
 from cl_bench.experiment.companions import Together
-from cl_bench.experiment.conduct import Identity, Result, conduct
+from cl_bench.experiment.conduct import Identity, Result, conduct, new_directory
 from cl_bench.experiment.engine import LightningEngine, LoopSettings, quiet_lightning, seed_training
 from cl_bench.experiment.experiment import EvalSettings, Experiment
 from cl_bench.experiment.loader import EvalLoader, TrainLoader
@@ -45,10 +52,13 @@ __all__ = [
     "check_pair",
     "check_schedule",
     "check_tasks",
+    "check_together",
     "check_trainer",
     "conduct",
     "for_search",
+    "new_directory",
     "pretrain",
+    "processes",
     "quiet_lightning",
     "search_facts",
     "seed_training",

@@ -90,6 +90,10 @@ class Causal(BaseLearner):
         labels = batch["labels"][:, 1:]
         return F.cross_entropy(out[:, :-1].flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
 
+    def loss_terms(self, batch: Batch) -> int:
+        """Labelled tokens."""
+        return int((batch["labels"][:, 1:] != IGNORE).sum())
+
     def score(self, out: Tensor, batch: Batch) -> Tensor:
         """1 where greedy decoding gives exactly the labelled tokens.
 

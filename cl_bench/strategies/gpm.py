@@ -134,11 +134,14 @@ class GPM(Strategy):
             per_layer(self.samples, layer.name, i, len(layers), "samples")
             for i, layer in enumerate(layers)
         ]
+        batch = task.sample(max(counts), learner.seed)
+        if len(set(counts)) == 1:
+            return learner.tap(layers, [batch])
         into = {
             layer.name: Moments(layer.in_features, limit=n)
             for layer, n in zip(layers, counts, strict=True)
         }
-        return learner.tap(layers, [task.sample(max(counts), learner.seed)], into)
+        return learner.tap(layers, [batch], into)
 
     def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
         """Remember every layer's inputs R."""
