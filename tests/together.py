@@ -63,14 +63,14 @@ CASES = {
 }
 
 
-def run(name, directory, resume=False, every_steps=None):
+def run(name, directory, samples=SAMPLES, batch=BATCH, **more):
     """Learn two tasks; returns what must not depend on the number of processes."""
     make, optimizer, options = CASES[name]
-    options = dict(options)
-    stream = make_stream(options.pop("scenario", "domain"), tasks=2, n=SAMPLES)
+    options = {**options, **more}
+    stream = make_stream(options.pop("scenario", "domain"), tasks=2, n=samples)
     for task in stream:
         task.data.tensors["x"] = task.data.tensors["x"].double()
-    learner = Classifier(stream, mlp(bias=True), optimizer, BATCH, 0).double()
+    learner = Classifier(stream, mlp(bias=True), optimizer, batch, 0).double()
     learner.remember_initial_state()
     strategy = make()
     trainer = functools.partial(
@@ -91,12 +91,11 @@ def run(name, directory, resume=False, every_steps=None):
         learner,
         trainer,
         Identity("toy", name, "seed: 0\n", "python -m cl_bench"),
-        loop=LoopSettings(0, BATCH),
+        loop=LoopSettings(0, batch),
         evaluation=EvalSettings(),
         alignment=AlignmentSettings(samples=20, batches=2),
-        checkpoint=CheckpointSettings(every_steps=every_steps),
+        checkpoint=CheckpointSettings(every_steps=None),
         run_dir=directory,
-        resume=resume,
     )
     bases = strategy.memory if isinstance(strategy, GPM) else {}
     learner.eval()
@@ -111,6 +110,8 @@ def run(name, directory, resume=False, every_steps=None):
         "bases": {k: v @ v.t() for k, v in bases.items()},
         "predictions": predictions,
         "matrix": torch.from_numpy(result.matrix),
+        "world": world(),
+        "relaxed": sum(q for q, _ in strategy.turned.values()) if isinstance(strategy, ROGO) else 0,
         "steps": result.summary["optimizer_steps"],
     }
 

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ from cl_bench.tracking import read_matrix
 from cl_bench.tracking.record import SUMMARY
 
 ERROR = "error.txt"
+TRACEBACK = "-traceback.txt"
 
 
 def are_there() -> bool:
@@ -134,10 +136,15 @@ def start(
 def _explained(failed: ChildFailedError, told: Path, run_dir: Path, count: int) -> UsageError:
     if told.exists():
         return UsageError(told.read_text())
-    number, failure = failed.get_first_failure()
+    # When one is killed the others fail too, for want of it.
+    killed = [(n, f) for n, f in failed.failures.items() if f.exitcode < 0]
+    number, failure = (killed or [failed.get_first_failure()])[0]
     how = f"exit status {failure.exitcode}"
-    if failure.exitcode < 0:
+    if killed:
         how = f"signal {signal.Signals(-failure.exitcode).name}"
+    else:
+        for text in sorted(told.parent.glob(f"*{TRACEBACK}")):
+            print(f"{text.name.removesuffix(TRACEBACK)}: {text.read_text()}", file=sys.stderr)
     return UsageError(
         f"process {number} of {count} ended with {how}, and the others were stopped; "
         f"{_go_on(run_dir)}"
@@ -183,6 +190,10 @@ def main(job: Path) -> int:
         partial.write_text(f"{error}\n{notes}".strip())
         partial.replace(job.with_name(ERROR))
         return 2
+    except Exception:
+        where = os.environ.get("RANK", "0")
+        job.with_name(f"process {where}{TRACEBACK}").write_text(traceback.format_exc())
+        return 1
     return 0
 
 
