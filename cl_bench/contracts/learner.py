@@ -74,6 +74,12 @@ class Learner(Protocol):
     def hold(self, modules: Iterable[nn.Module]) -> None:
         """Until the next task: no gradients, no optimizer state, running statistics held."""
 
+    def hold_others(self, kept: Iterable[nn.Parameter], norms: bool) -> None:
+        """Until the next task, of what tasks share nothing learns but ``kept`` and, maybe, norms.
+
+        Heads that belong to one task learn as they would.
+        """
+
     def named_trainable(self) -> dict[str, nn.Parameter]:
         """The same, by name."""
 

@@ -89,6 +89,21 @@ class NetworkServices:
             self.held_norms.update(m for m in module.modules() if isinstance(m, NORMS))
         self.network.train(self.network.training)
 
+    def hold_others(self, kept: Iterable[nn.Parameter], norms: bool) -> None:
+        """Until the next task, of what tasks share nothing learns but ``kept``.
+
+        Args:
+            kept: parameters that go on to learn.
+            norms: whether normalisation layers learn too.
+        """
+        own = {id(parameter) for parameter in kept}
+        for name, module in self.network.named_modules():
+            if isinstance(module, NORMS) or type(module).__name__.endswith("Norm"):
+                if not norms:  # networks of transformers bring classes of their own
+                    self.hold([module])
+            elif self.is_guarded_head(name, "auto") is not False:
+                self._freeze(p for p in module.parameters(recurse=False) if id(p) not in own)
+
     def _freeze(self, parameters: Iterable[nn.Parameter]) -> None:
         for parameter in parameters:
             parameter.requires_grad_(False)
