@@ -53,11 +53,12 @@ class AdaptiveSVD(Strategy):
     """Trains what is orthogonal to the leading singular directions of every matrix, on both sides.
 
     Args:
-        schedule: of the preserved rank k, with r = min(n, m). ``importance``: k = floor(ratio r),
-            ratio = mrr + I_norm (trr - mrr), I the mean cosine of the layer's inputs and outputs on
-            the previous task's data, I_norm = I / mean over layers. ``fixed``: ratio =
-            ``preserve_ratio`` everywhere. ``budget``: ratio = (i - 1) / T in the i-th of T tasks.
-            ``effrank``: k = floor(exp(entropy of s / sum s)).
+        schedule: of the preserved rank k = floor(ratio r), with r = min(n, m). ``fixed``: ratio =
+            ``preserve_ratio`` everywhere. ``importance``, the paper's: ratio = mrr + I_norm (trr -
+            mrr), I the mean cosine of the layer's inputs and outputs on the previous task's data,
+            I_norm = I / mean over layers; refused where that mean is not positive, which happens.
+            ``budget``: ratio = (i - 1) / T in the i-th of T tasks. ``effrank``: k =
+            floor(exp(entropy of s / sum s)).
         preserve_ratio: for ``fixed``: the share of directions that is *kept*; what others call
             ``unfreeze_rank_ratio`` is 1 minus this.
         mrr: for ``importance``: ratio of a layer of no importance.
@@ -88,7 +89,7 @@ class AdaptiveSVD(Strategy):
 
     def __init__(
         self,
-        schedule: Literal["importance", "fixed", "budget", "effrank"] = "importance",
+        schedule: Literal["fixed", "importance", "budget", "effrank"] = "fixed",
         preserve_ratio: float = 0.5,
         mrr: float = 0.1,
         trr: float = 0.8,
@@ -106,7 +107,7 @@ class AdaptiveSVD(Strategy):
         exclude: Sequence[str] = CROSS_ATTENTION,
     ) -> None:
         for key, value, allowed in (
-            ("schedule", schedule, ("importance", "fixed", "budget", "effrank")),
+            ("schedule", schedule, ("fixed", "importance", "budget", "effrank")),
             ("projection", projection, ("two_sided", "block", "left", "right")),
             (
                 "parametrisation",
@@ -375,7 +376,7 @@ class AdaptiveSVD(Strategy):
         return self.measured
 
     def state_dict(self) -> State:
-        """Between tasks I and D; inside one the splits, which might not be found again bit for bit."""
+        """Between tasks I and D; inside one the splits, which need not come out the same again."""
         return {
             "importance": dict(self.importance),
             "change": dict(self.change),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 BATCH_ELEMENTS = 1 << 25
 """Gram matrices are decomposed together up to this many elements (256 MiB in float64)."""
@@ -97,6 +98,9 @@ class Spectrum:
 def spectra(matrices: Sequence[Tensor]) -> Iterator[tuple[int, Spectrum]]:
     """Singular values and short-side vectors of matrices, equal shapes together.
 
+    Every process of a group is given those of the first: two devices may find different vectors
+    for values that are nearly the same.
+
     Args:
         matrices: two-dimensional, of any floating dtype.
 
@@ -112,6 +116,10 @@ def spectra(matrices: Sequence[Tensor]) -> Iterator[tuple[int, Spectrum]]:
             part = members[start : start + at_once]
             gram = torch.stack([_gram(matrices[i]) for i in part])
             energies, vectors = torch.linalg.eigh(gram)
+            if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+                energies, vectors = energies.contiguous(), vectors.contiguous()
+                dist.broadcast(energies, 0)
+                dist.broadcast(vectors, 0)
             values = energies.clamp_min(0.0).sqrt().flip(1)
             for j, i in enumerate(part):
                 yield i, Spectrum(matrices[i], values[j], vectors[j].flip(1))
