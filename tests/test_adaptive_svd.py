@@ -246,6 +246,30 @@ def test_clipping_accumulation_and_mixed_precision_keep_it_too(parametrisation, 
         assert max(touching(split, D)) < 1e-4
 
 
+def test_weights_in_half_precision_are_made_from_cores_in_full():
+    class Last(Watched):
+        def consolidate(self, learner, task, stats):
+            super().consolidate(learner, task, stats)
+            self.made = {
+                n: u.restriction.expand(u.B.detach(), u.start) for n, u in self.updates.items()
+            }
+
+    stream, learner = make("adam")
+    strategy = Last(**half())
+    engine = make_engine(learner, strategy, precision="bf16-true")
+    for task in stream[:2]:
+        engine.learn(task, task.train)
+    assert len(strategy.made) == 3
+    for name, made in strategy.made.items():
+        weight = learner.get_parameter(f"{name}.weight").detach()
+        assert weight.dtype == torch.bfloat16
+        assert made.dtype == torch.float32
+        assert torch.equal(weight, made.bfloat16())
+    strategy = AdaptiveSVD(**half(parametrisation="dense_projected", start_task=0))
+    with pytest.raises(UsageError, match=r"strategy.parametrisation=projected_param"):
+        opened(learner, strategy, stream[2])
+
+
 @pytest.mark.parametrize("parametrisation", PARAMETRISATIONS)
 def test_packs_of_batches_learn_the_same(parametrisation):
     found = []
@@ -855,8 +879,11 @@ def test_targets_of_a_family_are_attention_and_mlp_and_all_get_gradients(family)
         strategy.after_step(learner, {}, torch.empty(0))
         optimizer.zero_grad()
     after = learner.model.state_dict()
-    for name in expected:
-        assert not torch.equal(after[f"{name}.weight"], before[f"{name}.weight"])
+    for layer in strategy.layers:
+        name = f"{layer.name}.weight"
+        D = layer.matrix(after[name] - before[name], None)
+        assert D.norm() > 0
+        assert max(touching(strategy.splits[layer.name], D)) < 1e-3
     # Nothing of it is in the network: the state loads in the vanilla class and says the same.
     vanilla = type(learner.model)(learner.model.config)
     vanilla.load_state_dict(after)
