@@ -17,6 +17,13 @@ from cl_bench.subspace import Accumulator, LinearMap, Moments, linear_maps, tapp
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Whether the module normalises; transformers' models bring classes of their own."""
+    scale = getattr(module, "weight", None)
+    own = type(module).__name__.endswith("Norm") and isinstance(scale, Tensor) and scale.dim() == 1
+    return isinstance(module, NORMS) or own
+
+
 class NetworkServices:
     """Mixin: the part of the Learner contract that any module can serve.
 
@@ -75,19 +82,23 @@ class NetworkServices:
     @property
     def tied(self) -> bool:
         """Whether an embedding shares its weight with another layer, such as an output head."""
-        own = [(id(m), id(m.weight)) for m in self.embeddings() if isinstance(m, nn.Embedding)]
-        inputs, weights = {i for i, _ in own}, {w for _, w in own}
-        return any(
-            id(p) in weights and id(m) not in inputs
+        return bool(self._tied_weights())
+
+    def _tied_weights(self) -> set[Tensor]:
+        tables = {m for m in self.network.modules() if isinstance(m, nn.Embedding)}
+        elsewhere = {
+            p
             for m in self.network.modules()
+            if m not in tables
             for p in m.parameters(recurse=False)
-        )
+        }
+        return {m.weight for m in tables} & elsewhere
 
     def hold(self, modules: Iterable[nn.Module]) -> None:
         """Until the next task: no gradients, no optimizer state, running statistics held."""
         for module in modules:
             self._freeze(module.parameters())
-            self.held_norms.update(m for m in module.modules() if isinstance(m, NORMS))
+            self.held_norms.update(m for m in module.modules() if is_norm(m))
         self.network.train(self.network.training)
 
     def hold_others(self, kept: Iterable[nn.Parameter], norms: bool) -> None:
@@ -99,13 +110,13 @@ class NetworkServices:
         """
         own = {id(parameter) for parameter in kept}
         for name, module in self.network.named_modules():
-            if isinstance(module, NORMS) or type(module).__name__.endswith("Norm"):
-                if not norms:  # networks of transformers bring classes of their own
+            if is_norm(module):
+                if not norms:
                     self.hold([module])
             elif self.is_guarded_head(name, "auto") is not False:
                 self._freeze(p for p in module.parameters(recurse=False) if id(p) not in own)
 
-    def _freeze(self, parameters: Iterable[nn.Parameter]) -> None:
+    def _freeze(self, parameters: Iterable[Tensor]) -> None:
         for parameter in parameters:
             parameter.requires_grad_(False)
 
@@ -123,12 +134,14 @@ class NetworkServices:
         """
         found: list[LinearMap] = []
         known: list[str] = []
+        left = self._tied_weights() if protect.tied == "free" else set()
         for name, module in self.network.named_modules():
             maps = linear_maps(name, module, augment=protect.bias == "augmented")
             bias = maps[0].bias if maps and maps[0].augmented else None
             if isinstance(bias, nn.Parameter) and not self.learns(bias):
                 maps = linear_maps(name, module)
             known += [name] if maps else []
+            maps = [m for m in maps if m.weight not in left]
             if protect.matches(name) and self.is_guarded_head(name, protect.heads) is not False:
                 found += maps
         if not found and protect.include:
@@ -139,13 +152,19 @@ class NetworkServices:
         return found
 
     def guard(self, protect: Protect, first_task: bool) -> None:
-        """Apply ``protect``'s bias and normalisation policy to the current task."""
+        """Apply ``protect``'s policy on what is no linear map to the current task."""
         if first_task:
             return
+        tied = self._tied_weights()
+        if protect.tied == "frozen_after_first":
+            self._freeze(tied)
+        if protect.embeddings == "frozen_after_first":
+            tables = [m.weight for m in self.network.modules() if isinstance(m, nn.Embedding)]
+            self._freeze(weight for weight in tables if weight not in tied)
         if protect.bias == "frozen":
             self._freeze(m.bias for m in self.layers(protect) if m.bias is not None)
         if protect.norm == "frozen_after_first":
-            self.hold([m for m in self.network.modules() if isinstance(m, NORMS)])
+            self.hold([m for m in self.network.modules() if is_norm(m)])
 
     def tap(
         self,

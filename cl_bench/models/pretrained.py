@@ -39,8 +39,8 @@ def pretrained(name_or_path: str | None = None, revision: str | None = None) -> 
             "in that folder" if Path(name_or_path).is_dir() else "no such folder, nor on the hub"
         )
         raise UsageError(
-            f"model.name_or_path={name_or_path}: no language model ({where}: {reason}). Where there "
-            "is no network, name a folder that save_pretrained wrote (model=hub "
+            f"model.name_or_path={name_or_path}: no language model ({where}: {reason}). Without "
+            "network, name a folder that save_pretrained wrote (model=hub "
             "model.name_or_path=/path/to/it), or use a model from scratch: model=t5_tiny or "
             "model=gpt_tiny"
         ) from error

@@ -143,14 +143,10 @@ def folder_of(data_dir: str | None, offline: str) -> Path:
         f"get them with: git clone {REPOSITORY} && git -C O-LoRA checkout {COMMIT[:7]}, then add "
         f"stream.data_dir=O-LoRA/CL_Benchmark"
     )
-    require(
-        data_dir is not None,
-        "data_dir",
-        data_dir,
-        f"CL_Benchmark's files; {get}. {offline}".strip(),
-    )
+    remedy = f"CL_Benchmark's files; {get}. {offline}".strip()
+    require(data_dir is not None, "data_dir", data_dir, remedy)
     folder = Path(str(data_dir))
-    require(folder.is_dir(), "data_dir", data_dir, f"no such folder, put there {remedy}")
+    require(folder.is_dir(), "data_dir", data_dir, f"no such folder; it should hold {remedy}")
     return folder
 
 
