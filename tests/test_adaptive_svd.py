@@ -5,6 +5,7 @@ import functools
 import itertools
 import math
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -1051,21 +1052,22 @@ torch.save([layer.weight.detach() for layer in layers], out)
 """
 
 
-def test_processes_of_a_group_share_bases_and_weights(tmp_path):
+def test_processes_of_a_group_share_bases_and_weights(tmp_path, monkeypatch):
     """Two gloo processes, of which the second finds other eigenvectors, against one."""
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-    def start(rank, world):
-        out = tmp_path / f"{world}-{rank}.pt"
-        arguments = [sys.executable, script, rank, world, tmp_path / "store", out]
-        return subprocess.Popen([str(a) for a in arguments], env=environment), out
-
-    started = [start(0, 1), start(0, 2), start(1, 2)]
-    for process, _ in started:
+    outs = [tmp_path / f"{i}.pt" for i in range(3)]
+    commands = [
+        [str(a) for a in (script, rank, world, tmp_path / "store", out)]
+        for rank, world, out in zip((0, 1, 0), (2, 2, 1), outs, strict=True)
+    ]
+    started = [subprocess.Popen([sys.executable, *c], env=environment) for c in commands[:2]]
+    monkeypatch.setattr(sys, "argv", commands[2])
+    runpy.run_path(str(script))
+    for process in started:
         assert process.wait(timeout=300) == 0
-    alone, first, second = (torch.load(out) for _, out in started)
+    first, second, alone = (torch.load(out) for out in outs)
     for a, b, c in zip(alone, first, second, strict=True):
         assert torch.equal(b, c)
         assert torch.allclose(a, b, atol=1e-5)
