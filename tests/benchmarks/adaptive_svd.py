@@ -415,6 +415,7 @@ def main() -> None:
     parser.add_argument(
         "--only", default="steps,others,decoding,memory,decomposition,cuda", help="parts, by comma"
     )
+    parser.add_argument("--split", default="small,large", help="T5s to decompose, by comma")
     parser.add_argument("--child", default=None, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -439,7 +440,7 @@ def main() -> None:
     if "memory" in parts:
         memory(given.size, given.tokens or 4096)
     if "decomposition" in parts:
-        decomposition(["small", "large"])
+        decomposition(given.split.split(","))
     if "cuda" in parts:
         if torch.cuda.is_available():
             on_cuda(given.rounds)
