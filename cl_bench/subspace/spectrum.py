@@ -2,8 +2,8 @@
 
 No singular value decomposition is computed. The eigenvectors of the smaller Gram matrix, in
 float64, are the singular vectors of the short side, its eigenvalues the squared singular values;
-the long side's vectors follow from W by one orthogonalisation. Compared with an SVD this is several
-times cheaper, and it goes in batches over matrices of equal shape.
+the long side's vectors follow from W by one orthogonalisation. That costs what an SVD in float32
+does, gives projectors that agree with one in float64, and goes in batches over equal shapes.
 
 Real weights have no gap where they are split, so the bases are not unique: compare projectors, and
 what they do to W, never bases.
