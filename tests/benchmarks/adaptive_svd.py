@@ -9,7 +9,8 @@ those of the process's threads, so that a busy host disturbs less, medians over 
 * ``projected_param``, ``dense_projected``, ``factored``: the strategy's, in that loop.
 * ``factorised linear``: layers that compute x V diag(s) U^T from six factors, whose gradients and
   which themselves are projected around the step (what mini_trainer does).
-* ``PEFT OSF``: PEFT's layer.
+* ``PEFT OSF``: PEFT's layer; ``rest frozen``: ``projected_param`` with all else frozen, as PEFT has
+  it.
 
 Also: peak memory (each contender in a child process), decoding before and after a task, and the
 time it takes to split all matrices of a model. On a machine with a CUDA device the same for a model
@@ -40,6 +41,7 @@ BAR = 1.15
 OSF = "PEFT OSF"
 LINEAR = "factorised linear"
 OURS = ("projected_param", "dense_projected", "factored")
+FROZEN = "rest frozen"
 SHARES = (0.5, 0.8)
 TARGETS = {"small": {(512, 512): 48, (2048, 512): 12, (512, 2048): 12}}
 TARGETS["large"] = {(1024, 1024): 192, (4096, 1024): 48, (1024, 4096): 48}
@@ -158,10 +160,15 @@ class Free:
 class Ours(Free):
     """The strategy's hooks around the same step."""
 
-    def __init__(self, model: nn.Module, parametrisation: Any, share: float) -> None:
+    def __init__(
+        self, model: nn.Module, parametrisation: Any, share: float, rest: Any = "all"
+    ) -> None:
         self.learner: Any = Services(model)
         self.strategy = AdaptiveSVD(
-            preserve_ratio=share, start_task=0, parametrisation=parametrisation
+            preserve_ratio=share,
+            start_task=0,
+            parametrisation=parametrisation,
+            train_rest=rest,
         )
         begun = time.perf_counter()
         self.strategy.setup(self.learner, First())  # type: ignore[arg-type]
@@ -247,6 +254,8 @@ def contender(name: str, share: float, model: nn.Module) -> Free:
         return Free(model)
     if name in OURS:
         return Ours(model, name, share)
+    if name == FROZEN:
+        return Ours(model, OURS[0], share, "none")
     return Factorised(model, share) if name == LINEAR else peft_osf(model, share)
 
 
@@ -332,7 +341,7 @@ def memory(size: str, tokens: int) -> None:
         f"\npeak memory at {tokens} tokens, share 0.5: all of the process, and above one that idles"
     )
     idle = _child("idle", size, tokens)
-    for name in ("free", *OURS, LINEAR, OSF):
+    for name in ("free", *OURS, LINEAR, FROZEN, OSF):
         peak = _child(name, size, tokens)
         print(f"  {name:18}      {peak:8.2f} GiB  {peak - idle:6.2f} GiB", flush=True)
 
@@ -433,7 +442,7 @@ def main() -> None:
     if "others" in parts:
         tokens = given.tokens or 1024
         print(f"\nother ways, at {tokens} tokens", flush=True)
-        others = (*OURS[1:], LINEAR, OSF)
+        others = (*OURS[1:], LINEAR, FROZEN, OSF)
         report_steps(steps(lambda: t5(given.size), others, (0.5,), tokens, given.rounds), None)
     if "decoding" in parts:
         decoding(given.rounds, given.size)
