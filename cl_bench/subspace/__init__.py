@@ -1,7 +1,7 @@
 """The linear algebra that subspace methods share. Imports torch, and nothing else."""
 
 from cl_bench.subspace.ahead import mark_drawn
-from cl_bench.subspace.basis import complement, extend, rank_to_reach
+from cl_bench.subspace.basis import complement, complement_within, extend, rank_to_reach
 from cl_bench.subspace.confinement import Confinement, Where, unconfined
 from cl_bench.subspace.growth import empty_basis, grow
 from cl_bench.subspace.linear_maps import LinearMap, linear_maps
@@ -15,6 +15,7 @@ from cl_bench.subspace.preservation import (
 )
 from cl_bench.subspace.projection import Projection
 from cl_bench.subspace.relaxation import leading_directions, split_as_published, split_by_angle
+from cl_bench.subspace.relaxed import RelaxedSpaces
 from cl_bench.subspace.rescaling import Rescaling, Scaling
 from cl_bench.subspace.restricted import (
     CoreUpdate,
@@ -37,6 +38,7 @@ __all__ = [
     "LinearMap",
     "Moments",
     "Projection",
+    "RelaxedSpaces",
     "Rescaling",
     "ResidualSketch",
     "RestrictedUpdate",
@@ -48,6 +50,7 @@ __all__ = [
     "StepUpdate",
     "Where",
     "complement",
+    "complement_within",
     "effective_rank",
     "empty_basis",
     "extend",
