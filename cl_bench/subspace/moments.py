@@ -156,7 +156,7 @@ class Tapped(dict[str, Any]):
 
     counted: Callable[[str], Tensor | None] | None = None
 
-    def of(self, x: Tensor, layer: str, first: int) -> Tensor:
+    def of(self, x: Tensor, first: int, layer: str) -> Tensor:
         """The ``first`` of a layer's inputs (n, ..., d), as far as they count."""
         counted = None if self.counted is None else self.counted(layer)
         if counted is None or x.shape[:2] != counted.shape:
@@ -190,7 +190,7 @@ def tapped(
             room = len(x) if limit is None else min(len(x), limit - taken.samples)
             if room <= 0:
                 continue
-            for rows in layer.inputs(moments.of(x, layer.name, room)):
+            for rows in layer.inputs(moments.of(x, room, layer.name)):
                 taken.add(rows)
             taken.samples += room
 
