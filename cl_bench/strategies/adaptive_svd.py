@@ -2,7 +2,7 @@
 
 At the beginning of a task every matrix of attention and MLP is split at its k-th singular value,
 W = U_h S_h V_h^T + U_l S_l V_l^T. The leading part stays, and so does all that touches it: changes
-D keep U_h^T D = 0 and D V_h = 0. How large k is follows from the layer's importance. Nothing is
+D keep U_h^T D = 0 and D V_h = 0. In the paper k follows from the layer's importance. Nothing is
 needed of old tasks, and the number of parameters does not grow.
 
 The steps follow our notes on the authors' code, which differs from their text; docs/adaptive_svd.md
