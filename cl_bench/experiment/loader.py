@@ -92,6 +92,9 @@ class TrainLoader:
 class EvalLoader:
     """Batches of evaluation data, each sample once.
 
+    Data that knows the ``lengths`` of its samples is sorted by them, so that a batch is padded
+    little.
+
     Args:
         data: what to evaluate on.
         batch_size: samples of a batch.
@@ -122,7 +125,10 @@ class EvalLoader:
                 f"{part[1]} processes cannot share {len(index)} test samples: use fewer, or raise "
                 "eval.max_samples"
             )
-        self.indices = list(torch.split(index.tensor_split(part[1])[part[0]], batch_size))
+        lengths: Tensor | None = getattr(data, "lengths", None)
+        if lengths is not None:
+            index = index[lengths[index].argsort(stable=True)]
+        self.indices = list(torch.split(index[part[0] :: part[1]], batch_size))
 
     def __len__(self) -> int:
         return len(self.indices)

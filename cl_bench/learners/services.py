@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -14,6 +15,13 @@ from cl_bench.contracts import Batch, Protect, UsageError
 from cl_bench.subspace import Accumulator, LinearMap, Moments, linear_maps, tapped, unconfined
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether the module normalises; transformers' models bring classes of their own."""
+    scale = getattr(module, "weight", None)
+    own = type(module).__name__.endswith("Norm") and isinstance(scale, Tensor) and scale.dim() == 1
+    return isinstance(module, NORMS) or own
 
 
 class NetworkServices:
@@ -74,22 +82,41 @@ class NetworkServices:
     @property
     def tied(self) -> bool:
         """Whether an embedding shares its weight with another layer, such as an output head."""
-        own = [(id(m), id(m.weight)) for m in self.embeddings() if isinstance(m, nn.Embedding)]
-        inputs, weights = {i for i, _ in own}, {w for _, w in own}
-        return any(
-            id(p) in weights and id(m) not in inputs
+        return bool(self._tied_weights())
+
+    def _tied_weights(self) -> set[Tensor]:
+        tables = {m for m in self.network.modules() if isinstance(m, nn.Embedding)}
+        elsewhere = {
+            p
             for m in self.network.modules()
+            if m not in tables
             for p in m.parameters(recurse=False)
-        )
+        }
+        return {m.weight for m in tables} & elsewhere
 
     def hold(self, modules: Iterable[nn.Module]) -> None:
         """Until the next task: no gradients, no optimizer state, running statistics held."""
         for module in modules:
             self._freeze(module.parameters())
-            self.held_norms.update(m for m in module.modules() if isinstance(m, NORMS))
+            self.held_norms.update(m for m in module.modules() if is_norm(m))
         self.network.train(self.network.training)
 
-    def _freeze(self, parameters: Iterable[nn.Parameter]) -> None:
+    def hold_others(self, kept: Iterable[nn.Parameter], norms: bool) -> None:
+        """Until the next task, of what tasks share nothing learns but ``kept``.
+
+        Args:
+            kept: parameters that go on to learn.
+            norms: whether normalisation layers learn too.
+        """
+        own = {id(parameter) for parameter in kept}
+        for name, module in self.network.named_modules():
+            if is_norm(module):
+                if not norms:
+                    self.hold([module])
+            elif self.is_guarded_head(name, "auto") is not False:
+                self._freeze(p for p in module.parameters(recurse=False) if id(p) not in own)
+
+    def _freeze(self, parameters: Iterable[Tensor]) -> None:
         for parameter in parameters:
             parameter.requires_grad_(False)
 
@@ -107,12 +134,14 @@ class NetworkServices:
         """
         found: list[LinearMap] = []
         known: list[str] = []
+        left = self._tied_weights() if protect.tied == "free" else set()
         for name, module in self.network.named_modules():
             maps = linear_maps(name, module, augment=protect.bias == "augmented")
             bias = maps[0].bias if maps and maps[0].augmented else None
             if isinstance(bias, nn.Parameter) and not self.learns(bias):
                 maps = linear_maps(name, module)
             known += [name] if maps else []
+            maps = [m for m in maps if m.weight not in left]
             if protect.matches(name) and self.is_guarded_head(name, protect.heads) is not False:
                 found += maps
         if not found and protect.include:
@@ -123,13 +152,19 @@ class NetworkServices:
         return found
 
     def guard(self, protect: Protect, first_task: bool) -> None:
-        """Apply ``protect``'s bias and normalisation policy to the current task."""
+        """Apply ``protect``'s policy on what is no linear map to the current task."""
         if first_task:
             return
+        tied = self._tied_weights()
+        if protect.tied == "frozen_after_first":
+            self._freeze(tied)
+        if protect.embeddings == "frozen_after_first":
+            tables = [m.weight for m in self.network.modules() if isinstance(m, nn.Embedding)]
+            self._freeze(weight for weight in tables if weight not in tied)
         if protect.bias == "frozen":
             self._freeze(m.bias for m in self.layers(protect) if m.bias is not None)
         if protect.norm == "frozen_after_first":
-            self.hold([m for m in self.network.modules() if isinstance(m, NORMS)])
+            self.hold([m for m in self.network.modules() if is_norm(m)])
 
     def tap(
         self,
@@ -141,12 +176,12 @@ class NetworkServices:
         with torch.no_grad(), self._evaluating(), tapped(layers, into) as moments:
             for batch in batches:
                 batch = self._to_device(batch)
-                moments.counted = self.counted(batch)
+                moments.counted = partial(self.counted, batch)
                 self(batch)
         return moments
 
-    def counted(self, batch: Batch) -> Tensor | None:
-        """Which positions (n, L) of sequences hold something; None where there is no padding."""
+    def counted(self, batch: Batch, layer: str) -> Tensor | None:
+        """Which positions (n, L) of a layer's inputs hold something; None: all of them."""
         return None
 
     def gradients(

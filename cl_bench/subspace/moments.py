@@ -5,7 +5,7 @@ the inputs themselves are kept, and the n x n Gram is decomposed instead of the 
 (milliseconds instead of seconds at d = 2048).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, Self
 
@@ -176,16 +176,18 @@ class Tapped(dict[str, Any]):
     """Moments, or other accumulators, by layer name.
 
     Attributes:
-        counted: bool (n, L), which positions of the batch under way count; None counts all.
+        counted: for a layer's name, bool (n, L): which positions of the batch under way count in
+            its inputs. None, and None for a layer, counts all.
     """
 
-    counted: Tensor | None = None
+    counted: Callable[[str], Tensor | None] | None = None
 
-    def of(self, x: Tensor, first: int) -> Tensor:
-        """The ``first`` of the inputs (n, ..., d), as far as they count."""
-        if self.counted is None or x.shape[:2] != self.counted.shape:
+    def of(self, x: Tensor, first: int, layer: str) -> Tensor:
+        """The ``first`` of a layer's inputs (n, ..., d), as far as they count."""
+        counted = None if self.counted is None else self.counted(layer)
+        if counted is None or x.shape[:2] != counted.shape:
             return x[:first]
-        return x[:first][self.counted[:first]]
+        return x[:first][counted[:first]]
 
 
 @contextmanager
@@ -214,7 +216,7 @@ def tapped(
             room = len(x) if limit is None else min(len(x), limit - taken.samples)
             if room <= 0:
                 continue
-            for rows in layer.inputs(moments.of(x, room)):
+            for rows in layer.inputs(moments.of(x, room, layer.name)):
                 taken.add(rows)
             taken.samples += room
 
