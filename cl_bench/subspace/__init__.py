@@ -4,7 +4,7 @@ from cl_bench.subspace.ahead import mark_drawn
 from cl_bench.subspace.basis import complement, extend, rank_to_reach
 from cl_bench.subspace.confinement import Confinement, Where, unconfined
 from cl_bench.subspace.growth import empty_basis, grow
-from cl_bench.subspace.linear_maps import LinearMap, linear_maps
+from cl_bench.subspace.linear_maps import LinearMap, linear_maps, merged_parameters, plain_modules
 from cl_bench.subspace.moments import Accumulator, Moments, tapped
 from cl_bench.subspace.projection import Projection
 from cl_bench.subspace.relaxation import leading_directions, split_as_published, split_by_angle
@@ -30,6 +30,8 @@ __all__ = [
     "leading_inputs",
     "linear_maps",
     "mark_drawn",
+    "merged_parameters",
+    "plain_modules",
     "rank_to_reach",
     "split_as_published",
     "split_by_angle",

@@ -1,0 +1,296 @@
+"""Orthogonal Low-Rank Adaptation (Wang et al., Findings of EMNLP 2023, "O-LoRA").
+
+Every task t learns a pair (A_t, B_t) of its own, W_t = W_{t-1} + alpha / r B_t A_t with A_t (r, d)
+and B_t (o, r), while everything else is frozen. What it reads is kept away from what earlier pairs
+read:
+
+    loss + lambda1 sum_layers sum_{i<t} sum |A_i A_t^T| + lambda2 sum (||A_t||_2 + ||B_t||_2).
+
+The paper puts the constraint on its "A", the up-projection; the authors' code puts it on PEFT's
+``lora_A``, the down-projection, whose rows span what the pair reads. This follows the code
+(github.com/cmnfriend/O-LoRA), also in summing absolute values and unsquared norms.
+
+Without the two penalties this is IncLoRA, and with one pair for all tasks SeqLoRA.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from cl_bench.contracts import (
+    Batch,
+    Learner,
+    Needs,
+    Protect,
+    State,
+    Statistics,
+    Strategy,
+    Task,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from peft import LoraModel
+    from peft.tuners.lora import LoraLayer
+
+Strength = float | Mapping[str, float]
+"""One number, or numbers by shell patterns of task names, of which the first that fits counts."""
+
+
+class OLoRA(Strategy):
+    """Low-rank pairs on top of frozen weights, merged into them after every task.
+
+    Args:
+        rank: r of every pair.
+        alpha: a pair adds alpha / r B A.
+        dropout: on the inputs of the pair that is trained. The authors' code drops inputs of the
+            frozen pairs as well; here those are part of the weight.
+        lambda1: of the overlap with earlier pairs.
+        lambda2: of the pair's norms.
+        pairs: ``per_task``, or one ``shared`` by all tasks.
+        targets: the ends of the names of the layers that get pairs, or ``all`` for every linear
+            layer but output layers; None takes PEFT's default for the kind of model (queries and
+            values of T5 and LLaMA, ``c_attn`` of GPT-2).
+
+    Raises:
+        UsageError: an option is out of range, or has no effect.
+    """
+
+    needs = Needs(modalities=frozenset({"text"}), shardable=False)
+
+    def __init__(
+        self,
+        rank: int = 8,
+        alpha: float = 32.0,
+        dropout: float = 0.1,
+        lambda1: Strength = 0.5,
+        lambda2: Strength = 0.0,
+        pairs: Literal["per_task", "shared"] = "per_task",
+        targets: Sequence[str] | Literal["all"] | None = None,
+    ) -> None:
+        if rank < 1:
+            raise UsageError(f"strategy.rank={rank}: at least 1; try 8")
+        if alpha <= 0:
+            raise UsageError(f"strategy.alpha={alpha}: must be positive; try 4 times the rank")
+        if not 0.0 <= dropout < 1.0:
+            raise UsageError(f"strategy.dropout={dropout}: a share in [0, 1); try 0.1")
+        if pairs not in ("per_task", "shared"):
+            raise UsageError(f"strategy.pairs={pairs!r}: use 'per_task' or 'shared'")
+        for name, strength in (("lambda1", lambda1), ("lambda2", lambda2)):
+            if min(_values(strength), default=0.0) < 0:
+                raise UsageError(f"strategy.{name}={strength}: must not be negative")
+            if isinstance(strength, Mapping) and "*" not in strength:
+                raise UsageError(
+                    f"strategy.{name}={dict(strength)}: add a last pattern '*' for tasks that no "
+                    "other pattern names"
+                )
+        if pairs == "shared" and any(_values(lambda1)):
+            raise UsageError(
+                f"strategy.lambda1={lambda1} has no effect with strategy.pairs=shared, where there "
+                "are no earlier pairs: add strategy.lambda1=0, or use strategy.pairs=per_task"
+            )
+        if isinstance(targets, str) and targets != "all":
+            raise UsageError(
+                f"strategy.targets={targets}: a list such as [q,v], 'all', or null for the model's "
+                "default"
+            )
+        self.rank = rank
+        self.alpha = alpha
+        self.dropout = dropout
+        self.lambda1 = lambda1
+        self.lambda2 = lambda2
+        self.pairs = pairs
+        self.targets = targets
+        self.past: dict[str, Tensor] = {}  # A_1, A_2, ... (t r, d) of every layer
+        self.shared: dict[str, dict[str, Tensor]] = {}  # W_0, A and B of every layer
+        self.layers: dict[str, LoraLayer] = {}
+        self.overlap: dict[str, float] = {}
+        self._model: LoraModel | None = None
+        self._pair = ""
+        self._strengths = (0.0, 0.0)
+
+    def check(self, learner: Learner) -> None:
+        """PEFT must be there, and layers to adapt that no embedding shares its weight with."""
+        _require_peft()
+        self._targeted(learner)
+
+    def _targeted(self, learner: Learner) -> list[str]:
+        """Names of the layers that get pairs."""
+        found = {m.name: m for m in learner.layers(Protect(bias="free", heads="never"))}
+        ends = self.targets if self.targets is not None else _default_targets(learner)
+        names = [n for n in found if ends == "all" or any(_ends(n, end) for end in ends)]
+        if not names:
+            raise UsageError(
+                f"strategy.targets={list(ends)} is the end of no layer's name; the network's "
+                f"layers are {', '.join(found)}"
+            )
+        tied = {id(e.weight) for e in learner.embeddings()}
+        for name in names:
+            if id(found[name].weight) in tied:
+                raise UsageError(
+                    f"strategy.targets: layer {name} shares its weight with an embedding, which a "
+                    "pair would change too: leave it out"
+                )
+        return names
+
+    def setup(self, learner: Learner, task: Task) -> None:
+        """Freeze all there is; put a fresh pair, or the shared one, on every target."""
+        self.check(learner)
+        from peft import LoraConfig, LoraModel
+        from peft.tuners.lora import LoraLayer
+
+        self._strengths = _of_task(self.lambda1, task), _of_task(self.lambda2, task)
+        self._restore_base(learner)
+        learner.hold([learner.network])
+        self._pair = f"task{task.index}" if self.pairs == "per_task" else "shared"
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_dropout=self.dropout,
+            target_modules=self._targeted(learner),
+        )
+        with warnings.catch_warnings():
+            # PEFT sees by itself that GPT-2 stores its weights transposed, and says so.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set")
+            self._model = LoraModel(learner.network, config, self._pair)
+        self.layers = {
+            name: module
+            for name, module in learner.network.named_modules()
+            if isinstance(module, LoraLayer)
+        }
+        self._restore_pair()
+
+    def penalty(self, learner: Learner, batch: Batch, out: Tensor) -> Tensor | None:
+        """lambda1 sum |A_i A_t^T| + lambda2 sum (||A_t|| + ||B_t||)."""
+        lambda1, lambda2 = self._strengths
+        terms = []
+        if lambda1 and self.past:
+            terms.append(lambda1 * torch.stack([o.abs().sum() for o in self._products()]).sum())
+        if lambda2:
+            both = [w for name in self.layers for w in self._weights(name)]
+            terms.append(lambda2 * torch.stack([torch.linalg.vector_norm(w) for w in both]).sum())
+        return torch.stack(terms).sum() if terms else None
+
+    def _weights(self, name: str) -> tuple[Tensor, Tensor]:
+        """A (r, d) and B (o, r) of the pair that is trained."""
+        layer = self.layers[name]
+        return layer.lora_A[self._pair].weight, layer.lora_B[self._pair].weight
+
+    def _products(self) -> list[Tensor]:
+        """[A_1; A_2; ...] A_t^T (t r, r) of every layer."""
+        found = []
+        for name in self.layers:
+            A, _ = self._weights(name)
+            self.past[name] = self.past[name].to(A)
+            found.append(self.past[name] @ A.t())
+        return found
+
+    def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
+        """Remember A_t, or the shared pair as it is now."""
+        if self.pairs == "shared":
+            for name in self.layers:
+                A, B = (w.detach().clone() for w in self._weights(name))
+                self.shared[name] |= {"A": A, "B": B}
+            return
+        self.overlap = {}
+        with torch.no_grad():
+            products = self._products() if self.past else []
+        for name, product in zip(self.layers, products, strict=False):
+            A = self._weights(name)[0].detach()
+            self.overlap[name] = float(product.norm() / (self.past[name].norm() * A.norm()))
+        for name in self.layers:
+            A = self._weights(name)[0].detach().clone()
+            self.past[name] = torch.cat([self.past[name], A]) if name in self.past else A
+
+    def release(self, learner: Learner) -> None:
+        """W <- W + alpha / r B A: PEFT's ``unload`` alone would throw the training away."""
+        if self._model is not None:
+            self._model.merge_and_unload()
+        self._model, self.layers = None, {}
+
+    def _restore_base(self, learner: Learner) -> None:
+        """With a shared pair: keep W_0, or go back to it."""
+        if self.pairs != "shared":
+            return
+        weights = {m.name: m.weight for m in learner.layers(Protect(bias="free", heads="never"))}
+        if not self.shared:
+            self.shared = {
+                name: {"W": weights[name].detach().clone()} for name in self._targeted(learner)
+            }
+        with torch.no_grad():
+            for name, kept in self.shared.items():
+                weights[name].copy_(kept["W"])
+
+    def _restore_pair(self) -> None:
+        with torch.no_grad():
+            for name, kept in self.shared.items():
+                for weight, letter in zip(self._weights(name), "AB", strict=True):
+                    if letter in kept:
+                        weight.copy_(kept[letter])
+
+    def metrics(self) -> Mapping[str, Mapping[str, float]]:
+        """Rank of what all pairs add; of the latest one, sum ||A_i A_t^T|| / (||A_i|| ||A_t||)."""
+        if self.pairs == "shared":
+            return {name: {"lora_rank": self.rank} for name in self.shared}
+        found: dict[str, dict[str, float]] = {
+            name: {"lora_rank": len(A)} for name, A in self.past.items()
+        }
+        for name, overlap in self.overlap.items():
+            found[name]["lora_overlap"] = overlap
+        return found
+
+    def state_dict(self) -> State:
+        """A_1, A_2, ...; or W_0 and the shared pair."""
+        return {
+            "past": dict(self.past),
+            "overlap": dict(self.overlap),
+            "shared": {name: dict(kept) for name, kept in self.shared.items()},
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.past, self.overlap = dict(state["past"]), dict(state["overlap"])
+        self.shared = {name: dict(kept) for name, kept in state["shared"].items()}
+
+
+def _require_peft() -> None:
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            "low-rank adaptation needs the package 'peft', which is not installed: "
+            "pip install 'cl_bench[language]'"
+        ) from error
+
+
+def _default_targets(learner: Learner) -> Sequence[str]:
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
+
+    configs: list[Any] = [getattr(m, "config", None) for m in learner.network.modules()]
+    kinds = [kind for c in configs if isinstance(kind := getattr(c, "model_type", None), str)]
+    if not kinds or kinds[0] not in DEFAULTS:
+        raise UsageError(
+            f"PEFT knows no default for {f'a {kinds[0]}' if kinds else 'this kind of'} model: "
+            "name the layers that get low-rank pairs, for example strategy.targets=[q_proj,v_proj]"
+            " or strategy.targets=all"
+        )
+    targets: Sequence[str] = DEFAULTS[kinds[0]]
+    return targets
+
+
+def _ends(name: str, end: str) -> bool:
+    return name == end or name.endswith(f".{end}")
+
+
+def _values(strength: Strength) -> list[float]:
+    return list(strength.values()) if isinstance(strength, Mapping) else [strength]
+
+
+def _of_task(strength: Strength, task: Task) -> float:
+    if not isinstance(strength, Mapping):
+        return strength
+    return next(value for pattern, value in strength.items() if fnmatchcase(task.name, pattern))
