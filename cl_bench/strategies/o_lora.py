@@ -177,7 +177,7 @@ class OLoRA(Strategy):
 
     def _weights(self, name: str) -> tuple[Tensor, Tensor]:
         """A (r, d) and B (o, r) of the pair that is trained."""
-        layer = self.layers[name]
+        layer: Any = self.layers[name]
         return layer.lora_A[self._pair].weight, layer.lora_B[self._pair].weight
 
     def _products(self) -> list[Tensor]:
