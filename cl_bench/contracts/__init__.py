@@ -1,7 +1,7 @@
 """What a task, a stream, a learner and a strategy promise each other."""
 
 from cl_bench.contracts.errors import UsageError
-from cl_bench.contracts.language import IGNORE, LanguageStream
+from cl_bench.contracts.language import IGNORE, Codec, LanguageStream, PromptStream
 from cl_bench.contracts.learner import Learner, Protect
 from cl_bench.contracts.randomness import derive_seed, generator
 from cl_bench.contracts.strategy import (
@@ -26,6 +26,7 @@ from cl_bench.contracts.stream import (
 __all__ = [
     "IGNORE",
     "Batch",
+    "Codec",
     "Data",
     "EpochDecision",
     "LanguageStream",
@@ -34,6 +35,7 @@ __all__ = [
     "Origin",
     "Pretraining",
     "Progress",
+    "PromptStream",
     "Protect",
     "Recovery",
     "Scenario",

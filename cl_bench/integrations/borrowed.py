@@ -155,7 +155,7 @@ class Borrowed(NetworkServices):
         inside = self._learnable or [p for p in self._model.parameters() if p.requires_grad]
         return any(parameter is p for p in inside)
 
-    def counted(self, batch: Batch) -> Tensor | None:
+    def counted(self, batch: Batch, layer: str) -> Tensor | None:
         """Which tokens (n, L) are no padding, if the sample says so as Hugging Face's models do."""
         mask = batch.get("attention_mask")
         return None if mask is None else mask.bool()

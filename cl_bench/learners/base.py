@@ -110,8 +110,8 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         """Further scores of every sample (n,), recorded beside the matrix; NaN does not count."""
         return {}
 
-    def representation(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """One vector (n, d) for every sample from what a block puts out."""
+    def representation(self, hidden: Tensor, batch: Batch, name: str) -> Tensor:
+        """One vector (n, d) for every sample from what the block called ``name`` puts out."""
         return hidden.flatten(1)
 
     def describe(self) -> str:

@@ -44,7 +44,7 @@ def hidden_states(learner: BaseLearner, batch: Batch, task: Task) -> dict[str, T
 
     def keep(name: str, hidden: Any) -> None:
         tensor = hidden[0] if isinstance(hidden, tuple) else hidden
-        found[name] = learner.representation(tensor, batch).float().cpu()
+        found[name] = learner.representation(tensor, batch, name).float().cpu()
 
     def entering(module: nn.Module, given: tuple[Any, ...]) -> None:
         keep("embeddings", given)

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -149,12 +150,12 @@ class NetworkServices:
         with torch.no_grad(), self._evaluating(), tapped(layers, into) as moments:
             for batch in batches:
                 batch = self._to_device(batch)
-                moments.counted = self.counted(batch)
+                moments.counted = partial(self.counted, batch)
                 self(batch)
         return moments
 
-    def counted(self, batch: Batch) -> Tensor | None:
-        """Which positions (n, L) of sequences hold something; None where there is no padding."""
+    def counted(self, batch: Batch, layer: str) -> Tensor | None:
+        """Which positions (n, L) of a layer's inputs hold something; None: all of them."""
         return None
 
     def gradients(

@@ -6,5 +6,6 @@ from cl_bench.models.gpt import gpt
 from cl_bench.models.lenet import LeNet
 from cl_bench.models.mlp import MLP
 from cl_bench.models.resnet18_small import ResNet18Small
+from cl_bench.models.t5 import t5
 
-__all__ = ["MLP", "AlexNetCL", "LeNet", "ResNet18Small", "SmallCNN", "gpt"]
+__all__ = ["MLP", "AlexNetCL", "LeNet", "ResNet18Small", "SmallCNN", "gpt", "t5"]

@@ -5,7 +5,7 @@ the inputs themselves are kept, and the n x n Gram is decomposed instead of the 
 (milliseconds instead of seconds at d = 2048).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, Self
 
@@ -144,16 +144,18 @@ class Tapped(dict[str, Any]):
     """Moments, or other accumulators, by layer name.
 
     Attributes:
-        counted: bool (n, L), which positions of the batch under way count; None counts all.
+        counted: for a layer's name, bool (n, L): which positions of the batch under way count in
+            its inputs. None, and None for a layer, counts all.
     """
 
-    counted: Tensor | None = None
+    counted: Callable[[str], Tensor | None] | None = None
 
-    def of(self, x: Tensor) -> Tensor:
-        """The inputs (n, ..., d) that count."""
-        if self.counted is None or x.shape[:2] != self.counted.shape:
+    def of(self, x: Tensor, layer: str) -> Tensor:
+        """The inputs (n, ..., d) of a layer that count."""
+        counted = None if self.counted is None else self.counted(layer)
+        if counted is None or x.shape[:2] != counted.shape:
             return x
-        return x[self.counted]
+        return x[counted]
 
 
 @contextmanager
@@ -176,7 +178,7 @@ def tapped(
 
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         for layer in by_module[module]:
-            for rows in layer.inputs(moments.of(args[0].detach())):
+            for rows in layer.inputs(moments.of(args[0].detach(), layer.name)):
                 moments[layer.name].add(rows)
             moments[layer.name].samples += args[0].shape[0]
 

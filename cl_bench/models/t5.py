@@ -1,0 +1,60 @@
+"""Transformers' T5, made from scratch at any size."""
+
+from typing import Any
+
+from torch import nn
+
+from cl_bench.contracts import UsageError
+from cl_bench.models.gpt import require_transformers
+
+
+def t5(
+    vocabulary: int,
+    depth: int = 2,
+    width: int = 64,
+    heads: int = 4,
+    feed_forward: int = 256,
+    gated: bool = False,
+    tied: bool = True,
+    dropout: float = 0.0,
+) -> nn.Module:
+    """A T5 with random weights, drawn from torch's global generator.
+
+    Args:
+        vocabulary: number of tokens.
+        depth: blocks of the encoder, and of the decoder.
+        width: of the residual stream.
+        heads: attention heads of a block.
+        feed_forward: width of the MLPs.
+        gated: gated GELU in the MLPs, as T5 v1.1 has it, instead of ReLU.
+        tied: whether the output layer shares the input embedding's weight (T5 v1.0).
+        dropout: everywhere T5 has it.
+
+    Raises:
+        UsageError: transformers is not installed, or the sizes do not fit together.
+    """
+    if min(depth, width, heads, feed_forward) < 1 or width % heads:
+        raise UsageError(
+            f"model.width={width}, model.heads={heads}, model.depth={depth}, "
+            f"model.feed_forward={feed_forward}: all positive, and heads must divide the width"
+        )
+    require_transformers()
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    settings: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "num_layers": depth,
+        "d_model": width,
+        "d_ff": feed_forward,
+        "d_kv": width // heads,
+        "num_heads": heads,
+        "feed_forward_proj": "gated-gelu" if gated else "relu",
+        "tie_word_embeddings": tied,
+        "scale_decoder_outputs": tied,
+        "dropout_rate": dropout,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+        "eos_token_id": None,
+    }
+    model: nn.Module = T5ForConditionalGeneration(T5Config(**settings))
+    return model

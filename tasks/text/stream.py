@@ -1,0 +1,87 @@
+"""A stream of text tasks."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+from cl_bench.contracts.language import PromptStream
+from tasks.arguments import require
+from tasks.text.codec import load_codec
+from tasks.text.metrics import Metric, exact_match
+from tasks.text.task import PLACE, SPLITS, Example, TextTask
+
+METRICS: Mapping[str, Metric] = {"exact_match": exact_match}
+
+
+class TextStream(PromptStream):
+    """Prompts with answers, scored by what a model generates.
+
+    Args:
+        name: as in the run directory and in tables.
+        tasks: in the order in which they are learned.
+        tokenizer: ``bytes``, a folder or a hub id; a pretrained model needs its own.
+        prompt_length: tokens of the longest prompt, with what its tokenizer adds; what is longer
+            loses its end.
+        answer_length: tokens of the longest answer, its end included.
+        task_tag: whether prompts name their task.
+
+    Raises:
+        UsageError: lengths too small for the labels, or no such tokenizer.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tasks: Sequence[TextTask],
+        tokenizer: str,
+        prompt_length: int,
+        answer_length: int,
+        task_tag: bool,
+    ) -> None:
+        require(prompt_length >= 8, "prompt_length", prompt_length, "at least 8 tokens")
+        codec = load_codec(tokenizer)
+        labels = {label for task in tasks for label in task.labels}
+        need = max((len(codec.encode(label)) + 1 for label in labels), default=2)
+        fits = f"the longest label takes {need} tokens, its end included"
+        require(answer_length >= need, "answer_length", answer_length, fits)
+        room = prompt_length - len(codec.closing)
+        for task in tasks:
+            task.tokenize(codec, room, answer_length)
+        super().__init__(
+            name,
+            tasks,
+            room,
+            answer_length,
+            _fingerprint(tasks, [tokenizer, prompt_length, answer_length]),
+            codec,
+            task_tag,
+        )
+        self._by_number = tuple(tasks)
+
+    def _find(self, example: int) -> tuple[TextTask, Example]:
+        place, row = divmod(example, PLACE)
+        number, split = divmod(place, len(SPLITS))
+        task = self._by_number[number]
+        return task, task.splits[SPLITS[split]][row]
+
+    def answer(self, example: int) -> str:
+        """The right answer to an example, as text."""
+        return self._find(example)[1].answer
+
+    def grade(self, example: int, answer: str) -> float:
+        """Score of an answer in [0, 1], by the metric of the example's task."""
+        task, found = self._find(example)
+        return METRICS[task.metric](found.text, found.answer, answer)
+
+    def options(self, example: int) -> Sequence[str]:
+        """The answers that the example's task allows; empty where they are free text."""
+        return self._find(example)[0].labels
+
+
+def _fingerprint(tasks: Sequence[TextTask], settings: object) -> str:
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for task in tasks:
+        for split in SPLITS:
+            rows = [[e.prompt, e.answer] for e in task.splits[split]]
+            digest.update(json.dumps([task.name, split, rows]).encode())
+    return digest.hexdigest()

@@ -1,0 +1,173 @@
+"""A task of a text stream: prompts and answers, tokenized when they are first asked for."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from cl_bench.contracts.language import IGNORE, Codec
+from cl_bench.contracts.stream import Batch, Origin, Task
+
+Split = Literal["train", "validation", "test"]
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+PLACE = 1 << 32
+"""An example's number is (3 * task + split) * PLACE + row."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A sample as text.
+
+    Attributes:
+        text: what the sample says, without the prompt's frame.
+        prompt: all that the model reads.
+        answer: what it should say.
+    """
+
+    text: str
+    prompt: str
+    answer: str
+
+
+class PromptData:
+    """Examples as :mod:`cl_bench.contracts.language` lays prompts with answers out.
+
+    Args:
+        examples: the samples.
+        codec: the tokenizer.
+        prompt_length: longer prompts lose their end.
+        answer_length: longer answers lose theirs, the end token included.
+        first: number of the first example.
+
+    Attributes:
+        lengths: size of every prompt, for batches of samples of about one length.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        codec: Codec,
+        prompt_length: int,
+        answer_length: int,
+        first: int,
+    ) -> None:
+        self.examples = examples
+        self.codec = codec
+        self.prompt_length = prompt_length
+        self.answer_length = answer_length
+        self.first = first
+        self.lengths = torch.tensor([len(e.prompt) for e in examples], dtype=torch.int64)
+        self._tokens: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def _tokenized(self, row: int) -> tuple[Tensor, Tensor]:
+        found = self._tokens.get(row)
+        if found is None:
+            example = self.examples[row]
+            prompt = self.codec.encode(example.prompt, opening=True)[: self.prompt_length]
+            answer = [*self.codec.encode(example.answer), self.codec.end][: self.answer_length]
+            found = torch.tensor(prompt, dtype=torch.int32), torch.tensor(answer, dtype=torch.int32)
+            self._tokens[row] = found
+        return found
+
+    def __getitem__(self, index: Tensor) -> Batch:
+        """The samples at ``index`` (int64, one dimension)."""
+        rows = index.tolist()
+        prompts = torch.full((len(rows), self.prompt_length), self.codec.pad)
+        mask = torch.zeros_like(prompts)
+        labels = torch.full((len(rows), self.answer_length), IGNORE)
+        for i, row in enumerate(rows):
+            prompt, answer = self._tokenized(row)
+            prompts[i, : len(prompt)] = prompt
+            mask[i, : len(prompt)] = 1
+            labels[i, : len(answer)] = answer
+        return {
+            "input_ids": prompts,
+            "attention_mask": mask,
+            "labels": labels,
+            "example": index + self.first,
+        }
+
+
+class TextTask(Task):
+    """A task whose samples are prompts with answers.
+
+    Args:
+        name: unique within the stream.
+        index: position in the stream.
+        splits: examples of ``train``, ``validation`` and ``test``.
+        labels: the answers it allows, in the order in which options are listed; empty for free
+            text.
+        metric: name of the score.
+        origin: of the data.
+        epochs: how long it is learned; None leaves it to the Trainer.
+    """
+
+    head = 0
+
+    def __init__(
+        self,
+        name: str,
+        index: int,
+        splits: Mapping[Split, Sequence[Example]],
+        labels: Sequence[str],
+        metric: str,
+        origin: Origin,
+        epochs: int | None = None,
+    ) -> None:
+        self.name = name
+        self.index = index
+        self.splits = splits
+        self.labels = tuple(labels)
+        self.metric = metric
+        self.origin = origin
+        self.epochs = epochs
+        self.first = index * len(SPLITS) * PLACE
+
+    def tokenize(self, codec: Codec, prompt_length: int, answer_length: int) -> None:
+        """To be called once, by the stream."""
+        self.codec = codec
+        self.prompt_length, self.answer_length = prompt_length, answer_length
+        self.classes = range(len(codec.pieces))
+
+    def _data(self, split: Split) -> PromptData:
+        return PromptData(
+            self.splits[split],
+            self.codec,
+            self.prompt_length,
+            self.answer_length,
+            self.first + SPLITS.index(split) * PLACE,
+        )
+
+    @cached_property
+    def train(self) -> PromptData:
+        """Training samples."""
+        return self._data("train")
+
+    @cached_property
+    def validation(self) -> PromptData:
+        """Samples taken out of the training samples."""
+        return self._data("validation")
+
+    @cached_property
+    def test(self) -> PromptData:
+        """Test samples."""
+        return self._data("test")
+
+    @cached_property
+    def facts(self) -> Mapping[str, Any]:  # type: ignore[override]
+        """Sizes and, for closed label sets, what always giving the commonest answer scores."""
+        sizes = {f"{split}_samples": len(self.splits[split]) for split in SPLITS}
+        if not self.labels:
+            return sizes
+        counts = Counter(example.answer for example in self.splits["test"])
+        majority = max(counts.values(), default=0) / max(1, counts.total())
+        return {**sizes, "labels": list(self.labels), "majority": majority}
