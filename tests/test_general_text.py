@@ -1,5 +1,6 @@
 """What is kept beside the tasks: loss on general text, and the part of updates left unprotected."""
 
+import functools
 import gzip
 import json
 import math
@@ -10,15 +11,24 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning import Trainer
 from test_probes import CASES, NOTHING, run
+from torch.optim import AdamW
+from toys import ORIGIN
 
 from cl_bench.contracts import IGNORE, Protect, UsageError
 from cl_bench.experiment import (
+    AlignmentSettings,
+    CheckpointSettings,
     EvalSettings,
     GeneralTextSettings,
+    Identity,
+    LoopSettings,
     ProbeSettings,
     UnprotectedSettings,
+    conduct,
 )
+from cl_bench.experiment.probes.general_text import GeneralText
 from cl_bench.experiment.probes.held_out import (
     continuation,
     read_texts,
@@ -26,9 +36,24 @@ from cl_bench.experiment.probes.held_out import (
     windows,
 )
 from cl_bench.experiment.weights import TaskWeights, read_weights
+from cl_bench.learners import language
 from cl_bench.metrics import unprotected_by_chance, unprotected_share
+from cl_bench.models import gpt, t5
+from cl_bench.strategies.finetune import Finetune
 from cl_bench.tracking import read_results
-from runs import final_weights
+from runs import differences, final_weights
+from tasks.text import Example, TextStream, TextTask
+from tasks.text.codec import PretrainedCodec
+
+transformers = pytest.importorskip("transformers")
+
+QUIET = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 # -- the unprotected share of an update ---------------------------------------------------------
 
@@ -263,3 +288,160 @@ def test_gaps_filled_in_give_the_text_back(length, n):
         rebuilt = [t for token in prompt.tolist() for t in fills.get(token, [token])]
         assert rebuilt == row.tolist()
         assert prompt[0] not in sentinels
+
+
+# -- general text: a run --------------------------------------------------------------------------
+
+
+def prompts(tokenizer="bytes", tasks=2):
+    """Little stories about digits; a byte a token."""
+
+    def examples(t, split):
+        return [Example(f"{t}{i}", f"say {i} {split}{t}", f"{i * (t + 1)}") for i in range(24)]
+
+    splits = ("train", "validation", "test")
+    made = [
+        TextTask(f"t{t}", t, {s: examples(t, s) for s in splits}, (), "exact_match", ORIGIN)
+        for t in range(tasks)
+    ]
+    return TextStream("stories", made, tokenizer, 24, 6, True)
+
+
+def model(kind, size=259):
+    torch.manual_seed(1)
+    if kind == "t5":
+        return t5(size, depth=1, width=16, heads=2, feed_forward=32, tied=False)
+    return gpt(size, kind, depth=1, width=16, heads=2, context=64)
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def learned(directory, kind, settings, dies_at=None, resume=False, stream=None, network=None):
+    stream = stream or prompts()
+    network = model(kind) if network is None else network
+    learner = language(stream, network, functools.partial(AdamW, lr=1e-2), 8, 0)
+    batches = iter(range(10**9))
+    plain = learner._learn
+
+    def mortal(batch):
+        if next(batches) == dies_at:
+            raise Killed
+        return plain(batch)
+
+    learner._learn = mortal
+    conduct(
+        stream,
+        Finetune(),
+        learner,
+        functools.partial(Trainer, max_epochs=1, **QUIET),
+        Identity("stories", "finetune", "seed: 0\n", "python -m cl_bench"),
+        loop=LoopSettings(0, 8),
+        evaluation=EvalSettings(batch_size=5, max_samples=4),
+        alignment=AlignmentSettings(enabled=False),
+        probe=ProbeSettings(general_text=settings),
+        checkpoint=CheckpointSettings(True, 2, 2),
+        run_dir=directory,
+        resume=resume,
+    )
+    return learner
+
+
+def of_text(directory):
+    return [e for e in read_results(directory) if e.get("probe") == "general_text"]
+
+
+TEXT = "It was a bright cold day in some month, and the clocks had nothing to say. " * 4
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("kind", ["t5", "gpt_neox"])
+def test_the_loss_is_what_transformers_says_before_and_after_every_task(tmp_path, kind):
+    (tmp_path / "text.txt").write_text(TEXT)
+    settings = GeneralTextSettings(True, path=str(tmp_path / "text.txt"), windows=8, length=20)
+    learner = learned(tmp_path / "run", kind, settings)
+    codec = learner.prompts.codec
+    tokens = windows([codec.encode(TEXT)], codec.end, 20, 8)
+    whole = model(kind).eval()
+
+    def loss(weights):
+        parts = {"backbone": {}, "heads.0": {}}
+        for name, tensor in weights.items():
+            part = next(p for p in parts if name.startswith(f"{p}."))
+            parts[part][name.removeprefix(f"{part}.")] = tensor
+        whole.get_output_embeddings().load_state_dict(parts["heads.0"])
+        target = whole if kind == "t5" else whole.base_model
+        target.load_state_dict(parts["backbone"], strict=False)
+        with torch.no_grad():
+            if kind != "t5":
+                return float(whole(input_ids=tokens, labels=tokens).loss)
+            closing = torch.tensor([list(codec.closing)] * len(tokens))
+            given = torch.cat([tokens[:, :10], closing], 1)
+            return float(whole(input_ids=given, labels=tokens[:, 10:].contiguous()).loss)
+
+    kept = [loss(read_weights(TaskWeights(tmp_path / "run").path(i))) for i in range(3)]
+    assert max(kept) - min(kept) > 0.01
+    for t, event in enumerate(of_text(tmp_path / "run")):
+        values = event["values"]
+        assert values["before"] == pytest.approx(kept[t], rel=1e-5)
+        assert values["after"] == pytest.approx(kept[t + 1], rel=1e-5)
+        assert values["change"] == pytest.approx(kept[t + 1] - kept[t], abs=1e-5)
+        assert values["since_start"] == pytest.approx(kept[t + 1] - kept[0], abs=1e-5)
+        assert event["objective"] == "continuation"
+        assert event["source"].endswith("text.txt")
+        assert event["windows"] == len(tokens) == 8
+        assert event["tokens"] == 8 * (10 if kind == "t5" else 19)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_it_changes_no_bit_costs_little_and_is_resumed_exactly(tmp_path):
+    settings = GeneralTextSettings(True, windows=3, length=16)
+    learned(tmp_path / "plain", "t5", GeneralTextSettings())
+    learned(tmp_path / "whole", "t5", settings)
+    plain, probed = (
+        {k: v for k, v in final_weights(tmp_path / d).items() if not k.startswith("/observer")}
+        for d in ("plain", "whole")
+    )
+    assert plain == probed
+    costs = [e for e in read_results(tmp_path / "whole") if e.get("probe") == "cost"]
+    assert all(e["seconds"]["general_text"] > 0 for e in costs)
+    summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    assert summary["probe_seconds"]["general_text"] > 0
+    with pytest.raises(Killed):
+        learned(tmp_path / "killed", "t5", settings, dies_at=5)
+    learned(tmp_path / "killed", "t5", settings, resume=True)
+    assert differences(tmp_path / "whole", tmp_path / "killed") == []
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_an_encoder_decoder_with_sentinels_is_asked_for_gaps(tmp_path):
+    stream = prompts()
+    stream.codec = PretrainedCodec(transformers.ByT5Tokenizer(), "bytes with sentinels")
+    sizes = {"network": model("t5", 384), "stream": stream}
+    learned(tmp_path, "t5", GeneralTextSettings(True, windows=4, length=40), **sizes)
+    assert [e["objective"] for e in of_text(tmp_path)] == ["span_corruption"] * 2
+    assert all(e["tokens"] == 4 * (6 + 2 + 1) for e in of_text(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "words"),
+    [
+        ("gpt_neox", {"length": 65}, r"length=65: the model has 64 positions"),
+        ("gpt_neox", {"objective": "span_corruption"}, "needs an encoder-decoder"),
+        ("t5", {"objective": "span_corruption"}, r"this one has 0\)"),
+        ("t5", {"length": 100_000}, "fewer than one window"),
+    ],
+)
+def test_what_the_model_cannot_read_is_refused(kind, options, words):
+    settings = GeneralTextSettings(True, **{"length": 32, **options})
+    stream = prompts()
+    learner = language(stream, model(kind), functools.partial(AdamW, lr=1e-2), 8, 0)
+    with pytest.raises(UsageError, match=words):
+        GeneralText(settings, 8, stream, learner, None)
+
+
+def test_streams_without_a_tokenizer_are_refused(tmp_path):
+    probe = ProbeSettings(general_text=GeneralTextSettings(True))
+    with pytest.raises(UsageError, match=r"stream 'toy' has no tokenizer.*t5_cl_fewshot"):
+        run(tmp_path, probe=probe, evaluation=EvalSettings())

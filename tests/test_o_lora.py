@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning import Trainer
 from test_causal import ROOT, batch_of, make_causal, make_model, world
+from test_general_text import prompts
 from torch.optim import SGD, AdamW
 
 from cl_bench.cli.build import run_config
@@ -27,8 +28,9 @@ from cl_bench.experiment import (
 )
 from cl_bench.experiment.checks import check_pair
 from cl_bench.experiment.probes import LandscapeSettings, ProbeSettings, UpdateSettings
-from cl_bench.learners import Causal
+from cl_bench.learners import Causal, language
 from cl_bench.metrics import share_inside
+from cl_bench.models import t5
 from cl_bench.strategies.o_lora import OLoRA
 from cl_bench.subspace import merged_parameters
 from cl_bench.tracking import read_results
@@ -472,20 +474,47 @@ def test_without_peft_it_says_what_to_install(cli, monkeypatch):
 
 def tiny(kind):
     sizes = {"hidden_size": 8, "num_attention_heads": 2, "vocab_size": 200}
-    if kind == "llama":
-        config = transformers.LlamaConfig(**sizes, num_hidden_layers=1, intermediate_size=16)
-        return transformers.LlamaForCausalLM(config)
-    config = transformers.OPTConfig(
-        **sizes, num_hidden_layers=1, ffn_dim=16, word_embed_proj_dim=8, max_position_embeddings=64
-    )
-    return transformers.OPTForCausalLM(config)
+    more = {"num_hidden_layers": 1, "intermediate_size": 16, "num_key_value_heads": 2}
+    configs = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config}
+    return transformers.AutoModelForCausalLM.from_config(configs[kind](**sizes, **more))
 
 
-@pytest.mark.parametrize("kind", ["llama", "opt"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_defaults_are_queries_and_values(kind):
     learner = Causal(world(), tiny(kind), functools.partial(SGD, lr=0.1), 8, 0)
     ends = {name.rpartition(".")[2] for name in OLoRA()._targeted(learner)}
     assert ends == {"q_proj", "v_proj"}
+
+
+def encoder_decoder(optimizer):
+    torch.manual_seed(1)
+    network = t5(259, depth=1, width=16, heads=2, feed_forward=32, dropout=0.1)
+    return language(prompts(), network, optimizer, 8, 0)
+
+
+@pytest.mark.parametrize("make", [o_lora, seq_lora])
+def test_an_encoder_decoder_learns_in_both_attentions_and_answers_alike_when_merged(make):
+    learner, strategy = encoder_decoder(functools.partial(AdamW, lr=1e-2)), make()
+    names = list(learner.state_dict())
+    batch = learner.prompts[0].sample(6, 0)
+    for t, task in enumerate(learner.prompts):
+        steps(learner, strategy, task, boundary=False)
+        learner.eval()
+        where = {name.partition("block.0.layer.")[2] for name in strategy.layers}
+        assert where == {f"0.SelfAttention.{x}" for x in "qv"} | {
+            f"1.EncDecAttention.{x}" for x in "qv"
+        }
+        assert len(strategy.layers) == 6
+        with torch.no_grad():
+            adapted, answers = learner(batch), learner.answers(batch)
+            strategy.consolidate(learner, task, {})
+            strategy.release(learner)
+            torch.testing.assert_close(learner(batch), adapted, atol=1e-4, rtol=1e-3)
+        assert learner.answers(batch) == answers
+        assert list(learner.state_dict()) == names
+        assert {v["lora_rank"] for v in strategy.metrics().values()} == {
+            2 if make is seq_lora else 2 * (t + 1)
+        }
 
 
 def test_targets_are_ends_of_names_or_all_but_heads():
