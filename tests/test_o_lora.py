@@ -53,7 +53,7 @@ def steps(learner, strategy, task, count=3, boundary=True):
     learner.train()
     optimizer = learner.configure_optimizers()
     for i in range(count):
-        batch = batch_of(task.train, *range(8 * i, 8 * i + 8))
+        batch = batch_of(task.train, *(n % len(task.train) for n in range(8 * i, 8 * i + 8)))
         optimizer.zero_grad()
         learner.training_step(batch, i).backward()
         strategy.constrain(learner)
@@ -193,6 +193,17 @@ def test_earlier_pairs_stay_and_rank_grows_with_tasks():
             assert values["lora_rank"] == 2 * (t + 1) == len(strategy.past[name])
             assert ("lora_overlap" in values) == (t > 0)
             assert 0 < values.get("lora_overlap", 0.5) < 1
+
+
+def test_the_penalty_keeps_pairs_apart():
+    overlaps = []
+    for strength in (0.0, 5.0):
+        learner, strategy = make_causal(), OLoRA(rank=2, lambda1=strength)
+        for task in world():
+            steps(learner, strategy, task, count=20)
+        overlaps.append([v["lora_overlap"] for v in strategy.metrics().values()])
+    free, apart = overlaps
+    assert all(a < 0.7 * f for f, a in zip(free, apart, strict=True))
 
 
 def test_a_pair_moves_only_what_its_rows_read():
