@@ -31,6 +31,7 @@ from cl_bench.experiment.probes import LandscapeSettings, ProbeSettings, UpdateS
 from cl_bench.learners import Causal, language
 from cl_bench.metrics import share_inside
 from cl_bench.models import t5
+from cl_bench.strategies.finetune import Finetune
 from cl_bench.strategies.o_lora import OLoRA
 from cl_bench.subspace import merged_parameters
 from cl_bench.tracking import read_results
@@ -266,6 +267,21 @@ def test_it_learns_what_adapters_of_peft_that_are_kept_apart_learn(make):
     assert sum(moved) > 0.01
     for name, weight in learner.named_parameters():
         torch.testing.assert_close(weight.detach(), expected[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [o_lora, seq_lora])
+def test_a_network_without_pretraining_may_learn_its_first_task_whole(make):
+    plain, learner = make_causal(), make_causal()
+    steps(plain, Finetune(), world()[0])
+    strategy = make(full_first=True, lambda2=0.1)
+    steps(learner, strategy, world()[0])
+    start = {n: p.detach().clone() for n, p in learner.named_parameters()}
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(parameter, start[name])
+    steps(learner, strategy, world()[1])
+    moved = {n for n, p in learner.named_parameters() if not torch.equal(p, start[n])}
+    assert moved == {n for n in start if n.endswith("query_key_value.weight")}
+    assert {v["lora_rank"] for v in strategy.metrics().values()} == {2}
 
 
 # -- the end of a task --------------------------------------------------------------------------

@@ -55,6 +55,9 @@ class OLoRA(Strategy):
         targets: the ends of the names of the layers that get pairs, or ``all`` for every linear
             layer but output layers; None takes PEFT's default for the kind of model (queries and
             values of T5 and LLaMA, ``c_attn`` of GPT-2).
+        full_first: train all weights on the first task, and pairs from the second on: for networks
+            that begin with random weights, on which a pair alone learns nothing. Not the method as
+            published, which adapts pretrained models.
 
     Raises:
         UsageError: an option is out of range, or has no effect.
@@ -71,6 +74,7 @@ class OLoRA(Strategy):
         lambda2: Strength = 0.0,
         pairs: Literal["per_task", "shared"] = "per_task",
         targets: Sequence[str] | Literal["all"] | None = None,
+        full_first: bool = False,
     ) -> None:
         if rank < 1:
             raise UsageError(f"strategy.rank={rank}: at least 1; try 8")
@@ -105,6 +109,7 @@ class OLoRA(Strategy):
         self.lambda2 = lambda2
         self.pairs = pairs
         self.targets = targets
+        self.full_first = full_first
         self.past: dict[str, Tensor] = {}  # A_1, A_2, ... (t r, d) of every layer
         self.shared: dict[str, dict[str, Tensor]] = {}  # W_0, A and B of every layer
         self.layers: dict[str, LoraLayer] = {}
@@ -140,6 +145,8 @@ class OLoRA(Strategy):
     def setup(self, learner: Learner, task: Task) -> None:
         """Freeze all there is; put a fresh pair, or the shared one, on every target."""
         self.check(learner)
+        if self.full_first and task.index == 0:
+            return
         from peft import LoraConfig, LoraModel
         from peft.tuners.lora import LoraLayer
 
@@ -166,6 +173,8 @@ class OLoRA(Strategy):
 
     def penalty(self, learner: Learner, batch: Batch, out: Tensor) -> Tensor | None:
         """lambda1 sum |A_i A_t^T| + lambda2 sum (||A_t|| + ||B_t||)."""
+        if not self.layers:
+            return None
         lambda1, lambda2 = self._strengths
         terms = []
         if lambda1 and self.past:
