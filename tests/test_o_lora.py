@@ -14,7 +14,7 @@ from test_causal import ROOT, batch_of, make_causal, make_model, world
 from test_general_text import prompts
 from torch.optim import SGD, AdamW
 
-from cl_bench.cli.build import run_config
+from cl_bench.cli.build import build, run_config
 from cl_bench.cli.export import export
 from cl_bench.contracts import Protect, UsageError
 from cl_bench.experiment import (
@@ -32,7 +32,9 @@ from cl_bench.learners import Causal, language
 from cl_bench.metrics import share_inside
 from cl_bench.models import t5
 from cl_bench.strategies.finetune import Finetune
+from cl_bench.strategies.inc_lora import IncLoRA
 from cl_bench.strategies.o_lora import OLoRA
+from cl_bench.strategies.seq_lora import SeqLoRA
 from cl_bench.subspace import merged_parameters
 from cl_bench.tracking import read_results
 from runs import differences, final_weights
@@ -42,8 +44,8 @@ peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
 ARCHITECTURES = {"gpt_neox": "attention.query_key_value", "gpt2": "attn.c_attn"}
-inc_lora = functools.partial(OLoRA, rank=2, lambda1=0.0)
-seq_lora = functools.partial(OLoRA, rank=2, lambda1=0.0, pairs="shared")
+inc_lora = functools.partial(IncLoRA, rank=2)
+seq_lora = functools.partial(SeqLoRA, rank=2)
 o_lora = functools.partial(OLoRA, rank=2)
 
 
@@ -143,7 +145,12 @@ def test_norms_have_a_gradient_where_b_is_zero():
 
 
 def test_strengths_go_by_task_name():
-    strategy = OLoRA(lambda1={"read_*": 0.0, "*": 5.0}, lambda2={"read_about": 0.2, "*": 0.0})
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        patterns = (
+            "strategy.lambda1={read_*: 0, *: 5}",
+            "strategy.lambda2={read_about: 0.2, *: 0}",
+        )
+        strategy = build(hydra.compose("config", ["+strategy=o_lora", *patterns]).strategy)
     learner = make_causal()
     learner.begin(world()[0], strategy)
     assert strategy._strengths == (0.0, 0.2)
@@ -273,7 +280,7 @@ def test_it_learns_what_adapters_of_peft_that_are_kept_apart_learn(make):
 def test_a_network_without_pretraining_may_learn_its_first_task_whole(make):
     plain, learner = make_causal(), make_causal()
     steps(plain, Finetune(), world()[0])
-    strategy = make(full_first=True, lambda2=0.1)
+    strategy = make(full_first=True)
     steps(learner, strategy, world()[0])
     start = {n: p.detach().clone() for n, p in learner.named_parameters()}
     for name, parameter in plain.named_parameters():
@@ -344,7 +351,7 @@ def test_a_shared_pair_goes_on_from_itself_on_the_first_weights():
     learner, strategy = make_causal(), seq_lora()
     first = targets(learner, "gpt_neox")
     steps(learner, strategy, world()[0])
-    pair = {n: {k: v.clone() for k, v in kept.items()} for n, kept in strategy.shared.items()}
+    pair = {n: {k: v.clone() for k, v in kept.items()} for n, kept in strategy.kept.items()}
     steps(learner, strategy, world()[1], count=0, boundary=False)
     for name, layer in strategy.layers.items():
         assert torch.equal(layer.base_layer.weight, first[name])
@@ -567,8 +574,6 @@ def test_targets_are_ends_of_names_or_all_but_heads():
         ({"lambda1": -1}, "strategy.lambda1=-1"),
         ({"lambda2": {"*": -1}}, "strategy.lambda2="),
         ({"lambda1": {"a": 1}}, r"add a last pattern '\*'"),
-        ({"pairs": "two"}, "strategy.pairs='two'"),
-        ({"pairs": "shared"}, "strategy.lambda1=0.5 has no effect"),
         ({"targets": "q"}, r"a list such as \[q,v\]"),
     ],
 )

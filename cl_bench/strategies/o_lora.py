@@ -10,7 +10,7 @@ The paper puts the constraint on its "A", the up-projection; the authors' code p
 ``lora_A``, the down-projection, whose rows span what the pair reads. This follows the code
 (github.com/cmnfriend/O-LoRA), also in summing absolute values and unsquared norms.
 
-Without the two penalties this is IncLoRA, and with one pair for all tasks SeqLoRA.
+Without the two penalties this is ``inc_lora``, and with one pair for all tasks ``seq_lora``.
 """
 
 import warnings
@@ -51,7 +51,6 @@ class OLoRA(Strategy):
             frozen pairs as well; here those are part of the weight.
         lambda1: of the overlap with earlier pairs.
         lambda2: of the pair's norms.
-        pairs: ``per_task``, or one ``shared`` by all tasks.
         targets: the ends of the names of the layers that get pairs, or ``all`` for every linear
             layer but output layers; None takes PEFT's default for the kind of model (queries and
             values of T5 and LLaMA, ``c_attn`` of GPT-2).
@@ -72,7 +71,6 @@ class OLoRA(Strategy):
         dropout: float = 0.1,
         lambda1: Strength = 0.5,
         lambda2: Strength = 0.0,
-        pairs: Literal["per_task", "shared"] = "per_task",
         targets: Sequence[str] | Literal["all"] | None = None,
         full_first: bool = False,
     ) -> None:
@@ -82,8 +80,6 @@ class OLoRA(Strategy):
             raise UsageError(f"strategy.alpha={alpha}: must be positive; try 4 times the rank")
         if not 0.0 <= dropout < 1.0:
             raise UsageError(f"strategy.dropout={dropout}: a share in [0, 1); try 0.1")
-        if pairs not in ("per_task", "shared"):
-            raise UsageError(f"strategy.pairs={pairs!r}: use 'per_task' or 'shared'")
         for name, strength in (("lambda1", lambda1), ("lambda2", lambda2)):
             if min(_values(strength), default=0.0) < 0:
                 raise UsageError(f"strategy.{name}={strength}: must not be negative")
@@ -92,11 +88,6 @@ class OLoRA(Strategy):
                     f"strategy.{name}={dict(strength)}: add a last pattern '*' for tasks that no "
                     "other pattern names"
                 )
-        if pairs == "shared" and any(_values(lambda1)):
-            raise UsageError(
-                f"strategy.lambda1={lambda1} has no effect with strategy.pairs=shared, where there "
-                "are no earlier pairs: add strategy.lambda1=0, or use strategy.pairs=per_task"
-            )
         if isinstance(targets, str) and targets != "all":
             raise UsageError(
                 f"strategy.targets={targets}: a list such as [q,v], 'all', or null for the model's "
@@ -107,11 +98,9 @@ class OLoRA(Strategy):
         self.dropout = dropout
         self.lambda1 = lambda1
         self.lambda2 = lambda2
-        self.pairs = pairs
         self.targets = targets
         self.full_first = full_first
         self.past: dict[str, Tensor] = {}  # A_1, A_2, ... (t r, d) of every layer
-        self.shared: dict[str, dict[str, Tensor]] = {}  # W_0, A and B of every layer
         self.layers: dict[str, LoraLayer] = {}
         self.overlap: dict[str, float] = {}
         self._model: LoraModel | None = None
@@ -143,7 +132,7 @@ class OLoRA(Strategy):
         return names
 
     def setup(self, learner: Learner, task: Task) -> None:
-        """Freeze all there is; put a fresh pair, or the shared one, on every target."""
+        """Freeze all there is; put a fresh pair on every target."""
         self.check(learner)
         if self.full_first and task.index == 0:
             return
@@ -151,9 +140,8 @@ class OLoRA(Strategy):
         from peft.tuners.lora import LoraLayer
 
         self._strengths = _of_task(self.lambda1, task), _of_task(self.lambda2, task)
-        self._restore_base(learner)
         learner.hold([learner.network])
-        self._pair = f"task{task.index}" if self.pairs == "per_task" else "shared"
+        self._pair = self.pair_name(task)
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]
@@ -169,7 +157,10 @@ class OLoRA(Strategy):
             for name, module in learner.network.named_modules()
             if isinstance(module, LoraLayer)
         }
-        self._restore_pair()
+
+    def pair_name(self, task: Task) -> str:
+        """What PEFT calls the pair of a task; parameters are known by it."""
+        return f"task{task.index}"
 
     def penalty(self, learner: Learner, batch: Batch, out: Tensor) -> Tensor | None:
         """lambda1 sum |A_i A_t^T| + lambda2 sum (||A_t|| + ||B_t||)."""
@@ -199,12 +190,7 @@ class OLoRA(Strategy):
         return found
 
     def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
-        """Remember A_t, or the shared pair as it is now."""
-        if self.pairs == "shared":
-            for name in self.layers:
-                A, B = (w.detach().clone() for w in self._weights(name))
-                self.shared[name] |= {"A": A, "B": B}
-            return
+        """Remember A_t."""
         self.overlap = {}
         with torch.no_grad():
             products = self._products() if self.past else []
@@ -221,30 +207,8 @@ class OLoRA(Strategy):
             self._model.merge_and_unload()
         self._model, self.layers = None, {}
 
-    def _restore_base(self, learner: Learner) -> None:
-        """With a shared pair: keep W_0, or go back to it."""
-        if self.pairs != "shared":
-            return
-        weights = {m.name: m.weight for m in learner.layers(Protect(bias="free", heads="never"))}
-        if not self.shared:
-            self.shared = {
-                name: {"W": weights[name].detach().clone()} for name in self._targeted(learner)
-            }
-        with torch.no_grad():
-            for name, kept in self.shared.items():
-                weights[name].copy_(kept["W"])
-
-    def _restore_pair(self) -> None:
-        with torch.no_grad():
-            for name, kept in self.shared.items():
-                for weight, letter in zip(self._weights(name), "AB", strict=True):
-                    if letter in kept:
-                        weight.copy_(kept[letter])
-
     def metrics(self) -> Mapping[str, Mapping[str, float]]:
-        """Rank of what all pairs add; of the latest one, sum ||A_i A_t^T|| / (||A_i|| ||A_t||)."""
-        if self.pairs == "shared":
-            return {name: {"lora_rank": self.rank} for name in self.shared}
+        """Rank of what all pairs add; ||A A_t^T|| / (||A|| ||A_t||), A that of all pairs before."""
         found: dict[str, dict[str, float]] = {
             name: {"lora_rank": len(A)} for name, A in self.past.items()
         }
@@ -253,17 +217,12 @@ class OLoRA(Strategy):
         return found
 
     def state_dict(self) -> State:
-        """A_1, A_2, ...; or W_0 and the shared pair."""
-        return {
-            "past": dict(self.past),
-            "overlap": dict(self.overlap),
-            "shared": {name: dict(kept) for name, kept in self.shared.items()},
-        }
+        """A_1, A_2, ... and how far the latest overlaps with those before."""
+        return {"past": dict(self.past), "overlap": dict(self.overlap)}
 
     def load_state_dict(self, state: State) -> None:
         """Inverse of :meth:`state_dict`."""
         self.past, self.overlap = dict(state["past"]), dict(state["overlap"])
-        self.shared = {name: dict(kept) for name, kept in state["shared"].items()}
 
 
 def _require_peft() -> None:
