@@ -790,6 +790,8 @@ def test_strategies_run_on_biographies_as_configured(strategy, tmp_path, monkeyp
     """Their own configuration, on the smoke tier cut down, with everything that can be probed."""
     monkeypatch.setenv("CL_BENCH_CACHE", str(tmp_path / "cache"))
     probed = [f"probe.{p}.enabled=true" for p in ("updates", "features", "recovery", "landscape")]
+    if strategy in ("gpm", "rogo"):
+        probed.append("strategy.protect.embeddings=free")
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = hydra.compose(
             "config",

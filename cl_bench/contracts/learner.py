@@ -27,6 +27,10 @@ class Protect:
             ``frozen_after_first``.
         heads: ``auto`` guards a head that tasks share and leaves per-task heads alone; ``always``
             and ``never`` say so outright.
+        embeddings: of tokens and positions, relative ones included, which no subspace of inputs
+            guards: ``free``, or ``frozen_after_first``.
+        tied: an embedding whose weight is an output head's too: ``project`` guards it as the
+            head's, ``frozen_after_first`` and ``free`` do what they say.
 
     Raises:
         UsageError: an option is none of the above.
@@ -37,12 +41,16 @@ class Protect:
     bias: Literal["free", "augmented", "frozen"] = "augmented"
     norm: Literal["free", "frozen_after_first"] = "frozen_after_first"
     heads: Literal["auto", "always", "never"] = "auto"
+    embeddings: Literal["free", "frozen_after_first"] = "frozen_after_first"
+    tied: Literal["project", "frozen_after_first", "free"] = "project"
 
     def __post_init__(self) -> None:
         for option, allowed in (
             ("bias", ("free", "augmented", "frozen")),
             ("norm", ("free", "frozen_after_first")),
             ("heads", ("auto", "always", "never")),
+            ("embeddings", ("free", "frozen_after_first")),
+            ("tied", ("project", "frozen_after_first", "free")),
         ):
             value = getattr(self, option)
             if value not in allowed:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from cl_bench.contracts import Batch, Protect, UsageError
-from cl_bench.learners import NORMS, NetworkServices
+from cl_bench.learners import NetworkServices
+from cl_bench.learners.services import is_norm
 from cl_bench.subspace import Accumulator, LinearMap, Moments, linear_maps
 
 Forward = Callable[[Any, Batch], Tensor]
@@ -220,7 +221,7 @@ class Borrowed(NetworkServices):
         for module in modules:
             module.requires_grad_(False)
             for norm in module.modules():
-                if isinstance(norm, NORMS) and norm not in self.held_norms:
+                if is_norm(norm) and norm not in self.held_norms:
                     self.held_norms.add(norm)
                     _stay_in_eval(norm, norm.training)
                     # The user's own model.train() comes later. Forward hooks would not do: a
@@ -258,7 +259,7 @@ class Borrowed(NetworkServices):
             f"{name or 'the model itself'} ({type(module).__name__})"
             for name, module in self._model.named_modules()
             if any(p.requires_grad for p in module.parameters(recurse=False))
-            and not isinstance(module, NORMS)
+            and not is_norm(module)
             and not linear_maps(name, module)
             and protect.matches(name)
         ]

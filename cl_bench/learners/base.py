@@ -79,7 +79,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         self.work = Work()
         self._optimizer_factory = optimizer
         self.held_norms: set[nn.Module] = set()
-        self._held: set[nn.Parameter] = set()
+        self._held: set[Tensor] = set()
         self._losses: list[Tensor] = []
         self._loss_sum, self._loss_count = 0.0, 0
         self._step = _Step()
@@ -373,7 +373,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         """Whether a parameter learns unless a strategy freezes it: as it was at construction."""
         return parameter in self._learnable
 
-    def _freeze(self, parameters: Iterable[nn.Parameter]) -> None:
+    def _freeze(self, parameters: Iterable[Tensor]) -> None:
         for parameter in parameters:
             parameter.requires_grad_(False)
             self._held.add(parameter)

@@ -2,8 +2,7 @@
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -215,17 +214,12 @@ class LanguageLearner(BaseLearner):
         if not per_sample:
             return super().gradients(batch, of)
         # Fused attention has no batching rule, and what is cut may not depend on the sample.
-        batch = self.cut(batch)
-        with sdpa_kernel(SDPBackend.MATH), self._as_it_is():
-            return super().gradients(batch, of, per_sample)
-
-    @contextmanager
-    def _as_it_is(self) -> Iterator[None]:
-        before, self._uncut = self._uncut, True
+        batch, self._uncut = self.cut(batch), True
         try:
-            yield
+            with sdpa_kernel(SDPBackend.MATH):
+                return super().gradients(batch, of, per_sample)
         finally:
-            self._uncut = before
+            self._uncut = False
 
     def draw_labels(self, batch: Batch, generator: torch.Generator) -> Batch:
         """The batch with every label drawn from the prediction after the true tokens before it."""

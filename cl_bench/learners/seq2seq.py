@@ -5,7 +5,7 @@ positions, everything else in the decoder the answer's.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +108,22 @@ class Seq2Seq(LanguageLearner):
         tokens, mask = self._source(batch)
         found: Tensor = self.model.generate(input_ids=tokens, attention_mask=mask, **options)
         return found[:, 1:]  # behind the start token
+
+    def gradients(
+        self,
+        batch: Batch,
+        of: Literal["loss", "logits"] = "loss",
+        per_sample: bool = False,
+    ) -> dict[str, Tensor]:
+        """As for every learner; one sample after another, as masks do not go through ``vmap``."""
+        if not per_sample:
+            return super().gradients(batch, of)
+        rows = range(len(batch["labels"]))
+        each = [
+            super(Seq2Seq, self).gradients({k: v[i : i + 1] for k, v in batch.items()}, of)
+            for i in rows
+        ]
+        return {name: torch.stack([found[name] for found in each]) for name in each[0]}
 
     def counted(self, batch: Batch, layer: str) -> Tensor:
         """Prompt positions for what reads the encoder, answer positions for the rest of it."""

@@ -25,6 +25,13 @@ from cl_bench.subspace import (
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Whether the module normalises; transformers' models bring classes of their own."""
+    scale = getattr(module, "weight", None)
+    own = type(module).__name__.endswith("Norm") and isinstance(scale, Tensor) and scale.dim() == 1
+    return isinstance(module, NORMS) or own
+
+
 class NetworkServices:
     """Mixin: the part of the Learner contract that any module can serve.
 
@@ -83,22 +90,26 @@ class NetworkServices:
     @property
     def tied(self) -> bool:
         """Whether an embedding shares its weight with another layer, such as an output head."""
-        own = [(id(m), id(m.weight)) for m in self.embeddings() if isinstance(m, nn.Embedding)]
-        inputs, weights = {i for i, _ in own}, {w for _, w in own}
-        return any(
-            id(p) in weights and id(m) not in inputs
+        return bool(self._tied_weights())
+
+    def _tied_weights(self) -> set[Tensor]:
+        tables = {m for m in self.network.modules() if isinstance(m, nn.Embedding)}
+        elsewhere = {
+            p
             for m in self.network.modules()
+            if m not in tables
             for p in m.parameters(recurse=False)
-        )
+        }
+        return {m.weight for m in tables} & elsewhere
 
     def hold(self, modules: Iterable[nn.Module]) -> None:
         """Until the next task: no gradients, no optimizer state, running statistics held."""
         for module in modules:
             self._freeze(module.parameters())
-            self.held_norms.update(m for m in module.modules() if isinstance(m, NORMS))
+            self.held_norms.update(m for m in module.modules() if is_norm(m))
         self.network.train(self.network.training)
 
-    def _freeze(self, parameters: Iterable[nn.Parameter]) -> None:
+    def _freeze(self, parameters: Iterable[Tensor]) -> None:
         for parameter in parameters:
             parameter.requires_grad_(False)
 
@@ -116,12 +127,14 @@ class NetworkServices:
         """
         found: list[LinearMap] = []
         known: list[str] = []
+        left = self._tied_weights() if protect.tied == "free" else set()
         for name, module in plain_modules(self.network):
             maps = linear_maps(name, module, augment=protect.bias == "augmented")
             bias = maps[0].bias if maps and maps[0].augmented else None
             if isinstance(bias, nn.Parameter) and not self.learns(bias):
                 maps = linear_maps(name, module)
             known += [name] if maps else []
+            maps = [m for m in maps if m.weight not in left]
             if protect.matches(name) and self.is_guarded_head(name, protect.heads) is not False:
                 found += maps
         if not found and protect.include:
@@ -132,13 +145,19 @@ class NetworkServices:
         return found
 
     def guard(self, protect: Protect, first_task: bool) -> None:
-        """Apply ``protect``'s bias and normalisation policy to the current task."""
+        """Apply ``protect``'s policy on what is no linear map to the current task."""
         if first_task:
             return
+        tied = self._tied_weights()
+        if protect.tied == "frozen_after_first":
+            self._freeze(tied)
+        if protect.embeddings == "frozen_after_first":
+            tables = [m.weight for m in self.network.modules() if isinstance(m, nn.Embedding)]
+            self._freeze(weight for weight in tables if weight not in tied)
         if protect.bias == "frozen":
             self._freeze(m.bias for m in self.layers(protect) if m.bias is not None)
         if protect.norm == "frozen_after_first":
-            self.hold([m for m in self.network.modules() if isinstance(m, NORMS)])
+            self.hold([m for m in self.network.modules() if is_norm(m)])
 
     def tap(
         self,

@@ -5,7 +5,8 @@ from cl_bench.models.cnn import SmallCNN
 from cl_bench.models.gpt import gpt
 from cl_bench.models.lenet import LeNet
 from cl_bench.models.mlp import MLP
+from cl_bench.models.pretrained import pretrained
 from cl_bench.models.resnet18_small import ResNet18Small
 from cl_bench.models.t5 import t5
 
-__all__ = ["MLP", "AlexNetCL", "LeNet", "ResNet18Small", "SmallCNN", "gpt", "t5"]
+__all__ = ["MLP", "AlexNetCL", "LeNet", "ResNet18Small", "SmallCNN", "gpt", "pretrained", "t5"]

@@ -17,6 +17,7 @@ def t5(
     gated: bool = False,
     tied: bool = True,
     dropout: float = 0.0,
+    initial_scale: float = 1.0,
 ) -> nn.Module:
     """A T5 with random weights, drawn from torch's global generator.
 
@@ -29,6 +30,8 @@ def t5(
         gated: gated GELU in the MLPs, as T5 v1.1 has it, instead of ReLU.
         tied: whether the output layer shares the input embedding's weight (T5 v1.0).
         dropout: everywhere T5 has it.
+        initial_scale: times the standard deviations of T5's initial weights; its embeddings begin
+            at 1.
 
     Raises:
         UsageError: transformers is not installed, or the sizes do not fit together.
@@ -52,6 +55,7 @@ def t5(
         "tie_word_embeddings": tied,
         "scale_decoder_outputs": tied,
         "dropout_rate": dropout,
+        "initializer_factor": initial_scale,
         "decoder_start_token_id": 0,
         "pad_token_id": 0,
         "eos_token_id": None,

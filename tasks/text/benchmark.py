@@ -143,9 +143,10 @@ def folder_of(data_dir: str | None, offline: str) -> Path:
         f"get them with: git clone {REPOSITORY} && git -C O-LoRA checkout {COMMIT[:7]}, then add "
         f"stream.data_dir=O-LoRA/CL_Benchmark"
     )
-    require(data_dir is not None, "data_dir", data_dir, f"CL_Benchmark's files; {get}. {offline}")
+    remedy = f"CL_Benchmark's files; {get}. {offline}".strip()
+    require(data_dir is not None, "data_dir", data_dir, remedy)
     folder = Path(str(data_dir))
-    require(folder.is_dir(), "data_dir", data_dir, f"no such folder; {get}. {offline}")
+    require(folder.is_dir(), "data_dir", data_dir, f"no such folder; it should hold {remedy}")
     return folder
 
 
@@ -165,6 +166,32 @@ def read_rows(path: Path) -> list[tuple[str, str]]:
             f"{path}: not rows of {{sentence, label}} ({type(error).__name__}: {error}); get the "
             "file again"
         ) from error
+
+
+def find_files(
+    folder: Path, files: Sequence[tuple[str, str]], offline: str
+) -> dict[tuple[str, str], Path]:
+    """Where each (task, split) lies.
+
+    Raises:
+        UsageError: some are missing; names what is expected where.
+    """
+    found: dict[tuple[str, str], Path] = {}
+    missing = []
+    for name, split in files:
+        candidates = places(folder, name, split)
+        there = next((path for path in candidates if path.is_file()), None)
+        if there is None:
+            packed, _, upstream = (str(path.relative_to(folder)) for path in candidates)
+            missing.append(f"{packed} or {upstream}")
+        else:
+            found[name, split] = there
+    if missing:
+        raise UsageError(
+            f"stream.data_dir={folder}: missing {'; '.join(missing)}. The repository's own files "
+            f"({REPOSITORY}, commit {COMMIT[:7]}, folder CL_Benchmark) have them. {offline}".strip()
+        )
+    return found
 
 
 def benchmark_tasks(
@@ -194,22 +221,8 @@ def benchmark_tasks(
         validation_fraction,
         "a share of the training rows in [0, 1)",
     )
-    found: dict[tuple[str, str], Path] = {}
-    missing = []
-    for name in names:
-        for split in ("train", "test"):
-            candidates = places(folder, name, split)
-            there = next((path for path in candidates if path.is_file()), None)
-            if there is None:
-                packed, _, upstream = (str(path.relative_to(folder)) for path in candidates)
-                missing.append(f"{packed} or {upstream}")
-            else:
-                found[name, split] = there
-    if missing:
-        raise UsageError(
-            f"stream.data_dir={folder}: missing {'; '.join(missing)}. The repository's own files "
-            f"({REPOSITORY}, commit {COMMIT[:7]}, folder CL_Benchmark) have them. {offline}"
-        )
+    files = [(name, split) for name in names for split in ("train", "test")]
+    found = find_files(folder, files, offline)
     tasks = []
     for index, name in enumerate(names):
         source = SOURCES[name]

@@ -1,6 +1,8 @@
 """Tokenizers: a pretrained model's own, or bytes where there is none."""
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,49 @@ class PretrainedCodec:
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return text
+
+
+class WordCodec:
+    """A token for each of the commonest words, lower case; numbers and punctuation are words.
+
+    Args:
+        texts: where words are counted.
+        size: tokens, three special ones included: padding, end, and any other word.
+        keep: words that are tokens whatever their count.
+    """
+
+    def __init__(self, texts: Iterable[str], size: int, keep: Iterable[str]) -> None:
+        counts = Counter(word for text in texts for word in _words(text))
+        kept = dict.fromkeys(word for text in keep for word in _words(text))
+        common = sorted(counts, key=lambda word: (-counts[word], word))
+        chosen = dict.fromkeys([*SPECIAL, *kept, *common])
+        self.pieces: Sequence[str] = tuple(chosen)[:size]
+        self.name = f"{size} words"
+        self.pad, self.end = 0, 1
+        self.closing: Sequence[int] = ()
+        self._number = {word: i for i, word in enumerate(self.pieces)}
+
+    def encode(self, text: str, opening: bool = False) -> list[int]:
+        """Tokens of a text."""
+        return [self._number.get(word, OTHER) for word in _words(text)]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The words, a space between them, up to the first end token."""
+        ids = list(tokens)
+        if self.end in ids:
+            ids = ids[: ids.index(self.end)]
+        return " ".join(self.pieces[i] for i in ids if i >= OTHER)
+
+
+SPECIAL = ("<pad>", "<end>", "<other>")
+
+OTHER = 2
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
 
 
 def load_codec(name: str) -> Codec:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 
-from cl_bench.contracts.language import PromptStream
+from cl_bench.contracts.language import Codec, PromptStream
 from tasks.arguments import require
 from tasks.text.codec import load_codec
 from tasks.text.metrics import Metric, exact_match
@@ -19,7 +19,8 @@ class TextStream(PromptStream):
     Args:
         name: as in the run directory and in tables.
         tasks: in the order in which they are learned.
-        tokenizer: ``bytes``, a folder or a hub id; a pretrained model needs its own.
+        tokenizer: ``bytes``, a folder or a hub id (a pretrained model needs its own), or a
+            tokenizer.
         prompt_length: tokens of the longest prompt, with what its tokenizer adds; what is longer
             loses its end.
         answer_length: tokens of the longest answer, its end included.
@@ -33,13 +34,13 @@ class TextStream(PromptStream):
         self,
         name: str,
         tasks: Sequence[TextTask],
-        tokenizer: str,
+        tokenizer: str | Codec,
         prompt_length: int,
         answer_length: int,
         task_tag: bool,
     ) -> None:
         require(prompt_length >= 8, "prompt_length", prompt_length, "at least 8 tokens")
-        codec = load_codec(tokenizer)
+        codec = load_codec(tokenizer) if isinstance(tokenizer, str) else tokenizer
         labels = {label for task in tasks for label in task.labels}
         need = max((len(codec.encode(label)) + 1 for label in labels), default=2)
         fits = f"the longest label takes {need} tokens, its end included"
@@ -52,7 +53,7 @@ class TextStream(PromptStream):
             tasks,
             room,
             answer_length,
-            _fingerprint(tasks, [tokenizer, prompt_length, answer_length]),
+            _fingerprint(tasks, [codec.name, prompt_length, answer_length]),
             codec,
             task_tag,
         )

@@ -1,0 +1,47 @@
+"""Pretrained language models: from a folder that ``save_pretrained`` wrote, or from the hub."""
+
+from pathlib import Path
+
+from torch import nn
+
+from cl_bench.contracts import UsageError
+from cl_bench.models.gpt import require_transformers
+
+
+def pretrained(name_or_path: str | None = None, revision: str | None = None) -> nn.Module:
+    """A causal model or an encoder-decoder with its weights, in float32.
+
+    Args:
+        name_or_path: a folder, or an id on the Hugging Face hub.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        UsageError: there is no such model, it cannot be reached, or it is of another kind.
+    """
+    if name_or_path is None:
+        raise UsageError(
+            "model.name_or_path=null: name a folder with config.json and weights, or a model on "
+            "the hub, for example model.name_or_path=google-t5/t5-small"
+        )
+    require_transformers()
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model: nn.Module = kind.from_pretrained(
+            name_or_path, revision=revision, dtype=torch.float32
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        where = (
+            "in that folder" if Path(name_or_path).is_dir() else "no such folder, nor on the hub"
+        )
+        raise UsageError(
+            f"model.name_or_path={name_or_path}: no language model ({where}: {reason}). Without "
+            "network, name a folder that save_pretrained wrote (model=hub "
+            "model.name_or_path=/path/to/it), or use a model from scratch: model=t5_tiny or "
+            "model=gpt_tiny"
+        ) from error
+    return model
