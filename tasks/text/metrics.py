@@ -1,7 +1,13 @@
-"""Scores of one generated answer, in [0, 1]."""
+"""Scores of one generated answer, in [0, 1]; an empty answer scores 0."""
 
+import importlib
+import re
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from typing import Any
+
+from cl_bench.contracts.errors import UsageError
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -18,6 +24,87 @@ def normalised(text: str) -> str:
 
 
 def exact_match(text: str, right: str, given: str) -> float:
-    """1 where both are the same once normalised; an empty answer is wrong."""
+    """1 where both are the same once normalised."""
     found = normalised(given)
     return float(bool(found) and found == normalised(right))
+
+
+def first_letter(text: str, right: str, given: str) -> float:
+    """1 where the first characters are the same: TRACE's ScienceQA, explanations left aside."""
+    return float(given.strip()[:1] != "" and given.strip()[:1] == right.strip()[:1])
+
+
+def rouge_l(text: str, right: str, given: str) -> float:
+    """F-measure of the longest common subsequence of words (package rouge-score).
+
+    TRACE uses another package; words are split a little differently there.
+    """
+    score: float = _rouge().score(right, given)["rougeL"].fmeasure
+    return score
+
+
+LITERAL = re.compile(r"<(?:STR|NUM|CHAR)_LIT:(.*?)>", re.DOTALL)
+
+
+def edit_similarity(text: str, right: str, given: str) -> float:
+    """Normalised indel similarity of code (package rapidfuzz), literals in place of their tags."""
+    if not given:
+        return 0.0
+    plain = [_with_literals(code) for code in (right, given)]
+    score: float = (
+        _needed("rapidfuzz.fuzz", "edit_similarity", "'cl_bench[language]'").ratio(*plain) / 100
+    )
+    return score
+
+
+def sari(text: str, right: str, given: str) -> float:
+    """SARI of one simplification (package easse, which is on GitHub only)."""
+    if not given.strip():
+        return 0.0
+    score: float = _easse().corpus_sari([text], [given], [[right]]) / 100
+    return score
+
+
+METRICS: Mapping[str, Metric] = {
+    "exact_match": exact_match,
+    "first_letter": first_letter,
+    "rouge_l": rouge_l,
+    "edit_similarity": edit_similarity,
+    "sari": sari,
+}
+
+
+def require_packages(metrics: Iterable[str]) -> None:
+    """Raise :class:`UsageError` if a metric's package is missing."""
+    packages: Mapping[str, Callable[[], Any]] = {
+        "rouge_l": _rouge,
+        "edit_similarity": lambda: edit_similarity("", "a", "a"),
+        "sari": _easse,
+    }
+    for metric in set(metrics) & set(packages):
+        packages[metric]()
+
+
+def _with_literals(code: str) -> str:
+    code = code.replace("<NUM_LIT>", "0").replace("<STR_LIT>", "").replace("<CHAR_LIT>", "")
+    return LITERAL.sub(lambda match: match[1], code)
+
+
+@cache
+def _rouge() -> Any:
+    scorer = _needed("rouge_score.rouge_scorer", "rouge_l", "'cl_bench[language]'")
+    return scorer.RougeScorer(["rougeL"])
+
+
+def _easse() -> Any:
+    where = "git+https://github.com/feralvam/easse"
+    return _needed("easse.sari", "sari", f"{where} (or leave its task out: stream.tasks=[...])")
+
+
+def _needed(module: str, metric: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UsageError(
+            f"the metric {metric} needs a package that is not installed: pip install {package}"
+        ) from error

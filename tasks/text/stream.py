@@ -2,15 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from cl_bench.contracts.language import Codec, PromptStream
 from tasks.arguments import require
 from tasks.text.codec import load_codec
-from tasks.text.metrics import Metric, exact_match
+from tasks.text.metrics import METRICS, require_packages
 from tasks.text.task import PLACE, SPLITS, Example, TextTask
-
-METRICS: Mapping[str, Metric] = {"exact_match": exact_match}
 
 
 class TextStream(PromptStream):
@@ -40,6 +38,7 @@ class TextStream(PromptStream):
         task_tag: bool,
     ) -> None:
         require(prompt_length >= 8, "prompt_length", prompt_length, "at least 8 tokens")
+        require_packages(task.metric for task in tasks)
         codec = load_codec(tokenizer) if isinstance(tokenizer, str) else tokenizer
         labels = {label for task in tasks for label in task.labels}
         need = max((len(codec.encode(label)) + 1 for label in labels), default=2)
