@@ -15,6 +15,7 @@ export OMP_NUM_THREADS ?= 1
 export PYTHONUNBUFFERED = 1
 
 SEEDS ?= 0,1,2
+METHOD ?= gpm
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-flower test-kills lint bench bench-pmnist bench-alexnet \
@@ -48,8 +49,8 @@ bench: $(VENV)/.dev ## time training steps against bare PyTorch loops
 	$(BIN)/python tests/benchmarks/step.py
 	$(BIN)/python tests/benchmarks/federation.py
 
-bench-pmnist: $(VENV)/.dev ## time whole PMNIST runs against a naive GPM (DATA=folder with mnist/)
-	$(BIN)/python tests/benchmarks/pmnist.py --data-dir $(DATA)/mnist
+bench-pmnist: $(VENV)/.dev ## time whole PMNIST runs against naive ones (METHOD=gpm|rogo DATA=folder with mnist/)
+	$(BIN)/python tests/benchmarks/pmnist.py --method $(METHOD) --data-dir $(DATA)/mnist
 
 bench-alexnet: $(VENV)/.dev ## time GPM's step and basis update on the papers' AlexNet
 	$(BIN)/python tests/benchmarks/alexnet.py

@@ -33,6 +33,7 @@ from cl_bench.experiment import Together
 from cl_bench.strategies.ewc import EWC
 from cl_bench.strategies.finetune import Finetune
 from cl_bench.strategies.gpm import GPM
+from cl_bench.strategies.rogo import ROGO
 from cl_bench.subspace import Moments, confinement
 
 WIDE = 20
@@ -526,6 +527,27 @@ def test_thresholds_by_number_list_and_pattern():
     assert found["mapping"] == found["list"]
 
 
+@pytest.mark.parametrize("samples", [[7, 40, 1], {"*.fc1": 7, "*.fc2": 40, "*": 1}])
+def test_samples_by_layer_are_the_first_of_one_draw(samples):
+    stream, learner = setting("mlp")
+    gpm = GPM(samples=samples)
+    learner.begin(stream[0], gpm)
+    found = gpm.collect(learner, stream[0])
+    batch = stream[0].sample(40, learner.seed)
+    assert [m.samples for m in found.values()] == [7, 40, 1]
+    for layer, n in zip(learner.layers(gpm.protect), (7, 40, 1), strict=True):
+        expected = learner.tap([layer], [{k: v[:n] for k, v in batch.items()}])[layer.name]
+        torch.testing.assert_close(found[layer.name].gram, expected.gram)
+
+
+def test_samples_by_layer_want_an_entry_for_each():
+    stream, learner = setting("mlp")
+    with pytest.raises(UsageError, match=r"samples=\[7, 40\] has 2 entries, but 3 layers"):
+        learner.begin(stream[0], GPM(samples=[7, 40]))
+    with pytest.raises(UsageError, match=r"samples=\[7\].*one number"):
+        ROGO(samples=[7], representation="gradients")
+
+
 def test_increment_raises_the_threshold_by_task_up_to_1():
     R = torch.diag(torch.tensor([8.0, 4.0, 2.0, 1.0, 1.0]).sqrt()).double()
     steady = GPM(0.6, rank_rule="energy")
@@ -544,6 +566,7 @@ def test_increment_raises_the_threshold_by_task_up_to_1():
         ({"threshold": {"*": 2}}, r"threshold=2"),
         ({"threshold": "0.9"}, r"threshold=.*0"),
         ({"samples": 0}, r"samples=0.*at least one"),
+        ({"samples": [10, 0.5]}, r"samples=\[10, 0\.5\].*whole numbers"),
         ({"rank_rule": "best"}, r"rank_rule='best'.*'official' or 'energy'"),
         ({"project": "weights"}, r"project='weights'.*'auto', 'input', 'gradient' or 'step'"),
     ],

@@ -253,7 +253,7 @@ def test_score_grades_what_generation_gives(family):
     batch = whole(stream[0].test)
     learned = one(batch, 1)
     optimizer = AdamW(learner.parameters(), lr=1e-2)
-    for _ in range(80):
+    for _ in range(40):
         optimizer.zero_grad()
         learner.loss(learner(learned), learned).backward()
         optimizer.step()
@@ -353,34 +353,40 @@ def test_strategies_run_unchanged(family, name):
 @pytest.mark.parametrize("family", ["t5", "gpt2"])
 @pytest.mark.parametrize("optimizer", [SGD, AdamW], ids=["sgd", "adamw"])
 @pytest.mark.parametrize("tied", ["project", "frozen_after_first", "free"])
-def test_a_full_basis_keeps_every_output_on_old_prompts(family, optimizer, tied):
-    """All inputs protected, embeddings and norms held: what old prompts are answered stays."""
+def test_what_old_prompts_told_every_layer_stays(family, optimizer, tied):
+    """No protected matrix moves along old inputs; embeddings and norms do not move at all."""
     stream = make_stream()
-    learner = make_learner(family, stream, functools.partial(optimizer, lr=0.05), tied=True)
-    protect = Protect(tied=tied, bias="frozen")
-    gpm = GPM(threshold=1.0, samples=3, rank_rule="energy", protect=protect)
+    learner = make_learner(family, stream, functools.partial(optimizer, lr=0.01), tied=True)
+    protect = Protect(tied=tied)
+    gpm = GPM(threshold=0.8, samples=3, rank_rule="energy", protect=protect)
     old, new = whole(stream[0].test), whole(stream[1].test)
     gpm.consolidate(learner, stream[0], learner.tap(learner.layers(protect), [old]))
-    learner.eval()
-    before, weights = learner(old).detach(), snapshot(learner)
+    layers = {layer.name: layer for layer in learner.layers(protect)}
+    held = {
+        n: layer.matrix(layer.weight, layer.bias).detach().clone() for n, layer in layers.items()
+    }
+    weights = snapshot(learner)
     learner.begin(stream[1], gpm)
-    groups = [{"params": list(learner.named_trainable().values())}]
-    stepper = optimizer(groups, lr=0.05)
-    learner.eval()
+    stepper = optimizer(learner.trainable_parameters(), lr=0.01)
     for _ in range(3):
         stepper.zero_grad()
-        learner.loss(learner(new), new).backward()
+        out = learner(new)
+        learner.loss(out, new).backward()
         gpm.constrain(learner)
         stepper.step()
-        gpm.after_step(learner, new, before)
-    moved = [n for n, w in weights.items() if not torch.equal(w, snapshot(learner)[n])]
-    assert moved
-    change = float((learner(old).detach() - before).norm() / before.norm())
-    shared = next(n for n, p in learner.named_parameters() if p is learner.heads[0].weight)
-    assert (shared in moved) == (tied != "frozen_after_first")
-    if tied == "frozen_after_first":
-        assert change < 1e-3
-    assert all("norm" not in n and "ln_" not in n and "relative" not in n for n in moved)
+        gpm.after_step(learner, new, out)
+    gpm.release(learner)
+    for name, layer in layers.items():
+        change = layer.matrix(layer.weight, layer.bias).detach() - held[name]
+        leak = (change @ gpm.memory[name].float()).norm()
+        assert float(leak) <= 1e-5 * max(1.0, float(held[name].norm())), name
+    moved = {n for n, w in snapshot(learner).items() if not torch.equal(w, weights[n])}
+    table = next(n for n, p in learner.named_parameters() if p is learner.heads[0].weight)
+    assert (table in moved) == (tied != "frozen_after_first")
+    assert ("heads.0" in layers) == (tied != "free")
+    still = ("norm", "ln_", "relative_attention_bias", "wpe")
+    assert moved - {table}
+    assert not [n for n in moved for part in still if part in n]
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -703,7 +709,8 @@ def test_the_few_shot_stream_runs_offline(strategy, extra, cli, saved, tmp_path,
     ("words", "message"),
     [
         (("model=t5_small",), "stream.tokenizer=google-t5/t5-small: no tokenizer"),
-        (("model=hub",), "model.name_or_path=null: name a folder"),
+        (("model=hub",), "stream.tokenizer=null: name the pretrained model"),
+        (("model=hub", "stream.tokenizer=bytes"), "model.name_or_path=null: name a folder"),
         (("model=t5_small", "stream.tokenizer=bytes"), "model.name_or_path=google-t5/t5-small: no"),
         (("learner=classifier",), "learner=language"),
         (("stream.order=4",), "stream.order=4: 1, 2 or 3"),
@@ -733,4 +740,4 @@ def test_the_small_stream_divides_rows_anew_and_learns_tasks_about_equally_long(
         assert 27000 <= task.epochs * len(splits["train"]) < 27000 + len(splits["train"])
     assert not stream.task_id_at_test
     batch = whole(stream[0].validation)
-    assert float((batch["input_ids"][batch["attention_mask"].bool()] == 2).double().mean()) < 0.15
+    assert float((batch["input_ids"][batch["attention_mask"].bool()] == 2).double().mean()) < 0.25

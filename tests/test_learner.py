@@ -25,6 +25,7 @@ from toys import (
 from cl_bench.contracts import Protect, UsageError
 from cl_bench.experiment import Together
 from cl_bench.learners import DivergedError, base
+from cl_bench.learners.stepping import short_step
 from cl_bench.strategies.er import ER
 from cl_bench.strategies.ewc import EWC
 from cl_bench.strategies.finetune import Finetune
@@ -340,6 +341,47 @@ def test_packs_learn_the_same(name, optimizer, monkeypatch):
     assert steps == packed_steps == 2 * 5  # in the last task
     for n, weight in expected.items():
         torch.testing.assert_close(found[n], weight, atol=2e-5, rtol=1e-4)
+
+
+@pytest.fixture
+def rule():
+    optimizer = SGD([torch.nn.Parameter(torch.ones(3))], lr=0.1, momentum=0.9)
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(3)
+    return optimizer
+
+
+def test_a_short_step_is_a_step_and_its_hooks_hear_of_it(rule):
+    heard = []
+    rule.register_step_post_hook(lambda optimizer, args, kwargs: heard.append(optimizer))
+    step = short_step(rule)
+    assert step != rule.step
+    for _ in range(2):
+        step()
+    expected = 1 - 0.1 * (1 + 1.9)
+    torch.testing.assert_close(
+        rule.param_groups[0]["params"][0].detach(), torch.full((3,), expected)
+    )
+    assert heard == [rule, rule]
+
+
+def scheduled(rule):
+    torch.optim.lr_scheduler.StepLR(rule, 1)
+
+
+def hooked(rule):
+    rule.register_step_pre_hook(lambda optimizer, args, kwargs: None)
+
+
+@pytest.mark.parametrize("watch", [scheduled, hooked])
+def test_a_step_that_somebody_watches_stays_whole(rule, watch):
+    watch(rule)
+    assert short_step(rule) == rule.step
+
+
+def test_a_profiler_sees_packed_steps_by_name(rule):
+    with torch.autograd.profiler.profile() as profile:
+        short_step(rule)()
+    assert any("Optimizer.step#SGD" in event.name for event in profile.function_events)
 
 
 def test_packs_of_any_size_learn_bit_for_bit_the_same_with_dropout_and_norms():

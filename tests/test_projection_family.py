@@ -48,7 +48,9 @@ from cl_bench.subspace import (
     Confinement,
     Moments,
     Projection,
+    RelaxedSpaces,
     Rescaling,
+    complement_within,
     confinement,
     grow,
     leading_directions,
@@ -199,19 +201,6 @@ def test_output_and_gradients_are_those_of_the_dense_weight(kind, terms, live):
         torch.testing.assert_close(mine.grad, theirs.grad)
 
 
-@pytest.mark.parametrize("kind", LAYERS)
-def test_merging_keeps_the_function(kind):
-    module, _, rescaling, x = rescaled(kind, terms=2)
-    for parameter in rescaling.parameters():
-        parameter.data.normal_()
-    before, out = module.weight.detach().clone(), module(x)
-    rescaling.merge()
-    assert not rescaling.terms
-    assert "scalings" not in module.__dict__
-    torch.testing.assert_close(module(x), out)
-    assert float((module.weight - before).detach().norm()) > 0.1
-
-
 def test_a_copy_of_a_rescaled_layer_stands_on_its_own():
     module, _, rescaling, x = rescaled("linear")
     twin = copy.deepcopy(module)
@@ -246,22 +235,90 @@ def test_it_composes_with_projected_inputs(kind):
     assert all(float(g.norm()) > 1e-3 for g in gradients["input"])
 
 
-def test_growing_keeps_what_was_trained():
-    module, (layer,), rescaling, x = rescaled("linear with bias")
-    rescaling.clear()
-    B = orthonormal(layer.in_features, 5)
-    rescaling.grow("l", B[:, :2])
-    rescaling.attach()
-    for parameter in rescaling.parameters():
-        parameter.data.normal_()
-    out, change = module(x), rescaling.terms["l"][0].change.detach().clone()
-    rescaling.grow("l", B[:, 2:])
-    rescaling.attach()
-    (term,) = rescaling.terms["l"]
-    assert torch.equal(term.change[:2, :2], change)
-    assert float(term.change.detach().norm()) == pytest.approx(float(change.norm()))
-    torch.testing.assert_close(term.basis, B)
-    torch.testing.assert_close(module(x), out)
+# -- relaxed spaces: the same, held by the weight itself -------------------------------------------
+
+
+def relaxed_layer(kind):
+    """A layer whose maps have two relaxed directions, then two more, turned after each."""
+    make, shape = LAYERS[kind]
+    torch.manual_seed(3)
+    module = make().double()
+    maps = linear_maps("l", module, augment=True)
+    original = [layer.matrix(module.weight, module.bias).detach().clone() for layer in maps]
+    relaxed = RelaxedSpaces(maps)
+    for start in (0, 2):
+        for i, layer in enumerate(maps):
+            B = orthonormal(layer.in_features, 4, i)
+            relaxed.grow(layer.name, B[:, start : start + 2])
+        for parameter in relaxed.parameters():
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.3)
+        relaxed.follow()
+    return module, maps, original, relaxed, torch.randn(*shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_weight_is_where_the_small_matrix_says(kind):
+    module, maps, original, relaxed, _ = relaxed_layer(kind)
+    for i, (layer, W) in enumerate(zip(maps, original, strict=True)):
+        space, B = relaxed.spaces[layer.name], orthonormal(layer.in_features, 4, i)
+        torch.testing.assert_close(space.basis, B)
+        torch.testing.assert_close(space.image, W @ B)
+        assert float(space.change.detach().norm()) > 0.3
+        moved = layer.matrix(module.weight, module.bias).detach() - W
+        torch.testing.assert_close(moved, W @ B @ space.change.detach() @ B.t())
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_small_matrix_gets_the_gradient_of_the_chain_rule(kind):
+    module, maps, original, relaxed, x = relaxed_layer(kind)
+    module(x).square().sum().backward()
+    raw = [layer.matrix(module.weight.grad, bias_gradient(module)).clone() for layer in maps]
+    relaxed.take(strength=0.7)
+
+    changes = [p.detach().clone().requires_grad_() for p in relaxed.parameters()]
+    rows, last = [], []
+    for layer, W, change in zip(maps, original, changes, strict=True):
+        B = relaxed.spaces[layer.name].basis
+        effective = W + W @ B @ change @ B.t()
+        last.append(effective[:, -1] if layer.augmented else None)
+        rows.append(effective[:, : layer.in_features - layer.augmented])
+    parameters = {"weight": torch.cat(rows).reshape(module.weight.shape)}
+    if module.bias is not None:
+        parameters["bias"] = torch.cat(last)
+    loss = torch.func.functional_call(module, parameters, (x,)).square().sum()
+    (loss + 0.7 * sum(change.square().sum() for change in changes)).backward()
+
+    for layer, mine, theirs, G in zip(maps, relaxed.parameters(), changes, raw, strict=True):
+        assert float(theirs.grad.norm()) > 1e-3
+        torch.testing.assert_close(mine.grad, theirs.grad)
+        B = relaxed.spaces[layer.name].basis
+        left = layer.matrix(module.weight.grad, bias_gradient(module))
+        torch.testing.assert_close(left, G - G @ B @ B.t())
+
+
+def bias_gradient(module):
+    return None if module.bias is None else module.bias.grad
+
+
+def test_a_layer_without_a_gradient_turns_nothing():
+    module, _, _, relaxed, _ = relaxed_layer("linear")
+    before = module.weight.detach().clone()
+    relaxed.take(strength=1.0)
+    assert all(p.grad is None for p in relaxed.parameters())
+    relaxed.follow()
+    assert torch.equal(module.weight, before)
+
+
+@given(st.integers(1, 8), st.data())
+def test_what_a_subspace_holds_beside_a_part_of_it(d, data):
+    k = data.draw(st.integers(0, d))
+    q = data.draw(st.integers(0, k))
+    M = orthonormal(d, k, data.draw(st.integers(0, 99)))
+    B = M @ orthonormal(k, q, 1)
+    rest = complement_within(M, B)
+    assert rest.shape == (d, k - q)
+    assert_orthonormal(rest, 1e-10)
+    torch.testing.assert_close(M @ M.t(), B @ B.t() + rest @ rest.t(), atol=1e-10, rtol=0)
 
 
 # -- splitting a frozen space by principal angles --------------------------------------------------
@@ -543,22 +600,15 @@ def test_projecting_inputs_is_projecting_gradients(name, pack):
 
 
 class Watching(ROGO):
-    """Keeps what the network was before the merge."""
+    """Keeps the relaxed spaces beyond the end of the task."""
 
     def collect(self, learner, task):
-        self.before = matrices(learner, self.protect)
-        self.bases = {n: t[0].basis.double() for n, t in self.rescaling.terms.items()}
-        self.changes = {n: t[0].change.detach().double() for n, t in self.rescaling.terms.items()}
-        self.images = {n: t[0].image.double() for n, t in self.rescaling.terms.items()}
+        spaces = self.relaxed.spaces
+        self.bases = {n: s.basis.double() for n, s in spaces.items()}
+        self.changes = {n: s.change.detach().double() for n, s in spaces.items()}
+        self.images = {n: s.image.double() for n, s in spaces.items()}
         self.left = dict(self.rest)
-        learner.eval()
-        batch = task.everything
-        with torch.no_grad():
-            self.logits = learner(batch)
-            stats = super().collect(learner, task)
-            self.merged = learner(batch)
-        learner.train()
-        return stats
+        return super().collect(learner, task)
 
 
 def relaxed(network="mlp", optimizer=sgd, epochs=12, pack=1, **options):
@@ -596,19 +646,16 @@ def test_changes_inside_the_memory_are_those_of_the_relaxed_space(network, optim
             found += B.shape[1]
             scale = float(change.norm())
             assert scale > 1e-4, name
-            # W itself never moved inside M, so W B was a constant of the task.
-            raw = rogo.before[name] - before[name]
-            assert float((raw @ M).norm()) < 2e-4 * max(float(raw.norm()), scale)
             if not B.shape[1]:
                 continue
             torch.testing.assert_close(rogo.images[name], before[name] @ B, atol=1e-4, rtol=1e-3)
             both = torch.cat([B, rogo.left[name]], 1)
             assert_orthonormal(both)
             torch.testing.assert_close(both @ both.t(), M @ M.t(), atol=1e-5, rtol=0)
-            merged = before[name] @ B @ rogo.changes[name] @ B.t()
-            torch.testing.assert_close(change @ M, merged @ M, atol=2e-4, rtol=1e-3)
+            # W itself never moved inside M: what did is W B (S - I) B^T, W B of the task's start.
+            turned = before[name] @ B @ rogo.changes[name] @ B.t()
+            torch.testing.assert_close(change @ M, turned @ M, atol=2e-4, rtol=1e-3)
             assert float((change @ rogo.left[name]).norm()) < 2e-4 * scale
-        torch.testing.assert_close(rogo.merged, rogo.logits, atol=1e-4, rtol=1e-4)
         assert accuracy(learner, task) > naive + 0.15
     assert found > 0
     assert max(float(c.norm()) for c in rogo.changes.values()) > 1e-3
@@ -623,9 +670,9 @@ def test_every_relaxed_direction_lies_close_to_the_gradient():
     gradients = layer_gradients(learner, rogo.layers, batch)
     memory = dict(rogo.memory)
     assert rogo.relax(learner, stream[1], 1) > 0
-    for name, (term,) in rogo.rescaling.terms.items():
+    for name, space in rogo.relaxed.spaces.items():
         U = leading_directions(gradients[name], rogo.gradient_threshold)
-        B = term.basis.double()
+        B = space.basis.double()
         assert bool(((U.t() @ B).norm(dim=0) >= 0.5 - 1e-4).all())
         torch.testing.assert_close(memory[name] @ memory[name].t() @ B, B, atol=1e-5, rtol=0)
     rogo.release(learner)
@@ -1051,22 +1098,29 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, monkeypatch, case, place):
         assert final_weights(tmp_path / "whole") == final_weights(directory)
 
 
+def turn(rogo, std):
+    for parameter in rogo.relaxed.parameters():
+        parameter.data.normal_(std=std)
+    rogo.relaxed.follow()
+
+
 def test_a_best_epoch_takes_the_relaxed_space_back_with_it():
     stream, learner, rogo, _ = relaxed()
     learner.begin(stream[1], rogo)
     rogo.relax(learner, stream[1], 1)
-    for parameter in rogo.rescaling.parameters():
-        parameter.data.normal_(std=0.1)
-    kept = copy.deepcopy(rogo.state_dict())
+    turn(rogo, 0.1)
+    kept = copy.deepcopy((learner.state_dict(), rogo.state_dict()))
     x = stream[1].everything
     learner.eval()
     expected = learner(x).detach()
     rogo.cosine = 0.1
     rogo.relax(learner, stream[1], 2)
-    for parameter in rogo.rescaling.parameters():
-        parameter.data.normal_()
+    turn(rogo, 1.0)
     assert not torch.allclose(learner(x), expected)
-    rogo.load_state_dict(kept)
+    learner.load_state_dict(kept[0])
+    rogo.load_state_dict(kept[1])
+    assert torch.equal(learner(x), expected)
+    rogo.relaxed.follow()  # the weights are where S is
     assert torch.equal(learner(x), expected)
     rogo.release(learner)
 

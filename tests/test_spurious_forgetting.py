@@ -20,7 +20,8 @@ pytest.importorskip("transformers")
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-SEEDS = (0, 1, 2)
+SEEDS = (1, 2, 3)
+"""Seed 0 chose how long the model is pre-trained."""
 OLD, NEW = "read_about", "new_1"
 
 
@@ -43,7 +44,7 @@ def tiny(tmp_path_factory):
                 *("probe.recovery.at=[40]", *overrides),
             ],
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "2"},
+            env={"OMP_NUM_THREADS": "2", **os.environ},
             capture_output=True,
             text=True,
             check=False,
@@ -126,7 +127,7 @@ def test_frozen_bottom_layers_keep_more_where_the_new_task_is_learned_equally_we
 
 
 def test_with_every_block_frozen_old_answers_stay_and_new_ones_are_not_learned(tiny):
-    directory = tiny("freeze", 0, "strategy.n_blocks=4")
+    directory = tiny("freeze", SEEDS[0], "strategy.n_blocks=4")
     start, at_400 = (at_step(directory, n) for n in (0, 400))
     assert at_400["values"][OLD] >= 0.9 * start["values"][OLD]
     assert at_400["values"][NEW] <= 0.2
@@ -134,15 +135,19 @@ def test_with_every_block_frozen_old_answers_stay_and_new_ones_are_not_learned(t
 
 def test_the_sum_of_learning_rates_decides_and_not_the_rate(tiny):
     slow = tiny(
-        "finetune", 0, "stream.rates=[0.5,0.05]", "stream.epochs=[8,10]", "eval.dense=[0,160]"
+        "finetune",
+        SEEDS[0],
+        "stream.rates=[0.5,0.05]",
+        "stream.epochs=[8,10]",
+        "eval.dense=[0,160]",
     )
-    one, other = at_step(tiny("finetune", 0), 40), at_step(slow, 160)
+    one, other = at_step(tiny("finetune", SEEDS[0]), 40), at_step(slow, 160)
     assert one["rate_sum"] == pytest.approx(other["rate_sum"])
     assert abs(one["values"][OLD] - other["values"][OLD]) < 0.1
 
 
 def test_the_figures_are_there(tiny):
-    directory = tiny("finetune", 0)
+    directory = tiny("finetune", SEEDS[0])
     assert (directory / "curve.png").stat().st_size > 10_000
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["status"] == "completed"

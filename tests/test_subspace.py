@@ -465,6 +465,20 @@ def test_tapped_moments_are_those_of_the_inputs(case, augment):
     assert moments[layers[0].name].rows == rows_seen
 
 
+def test_a_limit_takes_the_first_samples_over_batches(case):
+    module, x = case
+    layers = linear_maps("l", module)
+    into = {layer.name: Moments(layer.in_features, limit=len(x) + 1) for layer in layers}
+    with tapped(layers, into) as moments:
+        for factor in (1, 2, 3):
+            module(factor * x)
+    for layer in layers:
+        rows = torch.cat([*layer.inputs(x), *layer.inputs(2 * x[:1])]).double()
+        m = moments[layer.name]
+        torch.testing.assert_close(m.gram, rows.t() @ rows, atol=1e-4, rtol=1e-5)
+        assert (m.rows, m.samples) == (len(rows), len(x) + 1)
+
+
 def test_taps_see_through_attention_and_go_when_a_pass_fails():
     block = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True).eval()
     layers = [m for n, module in block.named_modules() for m in linear_maps(n, module)]

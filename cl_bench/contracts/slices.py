@@ -27,6 +27,12 @@ class RenumberedData:
     def __len__(self) -> int:
         return len(self.data)
 
+    @property
+    def lengths(self) -> Tensor | None:
+        """Of the samples, where the data knows them."""
+        lengths: Tensor | None = getattr(self.data, "lengths", None)
+        return lengths
+
     def __getitem__(self, index: Tensor) -> Batch:
         """As of the data itself."""
         batch = dict(self.data[index])

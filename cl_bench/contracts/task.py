@@ -22,7 +22,10 @@ language streams use stands in :mod:`cl_bench.contracts.language`.
 
 @runtime_checkable
 class Data(Protocol):
-    """Samples that are fetched many at a time: ``data[LongTensor] -> Batch``."""
+    """Samples that are fetched many at a time: ``data[LongTensor] -> Batch``.
+
+    Data that also has ``lengths``, a number for every sample, is evaluated in that order.
+    """
 
     def __len__(self) -> int: ...
 

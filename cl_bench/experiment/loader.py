@@ -92,6 +92,9 @@ class TrainLoader:
 class EvalLoader:
     """Batches of evaluation data, each sample once.
 
+    Data that knows the ``lengths`` of its samples is sorted by them, so that a batch is padded
+    little.
+
     Args:
         data: what to evaluate on.
         batch_size: samples of a batch.
@@ -108,6 +111,9 @@ class EvalLoader:
         if max_samples is not None and max_samples < len(data):
             index = torch.randperm(len(data), generator=generator(0, "evaluation"))[:max_samples]
             index = index.sort().values
+        lengths: Tensor | None = getattr(data, "lengths", None)
+        if lengths is not None:
+            index = index[lengths[index].argsort(stable=True)]
         self.indices = list(torch.split(index, batch_size))
 
     def __len__(self) -> int:

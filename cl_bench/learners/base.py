@@ -18,6 +18,7 @@ from torchmetrics import MeanMetric
 from cl_bench.contracts import Batch, State, Strategy, Stream, Task, UsageError
 from cl_bench.contracts.strategy import overrides, penalises_weights
 from cl_bench.learners.services import NetworkServices
+from cl_bench.learners.stepping import short_step
 from cl_bench.learners.work import Work
 from cl_bench.subspace import Accumulator, LinearMap, Moments
 
@@ -150,14 +151,17 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
         trained = [p for group in optimizer.param_groups for p in group["params"]]
+        step, whole = short_step(optimizer), None
         keys = list(batch)
         for values in zip(*batch.values(), strict=True):
             loss = self._learn(dict(zip(keys, values, strict=True)))
             for parameter in trained:  # optimizer.zero_grad() takes as long as a small layer
                 parameter.grad = None
-            loss.backward()  # type: ignore[no-untyped-call]
+            if whole is None:
+                whole = torch.ones_like(loss)
+            loss.backward(whole)  # type: ignore[no-untyped-call]
             self.strategy.constrain(self)
-            optimizer.step()
+            step()
             self._watch(loss)
         return None
 

@@ -41,6 +41,11 @@ class Classifier(BaseLearner):
         pack: int = 1,
         head_bias: bool = False,
     ) -> None:
+        if stream.modality == "text":
+            raise UsageError(
+                f"learner=classifier tells classes apart, stream {stream.name!r} asks for words: "
+                "use learner=language with a language model such as model=t5_tiny"
+            )
         super().__init__(stream, optimizer, batch_size, seed, pack)
         self.backbone = model
         width = _feature_width(model, stream)

@@ -74,7 +74,7 @@ class LanguageLearner(BaseLearner):
         self.end, self.pad = stream.end, stream.pad
         self._uncut = False
         if gradient_checkpointing:
-            whole.gradient_checkpointing_enable({"use_reentrant": False})
+            _checkpoint(whole)
 
     @property
     def model(self) -> Any:
@@ -249,6 +249,12 @@ class LanguageLearner(BaseLearner):
     def describe(self) -> str:
         """Structure and configuration of the model."""
         return f"{self!r}\n{json.dumps(self.config.to_dict(), sort_keys=True, default=str)}"
+
+
+def _checkpoint(model: Any) -> None:
+    """Switch on what transformers renamed in version 5."""
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def language(

@@ -16,6 +16,7 @@ def t5(
     feed_forward: int = 256,
     gated: bool = False,
     tied: bool = True,
+    scaled: bool = True,
     dropout: float = 0.0,
     initial_scale: float = 1.0,
 ) -> nn.Module:
@@ -29,6 +30,7 @@ def t5(
         feed_forward: width of the MLPs.
         gated: gated GELU in the MLPs, as T5 v1.1 has it, instead of ReLU.
         tied: whether the output layer shares the input embedding's weight (T5 v1.0).
+        scaled: whether what enters the output layer is divided by sqrt(width) (T5 v1.0).
         dropout: everywhere T5 has it.
         initial_scale: times the standard deviations of T5's initial weights; its embeddings begin
             at 1.
@@ -52,13 +54,16 @@ def t5(
         "d_kv": width // heads,
         "num_heads": heads,
         "feed_forward_proj": "gated-gelu" if gated else "relu",
-        "tie_word_embeddings": tied,
-        "scale_decoder_outputs": tied,
+        "tie_word_embeddings": scaled,  # what T5's configuration makes of this name
         "dropout_rate": dropout,
         "initializer_factor": initial_scale,
         "decoder_start_token_id": 0,
         "pad_token_id": 0,
         "eos_token_id": None,
     }
-    model: nn.Module = T5ForConditionalGeneration(T5Config(**settings))
-    return model
+    config = T5Config(**settings)
+    config.tie_word_embeddings = tied
+    model: Any = T5ForConditionalGeneration(config)
+    model.set_input_embeddings(model.shared)  # of encoder and decoder, whatever the output has
+    made: nn.Module = model
+    return made

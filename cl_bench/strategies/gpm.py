@@ -5,9 +5,9 @@ their energy. Later gradients lose their part inside it, G <- G - (G M) M^T, so 
 does to remembered inputs stays as it is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, TypeVar
 
 from torch import Tensor
 
@@ -24,6 +24,8 @@ from cl_bench.contracts import (
 )
 from cl_bench.subspace import Confinement, LinearMap, Moments, Projection, Where, grow
 
+N = TypeVar("N", int, float)
+
 
 class GPM(Strategy):
     """Projects updates out of the span of old inputs.
@@ -32,7 +34,8 @@ class GPM(Strategy):
         threshold: eps in (0, 1]: one number, one per protected layer in order, or
             ``{layer pattern: eps}``.
         increment: added to every threshold per task (the papers' schedules), capped at 1.
-        samples: training samples whose layer inputs are decomposed after a task.
+        samples: training samples whose layer inputs are decomposed after a task: one number, one
+            per protected layer in order, or ``{layer pattern: number}``; of one draw, the first.
         rank_rule: ``official`` as the authors' code has it: on the first task the direction that
             crosses eps is left out, later it is taken in. ``energy``: always taken in.
         project: ``auto`` projects at the cheapest place that keeps the *weight change* in the
@@ -49,14 +52,14 @@ class GPM(Strategy):
         self,
         threshold: float | Sequence[float] | Mapping[str, float] = 0.95,
         increment: float = 0.0,
-        samples: int = 300,
+        samples: int | Sequence[int] | Mapping[str, int] = 300,
         rank_rule: Literal["official", "energy"] = "official",
         project: Literal["auto", "input", "gradient", "step"] = "auto",
         protect: Protect | None = None,
     ) -> None:
         check_thresholds("threshold", threshold)
-        if samples < 1:
-            raise UsageError(f"strategy.samples={samples}: at least one sample is needed")
+        if not all(isinstance(n, int) and n >= 1 for n in _entries(samples)):
+            raise UsageError(f"strategy.samples={samples}: whole numbers, at least one sample")
         if not -1.0 < increment < 1.0:
             raise UsageError(f"strategy.increment={increment}: added per task, e.g. 0.003")
         if rank_rule not in ("official", "energy"):
@@ -74,6 +77,8 @@ class GPM(Strategy):
         self.memory: dict[str, Tensor] = {}
         self.rows_per_sample: dict[str, float] = {}
         self.layers: list[LinearMap] = []
+        self.where: Where = "gradient"
+        self.rows: dict[str, float] = {}
         self.confinement: Confinement | None = None
 
     def setup(self, learner: Learner, task: Task) -> None:
@@ -82,12 +87,17 @@ class GPM(Strategy):
         self.layers = learner.layers(self.protect)
         for i, layer in enumerate(self.layers):  # a wrong list should not wait for the task's end
             threshold_of(self.threshold, layer.name, i, len(self.layers))
-        self.confinement = Confinement(
-            self.layers,
-            {name: self.projection(name) for name in self.memory},
-            self.place(learner),
-            {name: learner.batch_size * n for name, n in self.rows_per_sample.items()},
-        )
+            per_layer(self.samples, layer.name, i, len(self.layers), "samples")
+        self.where = self.place(learner)
+        self.rows = {name: learner.batch_size * n for name, n in self.rows_per_sample.items()}
+        self.confine()
+
+    def confine(self) -> None:
+        """Give every remembered layer its projection."""
+        if self.confinement:
+            self.confinement.release()
+        projections = {name: self.projection(name) for name in self.memory}
+        self.confinement = Confinement(self.layers, projections, self.where, self.rows)
 
     def projection(self, name: str) -> Projection:
         """What the weight changes of a layer go through: I - M M^T."""
@@ -119,7 +129,16 @@ class GPM(Strategy):
 
     def collect(self, learner: Learner, task: Task) -> Statistics:
         """Second moments R R^T of every layer's inputs R (d x n)."""
-        return learner.tap(learner.layers(self.protect), [task.sample(self.samples, learner.seed)])
+        layers = learner.layers(self.protect)
+        counts = [
+            per_layer(self.samples, layer.name, i, len(layers), "samples")
+            for i, layer in enumerate(layers)
+        ]
+        into = {
+            layer.name: Moments(layer.in_features, limit=n)
+            for layer, n in zip(layers, counts, strict=True)
+        }
+        return learner.tap(layers, [task.sample(max(counts), learner.seed)], into)
 
     def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
         """Remember every layer's inputs R."""
@@ -185,13 +204,7 @@ def layer_gradients(
 
 def check_thresholds(key: str, value: float | Sequence[float] | Mapping[str, float]) -> None:
     """Raise :class:`UsageError` unless every threshold lies in (0, 1]."""
-    if isinstance(value, Mapping):
-        values: list[object] = list(value.values())
-    elif isinstance(value, list | tuple):
-        values = list(value)
-    else:
-        values = [value]
-    for eps in values:
+    for eps in _entries(value):
         if not isinstance(eps, int | float) or not 0.0 < eps <= 1.0:
             raise UsageError(
                 f"strategy.{key}={eps}: a share of energy lies in (0, 1]; try strategy.{key}=0.95"
@@ -209,20 +222,35 @@ def threshold_of(
     """The threshold of one layer: its entry in option ``key``, and at most 1 with the increase.
 
     Raises:
+        UsageError: as :func:`per_layer`.
+    """
+    return min(1.0, max(0.0, per_layer(value, name, position, layers, key) + increase))
+
+
+def per_layer(
+    value: N | Sequence[N] | Mapping[str, N], name: str, position: int, layers: int, key: str
+) -> N:
+    """What option ``key`` says for one of ``layers`` layers.
+
+    Raises:
         UsageError: a list of another length than there are layers, or no pattern matches.
     """
     if isinstance(value, Mapping):
-        matching = [eps for pattern, eps in value.items() if fnmatchcase(name, pattern)]
+        matching = [entry for pattern, entry in value.items() if fnmatchcase(name, pattern)]
         if not matching:
             raise UsageError(f"strategy.{key}={dict(value)}: no pattern matches layer {name!r}")
-        eps = matching[0]
-    elif isinstance(value, Sequence):
+        return matching[0]
+    if isinstance(value, Sequence):
         if len(value) != layers:
             raise UsageError(
                 f"strategy.{key}={list(value)} has {len(value)} entries, "
                 f"but {layers} layers are protected"
             )
-        eps = value[position]
-    else:
-        eps = value
-    return min(1.0, max(0.0, eps + increase))
+        return value[position]
+    return value
+
+
+def _entries(value: object) -> Iterable[object]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list | tuple) else [value]

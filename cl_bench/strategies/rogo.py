@@ -2,8 +2,9 @@
 
 GPM without giving up old weights for good. While a task is learned, directions B of the frozen
 space span(M) that its gradient points along are relaxed: W_eff = W + W B (S - I) B^T with a trained
-S that a penalty beta ||S - I||_F^2 keeps near I. W itself is projected by the whole of M. At the
-end of the task the change is merged into W, so nothing grows with the number of tasks.
+S that a penalty beta ||S - I||_F^2 keeps near I. W itself is projected by the whole of M. The
+layer holds W_eff, so at the end of the task there is nothing to merge, and nothing grows with the
+number of tasks.
 
 The steps follow the authors' code (github.com/THUNLP-MT/ROGO @ 87ec345); we have not checked the
 paper's equation numbers.
@@ -30,7 +31,9 @@ from cl_bench.contracts import (
 from cl_bench.strategies.gpm import GPM, check_thresholds, layer_gradients, threshold_of
 from cl_bench.subspace import (
     Moments,
-    Rescaling,
+    Projection,
+    RelaxedSpaces,
+    complement_within,
     leading_directions,
     split_as_published,
     split_by_angle,
@@ -65,13 +68,11 @@ class ROGO(GPM):
         UsageError: an option is out of range.
     """
 
-    penalises_weights = False
-
     def __init__(
         self,
         threshold: PerLayer = 0.95,
         increment: float = 0.0,
-        samples: int = 300,
+        samples: int | Sequence[int] | Mapping[str, int] = 300,
         gradient_threshold: PerLayer = 0.97,
         cosine: PerLayer = 0.9,
         strength: float = 1.0,
@@ -95,6 +96,11 @@ class ROGO(GPM):
         ):
             if choice not in allowed:
                 raise UsageError(f"strategy.{key}={choice!r}: use {' or '.join(allowed)}")
+        if representation == "gradients" and not isinstance(samples, int):
+            raise UsageError(
+                f"strategy.samples={samples}: strategy.representation=gradients takes one gradient "
+                "for all layers, so one number, e.g. strategy.samples=125"
+            )
         if strength < 0:
             raise UsageError(f"strategy.strength={strength}: must not be negative")
         if relax_samples < 1 or (rounds is not None and rounds < 1):
@@ -119,25 +125,39 @@ class ROGO(GPM):
         self.done = 0  # successful relaxations of this task
         self.searching = False
         self.turned: dict[str, tuple[int, float]] = {}  # q and ||S - I||_F at the task's end
-        self.rescaling: Rescaling | None = None
+        self.relaxed: RelaxedSpaces | None = None
 
     def setup(self, learner: Learner, task: Task) -> None:
         """As GPM; nothing is relaxed yet."""
-        super().setup(learner, task)
-        self.rescaling = Rescaling(self.layers)
         self.rest = dict(self.memory)
+        super().setup(learner, task)
+        self.relaxed = RelaxedSpaces(self.layers)
         self.done, self.searching = 0, bool(self.memory)
         self.turned = {}
 
+    def projection(self, name: str) -> Projection:
+        """W's changes go through I - M M^T; its gradient keeps G B until S has learned from it."""
+        space = self.relaxed.spaces.get(name) if self.relaxed else None
+        if space is None or self.where == "step":
+            return super().projection(name)
+        return Projection(complement_within(self.memory[name], space.basis))
+
     def param_groups(self, learner: Learner) -> Iterable[dict[str, Any]]:
         """The weights, and S without weight decay."""
-        scales = self.rescaling.parameters() if self.rescaling else []
+        scales = self.relaxed.parameters() if self.relaxed else []
         return [*super().param_groups(learner), {"params": scales, "weight_decay": 0.0}]
 
-    def penalty(self, learner: Learner, batch: Batch, out: Tensor) -> Tensor | None:
-        """Beta sum ||S - I||_F^2 over the layers with a relaxing space."""
-        distance = self.rescaling.distance() if self.rescaling and self.strength else None
-        return None if distance is None else self.strength * distance
+    def constrain(self, learner: Learner) -> None:
+        """dL/dS = (W B)^T G B + 2 beta (S - I); then G <- G - (G M) M^T."""
+        if self.relaxed:
+            self.relaxed.take(self.strength)
+        super().constrain(learner)
+
+    def after_step(self, learner: Learner, batch: Batch, out: Tensor) -> None:
+        """W_eff <- W_eff + W B (S_new - S_old) B^T."""
+        super().after_step(learner, batch, out)
+        if self.relaxed:
+            self.relaxed.follow()
 
     def after_epoch(self, learner: Learner, task: Task, progress: Progress) -> EpochDecision | None:
         """Relax where the schedule says so; what was found changes the rate."""
@@ -166,7 +186,7 @@ class ROGO(GPM):
 
     def relax(self, learner: Learner, task: Task, epoch: int) -> int:
         """Move directions from ``rest`` to B (``update_space``); returns how many."""
-        assert self.rescaling is not None
+        assert self.relaxed is not None
         batch = task.sample(self.relax_samples, derive_seed(learner.seed, "relax", epoch))
         gradients = layer_gradients(learner, self.layers, batch)
         split = split_as_published if self.official_quirks else split_by_angle
@@ -180,21 +200,22 @@ class ROGO(GPM):
             U = leading_directions(gradients[name], eps_g)
             B, self.rest[name] = split(self.rest[name].to(U), U, eps_s)
             if B.shape[1]:
-                self.rescaling.grow(name, B)
+                self.relaxed.grow(name, B)
                 found += B.shape[1]
-        self.rescaling.attach()
+        if found:
+            self.confine()
         return found
 
     def collect(self, learner: Learner, task: Task) -> Statistics:
-        """Merge, W <- W + W B (S - I) B^T; then as GPM, from the merged weights."""
-        if self.rescaling:
+        """As GPM, from W_eff."""
+        if self.relaxed:
             self.turned = {
-                name: (len(term.change), float(term.change.detach().norm()))
-                for name, (term,) in self.rescaling.terms.items()
+                name: (len(space.change), float(space.change.detach().norm()))
+                for name, space in self.relaxed.spaces.items()
             }
-            self.rescaling.merge()
         if self.representation == "activations":
             return super().collect(learner, task)
+        assert isinstance(self.samples, int)
         batch = task.sample(self.samples, learner.seed)
         found = {}
         for name, G in layer_gradients(learner, learner.layers(self.protect), batch).items():
@@ -204,14 +225,12 @@ class ROGO(GPM):
         return found
 
     def release(self, learner: Learner) -> None:
-        """The layers' own forward pass, and gradients."""
-        if self.rescaling:
-            self.rescaling.clear()
-        self.rescaling, self.rest = None, {}
+        """S has done its work."""
+        self.relaxed, self.rest = None, {}
         super().release(learner)
 
     def metrics(self) -> Mapping[str, Mapping[str, float]]:
-        """GPM's, the directions that the task relaxed, and ||S - I||_F before the merge."""
+        """GPM's, the directions that the task relaxed, and ||S - I||_F at its end."""
         return {
             name: {
                 **values,
@@ -229,14 +248,16 @@ class ROGO(GPM):
             "done": self.done,
             "searching": self.searching,
             "turned": {name: list(values) for name, values in self.turned.items()},
-            "rescaling": self.rescaling.state_dict() if self.rescaling else {},
+            "relaxed": self.relaxed.state_dict() if self.relaxed else {},
         }
 
     def load_state_dict(self, state: State) -> None:
         """Inverse of :meth:`state_dict`."""
-        super().load_state_dict(state)
         self.rest = dict(state["rest"])
         self.done, self.searching = state["done"], state["searching"]
         self.turned = {name: (int(q), float(s)) for name, (q, s) in state["turned"].items()}
-        if self.rescaling:
-            self.rescaling.load_state_dict(state["rescaling"])
+        if self.relaxed:
+            self.relaxed.load_state_dict(state["relaxed"])
+            self.memory = dict(state["memory"])
+            self.confine()
+        super().load_state_dict(state)

@@ -35,7 +35,7 @@ class SGP(GPM):
         self,
         threshold: float | Sequence[float] | Mapping[str, float] = 0.95,
         increment: float = 0.0,
-        samples: int = 300,
+        samples: int | Sequence[int] | Mapping[str, int] = 300,
         scale: float = 10.0,
         rank_rule: Literal["official", "energy"] = "official",
         project: Literal["auto", "input", "gradient", "step"] = "auto",

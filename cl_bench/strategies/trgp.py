@@ -50,7 +50,7 @@ class TRGP(GPM):
         self,
         threshold: float | Sequence[float] | Mapping[str, float] = 0.95,
         increment: float = 0.0,
-        samples: int = 300,
+        samples: int | Sequence[int] | Mapping[str, int] = 300,
         trust: float = 0.5,
         regions: int = 2,
         trust_samples: int = 300,

@@ -53,3 +53,13 @@ def complement(basis: Tensor) -> Tensor:
     q, _ = torch.linalg.qr(basis, mode="complete")
     complete: Tensor = q
     return complete[:, basis.shape[1] :].contiguous()
+
+
+def complement_within(basis: Tensor, part: Tensor) -> Tensor:
+    """Orthonormal (d, k - q) spanning what span(M) holds beside span(B).
+
+    Args:
+        basis: M (d, k), orthonormal.
+        part: B (d, q), orthonormal, inside span(M).
+    """
+    return basis @ complement(basis.t() @ part.to(basis))

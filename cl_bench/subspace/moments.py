@@ -21,15 +21,21 @@ RESOLUTION = 1e-6
 class Moments:
     """Accumulates the second moments of d-dimensional inputs in float64.
 
+    Args:
+        dim: d.
+        limit: samples that a tap takes in at most, the first ones; None means all.
+
     Attributes:
         dim: d.
+        limit: as given.
         rows: input vectors seen (a convolution sees one per patch).
         samples: samples they came from.
         energy: tr C = ||X||_F^2.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, limit: int | None = None) -> None:
         self.dim = dim
+        self.limit = limit
         self.rows = 0
         self.samples = 0
         self.energy = 0.0
@@ -150,12 +156,12 @@ class Tapped(dict[str, Any]):
 
     counted: Callable[[str], Tensor | None] | None = None
 
-    def of(self, x: Tensor, layer: str) -> Tensor:
-        """The inputs (n, ..., d) of a layer that count."""
+    def of(self, x: Tensor, first: int, layer: str) -> Tensor:
+        """The ``first`` of a layer's inputs (n, ..., d), as far as they count."""
         counted = None if self.counted is None else self.counted(layer)
         if counted is None or x.shape[:2] != counted.shape:
-            return x
-        return x[counted]
+            return x[:first]
+        return x[:first][counted[:first]]
 
 
 @contextmanager
@@ -177,10 +183,16 @@ def tapped(
         by_module.setdefault(layer.module, []).append(layer)
 
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = args[0].detach()
         for layer in by_module[module]:
-            for rows in layer.inputs(moments.of(args[0].detach(), layer.name)):
-                moments[layer.name].add(rows)
-            moments[layer.name].samples += args[0].shape[0]
+            taken = moments[layer.name]
+            limit: int | None = getattr(taken, "limit", None)
+            room = len(x) if limit is None else min(len(x), limit - taken.samples)
+            if room <= 0:
+                continue
+            for rows in layer.inputs(moments.of(x, room, layer.name)):
+                taken.add(rows)
+            taken.samples += room
 
     handles = [module.register_forward_pre_hook(hook) for module in by_module]
     try:

@@ -124,21 +124,6 @@ class Rescaling:
             image = _image(layer, basis)
         self.terms.setdefault(name, []).append(Scaling(layer, basis, image, change))
 
-    def grow(self, name: str, basis: Tensor) -> None:
-        """Append ``basis`` (d, q) to layer ``name``'s one term: S keeps its entries, I is new."""
-        if name not in self.terms:
-            self.add(name, basis)
-            return
-        layer = self.layers[name]
-        (old,) = self.terms.pop(name)
-        k, q = len(old.change), basis.shape[1]
-        self.add(
-            name,
-            torch.cat([old.basis, basis.to(old.basis)], dim=1),
-            torch.cat([old.through(), _image(layer, basis)], dim=1),
-            F.pad(old.change.detach(), (0, q, 0, q)) if k else None,
-        )
-
     def attach(self) -> None:
         """Swap the classes of the layers that have terms; again after terms were added."""
         self.release()
@@ -169,23 +154,6 @@ class Rescaling:
         for term in terms:
             term.follow()
         return [term.change for term in terms]
-
-    def distance(self) -> Tensor | None:
-        """Sum of ||S - I||_F^2 over the terms; None where there are none."""
-        changes = [term.change.flatten() for terms in self.terms.values() for term in terms]
-        return torch.cat(changes).square().sum() if changes else None
-
-    @torch.no_grad()
-    def merge(self) -> None:
-        """W <- W_eff; the terms are forgotten."""
-        for name, terms in self.terms.items():
-            layer = self.layers[name]
-            matrix = layer.matrix(layer.weight, layer.bias)
-            for term in terms:
-                term.follow()
-                matrix = term.added_to(matrix)
-            layer.store(matrix, layer.weight, layer.bias)
-        self.clear()
 
     def state_dict(self) -> dict[str, list[dict[str, Any]]]:
         """B, W B and S - I of every term, by layer."""

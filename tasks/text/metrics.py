@@ -35,11 +35,11 @@ def first_letter(text: str, right: str, given: str) -> float:
 
 
 def rouge_l(text: str, right: str, given: str) -> float:
-    """F-measure of the longest common subsequence of words (package rouge-score).
+    """F-measure of the longest common subsequence of words (package torchmetrics).
 
-    TRACE uses another package; words are split a little differently there.
+    TRACE uses another package, which splits words a little differently.
     """
-    score: float = _rouge().score(right, given)["rougeL"].fmeasure
+    score: float = _rouge()(given, right, rouge_keys="rougeL")["rougeL_fmeasure"].item()
     return score
 
 
@@ -92,8 +92,7 @@ def _with_literals(code: str) -> str:
 
 @cache
 def _rouge() -> Any:
-    scorer = _needed("rouge_score.rouge_scorer", "rouge_l", "'cl_bench[language]'")
-    return scorer.RougeScorer(["rougeL"])
+    return _needed("torchmetrics.functional.text", "rouge_l", "torchmetrics").rouge_score
 
 
 def _easse() -> Any:

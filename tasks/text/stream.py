@@ -32,12 +32,15 @@ class TextStream(PromptStream):
         self,
         name: str,
         tasks: Sequence[TextTask],
-        tokenizer: str | Codec,
+        tokenizer: str | Codec | None,
         prompt_length: int,
         answer_length: int,
         task_tag: bool,
     ) -> None:
         require(prompt_length >= 8, "prompt_length", prompt_length, "at least 8 tokens")
+        remedy = "name the pretrained model too, model.name_or_path=..., or use bytes"
+        require(tokenizer is not None, "tokenizer", tokenizer, remedy)
+        assert tokenizer is not None
         require_packages(task.metric for task in tasks)
         codec = load_codec(tokenizer) if isinstance(tokenizer, str) else tokenizer
         labels = {label for task in tasks for label in task.labels}

@@ -4,6 +4,8 @@ One process, one thread, contenders in turn, medians.
 
 * a training step under the Trainer, projected by bases of half of every layer's inputs (where a
   projection costs most), against a free one;
+* where the time of a step goes in a bare loop: with dense projectors (G - G P, P d x d, as
+  published), and with ours;
 * the update of all five bases after a task, from the same layer inputs, against the published
   scripts' way: a loop over patches in float64, and numpy SVDs of what it gathered, two for each
   layer. The peak memory of both, each in a child process.
@@ -36,8 +38,11 @@ from tasks.memory import MemoryData
 
 BATCH, CLASSES = 64, 10
 SAMPLES = {"conv1": 24, "conv2": 100, "conv3": 100, "fc1": 125, "fc2": 125}
-"""Samples whose inputs the published script decomposes, by layer; ours takes 125 everywhere."""
-BARS = {"step": 1.10, "update": 1 / 5, "convolutions": 1 / 10, "linear": 1.0}
+"""Samples whose inputs are decomposed, by layer, as in the published script."""
+BARS = {"step": 1.10, "update": 1 / 5, "convolutions": 1 / 10, "linear": 1.0, "share": 0.02}
+STEPS = 60 * 75
+"""A task's least steps on CIFAR-100: 75 an epoch, and 60 epochs without any gain until ten halvings
+of the rate, six epochs each, end it."""
 
 
 class Noise(Task):
@@ -87,10 +92,7 @@ def train(task: Noise, projected: bool) -> float:
         strategy = GPM()
         layers = net.layers(strategy.protect)
         strategy.memory = half_bases(layers)
-        positions = {"conv1": 29**2, "conv2": 12**2, "conv3": 5**2}
-        strategy.rows_per_sample = {
-            layer.name: float(positions.get(layer.name.split(".")[-1], 1)) for layer in layers
-        }
+        strategy.rows_per_sample = {layer.name: rows_of(layer) for layer in layers}
     trainer = functools.partial(
         Trainer,
         accelerator="cpu",
@@ -107,6 +109,50 @@ def train(task: Noise, projected: bool) -> float:
     with quiet_lightning():
         engine.learn(task, task.data)
     return record.seconds
+
+
+def profile(task: Noise, way: str, steps: int) -> dict[str, float]:
+    """Milliseconds of a step by part, in a bare loop: ``free``, ``dense`` or ``ours``."""
+    net, strategy = learner(task), GPM()
+    layers = net.layers(strategy.protect)
+    memory = half_bases(layers) if way != "free" else {}
+    dense = {n: (M @ M.t()).float() for n, M in memory.items()} if way == "dense" else {}
+    if way == "ours":
+        strategy.memory = memory
+        strategy.rows_per_sample = {layer.name: rows_of(layer) for layer in layers}
+    net.begin(task, strategy)
+    optimizer = torch.optim.SGD(net.trainable_parameters(), lr=0.01)
+    parts = dict.fromkeys(("forward", "backward", "projection", "update"), 0.0)
+
+    def timed(part: str, work: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        done = work()
+        parts[part] += 1e3 * (time.perf_counter() - started) / steps
+        return done
+
+    def project() -> None:
+        for layer in layers:
+            if layer.name in dense:
+                gradient = layer.weight.grad
+                assert gradient is not None
+                flat = gradient.flatten(1)
+                layer.weight.grad = (flat - flat @ dense[layer.name]).view_as(gradient)
+        strategy.constrain(net)
+
+    for i in range(steps):
+        batch = task.data[torch.arange(i * BATCH, (i + 1) * BATCH)]
+        loss = timed("forward", functools.partial(net.objective, batch))
+        optimizer.zero_grad()
+        timed("backward", loss.backward)
+        timed("projection", project)
+        timed("update", optimizer.step)
+    return parts
+
+
+def rows_of(layer: LinearMap) -> float:
+    """Input vectors of a layer from one sample."""
+    positions = {"conv1": 29**2, "conv2": 12**2, "conv3": 5**2}
+    return float(positions.get(layer.name.split(".")[-1], 1))
 
 
 def inputs_of(net: Classifier, task: Noise) -> dict[str, tuple[LinearMap, Tensor]]:
@@ -216,6 +262,13 @@ def main() -> None:
     ratio = statistics.median(p / f for f, p in rounds)
     print(f"a step: free {free:.1f} ms, projected {projected:.1f} ms", verdict(ratio, BARS["step"]))
 
+    print("\nms of a step      forward backward projection   update")
+    ways = ("free", "dense", "ours")
+    profiles = [[profile(task, way, arguments.steps) for way in ways] for _ in range(3)]
+    for i, way in enumerate(ways):
+        middle = {k: statistics.median(p[i][k] for p in profiles) for k in profiles[0][i]}
+        print(f"{way:16}", *(f"{value:9.1f}" for value in middle.values()))
+
     net = learner(task)
     found = inputs_of(net, task)
     bases = half_bases([layer for layer, _ in found.values()])
@@ -228,7 +281,7 @@ def main() -> None:
             for times, work in zip(
                 seconds[name],
                 (
-                    functools.partial(ours, layer, x, M),
+                    functools.partial(ours, layer, x[: SAMPLES[name]], M),
                     functools.partial(published, layer, x, plain, SAMPLES[name]),
                 ),
                 strict=True,
@@ -243,7 +296,7 @@ def main() -> None:
         a, b = (statistics.median(times) for times in seconds[name])
         totals[0], totals[1] = totals[0] + a, totals[1] + b
         peaks = (
-            peak(functools.partial(ours, layer, x, M)),
+            peak(functools.partial(ours, layer, x[: SAMPLES[name]], M)),
             peak(functools.partial(published, layer, x, M.numpy(), SAMPLES[name])),
         )
         kind = "convolutions" if name.startswith("conv") else "linear"
@@ -254,6 +307,8 @@ def main() -> None:
         )
     print(f"all        {1e3 * totals[0]:8.1f} ms {1e3 * totals[1]:7.0f} ms")
     print("time   ", verdict(totals[0] / totals[1], BARS["update"]))
+    share = totals[0] / (STEPS * free / 1e3)
+    print(f"share of a task's training, {STEPS} steps:", verdict(share, BARS["share"]))
     for kind, (a, b) in memory.items():
         print(f"peak on {kind}: {verdict(a / b, BARS[kind])}")
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cl_bench.contracts import Learner, Needs, Protect, Statistics, Strategy, Task
+from cl_bench.contracts import Batch, Learner, Needs, Protect, Statistics, Strategy, Task
 
 
 class Activations:
@@ -23,6 +23,41 @@ class Activations:
 
     def __add__(self, other: "Activations") -> "Activations":
         return Activations(np.concatenate([self.matrix, other.matrix], axis=1))
+
+
+def activations(learner: Learner, batch: Batch) -> dict[str, Activations]:
+    """The inputs of every layer for one batch."""
+    found: dict[str, Activations] = {}
+    handles = []
+    for layer in learner.layers(Protect()):
+
+        def keep(module: object, args: tuple[Tensor], name: str = layer.name) -> None:
+            found[name] = Activations(args[0].detach().numpy().T.copy())
+
+        handles.append(layer.module.register_forward_pre_hook(keep))
+    with torch.no_grad():
+        learner(batch)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def published_update(M: np.ndarray | None, R: np.ndarray, eps: float) -> np.ndarray:
+    """The published rule: SVD of R, or of R - M M^T R."""
+    if M is None:
+        U, S, _ = np.linalg.svd(R, full_matrices=False)
+        share = np.cumsum(S**2) / (S**2).sum()
+        return U[:, : int((share < eps).sum())]
+    total = (np.linalg.svd(R, full_matrices=False)[1] ** 2).sum()
+    U, S, _ = np.linalg.svd(R - M @ M.T @ R, full_matrices=False)
+    explained = (total - (S**2).sum()) / total
+    r = 0
+    for energy in S**2 / total:
+        if explained >= eps:
+            break
+        explained += energy
+        r += 1
+    return np.hstack([M, U[:, :r]])[:, : M.shape[0]]
 
 
 class NaiveGPM(Strategy):
@@ -60,42 +95,13 @@ class NaiveGPM(Strategy):
 
     def collect(self, learner: Learner, task: Task) -> Statistics:
         """Keep the inputs of every layer for one batch of samples."""
-        found: dict[str, Activations] = {}
-        handles = []
-        for layer in learner.layers(Protect()):
-
-            def keep(module: object, args: tuple[Tensor], name: str = layer.name) -> None:
-                found[name] = Activations(args[0].detach().numpy().T.copy())
-
-            handles.append(layer.module.register_forward_pre_hook(keep))
-        with torch.no_grad():
-            learner(task.sample(self.samples, learner.seed))
-        for handle in handles:
-            handle.remove()
-        return found
+        return activations(learner, task.sample(self.samples, learner.seed))
 
     def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
         """The published rule: SVD of R, or of R - M M^T R."""
-        for (name, activations), eps in zip(stats.items(), self.threshold, strict=True):
-            assert isinstance(activations, Activations)
-            R = activations.matrix
-            if name not in self.memory:
-                U, S, _ = np.linalg.svd(R, full_matrices=False)
-                share = np.cumsum(S**2) / (S**2).sum()
-                self.memory[name] = U[:, : int((share < eps).sum())]
-                continue
-            M = self.memory[name]
-            total = (np.linalg.svd(R, full_matrices=False)[1] ** 2).sum()
-            residual = R - M @ M.T @ R
-            U, S, _ = np.linalg.svd(residual, full_matrices=False)
-            explained = (total - (S**2).sum()) / total
-            r = 0
-            for energy in S**2 / total:
-                if explained >= eps:
-                    break
-                explained += energy
-                r += 1
-            self.memory[name] = np.hstack([M, U[:, :r]])[:, : M.shape[0]]
+        for (name, inputs), eps in zip(stats.items(), self.threshold, strict=True):
+            assert isinstance(inputs, Activations)
+            self.memory[name] = published_update(self.memory.get(name), inputs.matrix, eps)
 
     def metrics(self) -> Mapping[str, Mapping[str, float]]:
         """Rank of each basis."""

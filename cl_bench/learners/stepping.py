@@ -1,0 +1,39 @@
+"""An optimizer's step without what torch puts around it, for loops of very short steps."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim import optimizer as machinery
+
+
+def short_step(optimizer: Optimizer) -> Callable[[], object]:
+    """``optimizer.step`` as it is best called many times in a row.
+
+    Torch labels every step for profilers and passes its arguments through hooks, which for a small
+    network takes longer than the update itself. Where nobody profiles, counts steps (a schedule
+    does, by wrapping the method) or wants the arguments, only what lies inside is called, and then
+    the hooks that wait for its end.
+    """
+    method: Any = type(optimizer).step
+    hooks = optimizer._optimizer_step_post_hooks
+    watched = (
+        "step" in vars(optimizer)
+        or not getattr(method, "hooked", False)
+        or not hasattr(method, "__wrapped__")
+        or optimizer._optimizer_step_pre_hooks
+        or machinery._global_optimizer_pre_hooks
+        or machinery._global_optimizer_post_hooks
+        or torch.autograd.profiler._is_profiler_enabled
+    )
+    if watched:
+        return optimizer.step
+    inside: Callable[[Optimizer], object] = method.__wrapped__
+
+    def step() -> None:
+        inside(optimizer)
+        for hook in hooks.values():
+            hook(optimizer, (), {})
+
+    return step

@@ -1,0 +1,131 @@
+"""Learning inside a subspace through one small matrix: W moves there as W B (S - I) B^T.
+
+B (d x q) is orthonormal, S (q x q) starts at I, and W B is W's as it was when B was found. The
+layer's weight is the effective one, W_eff = W + W B (S - I) B^T, all the time, so the network runs
+as it is, and no product enters its passes: with G = dL/dW_eff the chain rule gives
+dL/dS = (W B)^T (G B), once a step, and a step of S moves the weight by W B (S_new - S_old) B^T.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from cl_bench.subspace.linear_maps import LinearMap
+
+
+class RelaxedSpace:
+    """B, W B and S - I of one layer.
+
+    Args:
+        layer: whose matrix W (o, d) is meant.
+        basis: B (d, q), orthonormal.
+        image: W B (o, q), a constant.
+        change: S - I (q, q), as far as the weight has followed it already.
+
+    Attributes:
+        change: S - I, a parameter.
+    """
+
+    def __init__(self, layer: LinearMap, basis: Tensor, image: Tensor, change: Tensor) -> None:
+        weight = layer.weight.detach()
+        self.layer = layer
+        self.basis = basis.detach().to(weight).contiguous()
+        self.image = image.detach().to(weight).contiguous()
+        self.change = nn.Parameter(change.detach().to(weight).clone())
+        self._followed = self.change.detach().clone()
+
+    def stay_with_layer(self) -> None:
+        """Be where the layer's weight is."""
+        weight = self.layer.weight
+        if self.basis.device != weight.device or self.basis.dtype != weight.dtype:
+            self.basis, self.image = self.basis.to(weight), self.image.to(weight)
+            self.change.data = self.change.data.to(weight)
+            self._followed = self._followed.to(weight)
+
+    @torch.no_grad()
+    def take(self, strength: float) -> None:
+        """dL/dS = (W B)^T (G B) + 2 strength (S - I), and G loses what it has in span(B)."""
+        layer, gradient = self.layer, self.layer.weight.grad
+        self.change.grad = None
+        if gradient is None:
+            return
+        bias = None if layer.bias is None else layer.bias.grad
+        G = layer.matrix(gradient, bias)
+        inside = G @ self.basis
+        self.change.grad = torch.addmm(
+            self.change, self.image.t(), inside, beta=2 * strength, alpha=1
+        )
+        layer.store(G.addmm_(inside, self.basis.t(), alpha=-1), gradient, bias)
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """W_eff <- W_eff + W B (S_new - S_old) B^T."""
+        layer = self.layer
+        weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+        moved = self.image @ (self.change - self._followed)
+        W = layer.matrix(weight, bias).addmm_(moved, self.basis.t())
+        layer.store(W, weight, bias)
+        self._followed.copy_(self.change)
+
+
+class RelaxedSpaces:
+    """A relaxed space for each of some layers, growing while a task is learned.
+
+    Args:
+        layers: those that may have one.
+    """
+
+    def __init__(self, layers: Sequence[LinearMap]) -> None:
+        self.layers = {layer.name: layer for layer in layers}
+        self.spaces: dict[str, RelaxedSpace] = {}
+
+    def grow(self, name: str, basis: Tensor) -> None:
+        """Append ``basis`` (d, q), orthonormal to what is there: S keeps its entries, I is new."""
+        layer = self.layers[name]
+        weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+        W = layer.matrix(weight, bias)
+        basis, q = basis.to(W), basis.shape[1]
+        image, change = W @ basis, W.new_zeros(q, q)
+        if name in self.spaces:
+            old = self.spaces[name]
+            basis = torch.cat([old.basis, basis], dim=1)
+            image = torch.cat([old.image, image], dim=1)
+            change = F.pad(old.change.detach(), (0, q, 0, q))
+        self.spaces[name] = RelaxedSpace(layer, basis, image, change)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """S - I of every space, where the layers' weights are."""
+        spaces = [self.spaces[name] for name in self.layers if name in self.spaces]
+        for space in spaces:
+            space.stay_with_layer()
+        return [space.change for space in spaces]
+
+    def take(self, strength: float) -> None:
+        """Gradients are ready: what lies in a relaxed space trains its S instead of the weight.
+
+        Args:
+            strength: of a penalty ||S - I||_F^2 on every S.
+        """
+        for space in self.spaces.values():
+            space.take(strength)
+
+    def follow(self) -> None:
+        """S has moved: the weights follow."""
+        for space in self.spaces.values():
+            space.follow()
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """B, W B and S - I, by layer."""
+        return {
+            name: {"basis": s.basis, "image": s.image, "change": s.change.detach().clone()}
+            for name, s in self.spaces.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`, for weights that belong to it."""
+        self.spaces = {
+            name: RelaxedSpace(self.layers[name], **parts) for name, parts in state.items()
+        }
