@@ -24,6 +24,7 @@ from cl_bench.experiment import (
     CheckpointSettings,
     EvalSettings,
     FeatureSettings,
+    GeneralTextSettings,
     Identity,
     LandscapeSettings,
     LightningEngine,
@@ -34,6 +35,7 @@ from cl_bench.experiment import (
     Result,
     SearchSettings,
     Together,
+    UnprotectedSettings,
     UpdateSettings,
     check_pair,
     check_schedule,
@@ -394,6 +396,8 @@ PROBES = {
     "features": FeatureSettings,
     "recovery": RecoverySettings,
     "landscape": LandscapeSettings,
+    "unprotected": UnprotectedSettings,
+    "general_text": GeneralTextSettings,
 }
 
 

@@ -70,6 +70,10 @@ class Learner(Protocol):
 
     seed: int
 
+    @property
+    def network(self) -> nn.Module:
+        """The module whose layers strategies see."""
+
     def __call__(self, batch: Batch, head: int | None = None) -> Tensor:
         """Logits for a batch, from the head that serves it or from ``head``."""
 

@@ -19,9 +19,11 @@ from cl_bench.experiment.plateau import Plateau
 from cl_bench.experiment.pretrain import Pretrained, pretrain
 from cl_bench.experiment.probes import (
     FeatureSettings,
+    GeneralTextSettings,
     LandscapeSettings,
     ProbeSettings,
     RecoverySettings,
+    UnprotectedSettings,
     UpdateSettings,
 )
 from cl_bench.experiment.search import SealedError, SearchSettings, for_search, search_facts
@@ -35,6 +37,7 @@ __all__ = [
     "EvalSettings",
     "Experiment",
     "FeatureSettings",
+    "GeneralTextSettings",
     "Identity",
     "LandscapeSettings",
     "LightningEngine",
@@ -48,6 +51,7 @@ __all__ = [
     "SearchSettings",
     "Together",
     "TrainLoader",
+    "UnprotectedSettings",
     "UpdateSettings",
     "check_pair",
     "check_schedule",

@@ -164,7 +164,13 @@ def conduct(
             progress.note(_where_from(last, stream))
         progress.start(record.task_names)
         observer = watch(
-            stream, record, alignment=alignment, probe=probe, evaluation=evaluation, loop=loop
+            stream,
+            learner,
+            record,
+            alignment=alignment,
+            probe=probe,
+            evaluation=evaluation,
+            loop=loop,
         )
         if stream.pretraining is not None:
             if observer:

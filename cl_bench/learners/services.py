@@ -12,7 +12,15 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.modules.batchnorm import _NormBase
 
 from cl_bench.contracts import Batch, Protect, UsageError
-from cl_bench.subspace import Accumulator, LinearMap, Moments, linear_maps, tapped, unconfined
+from cl_bench.subspace import (
+    Accumulator,
+    LinearMap,
+    Moments,
+    linear_maps,
+    plain_modules,
+    tapped,
+    unconfined,
+)
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -135,7 +143,7 @@ class NetworkServices:
         found: list[LinearMap] = []
         known: list[str] = []
         left = self._tied_weights() if protect.tied == "free" else set()
-        for name, module in self.network.named_modules():
+        for name, module in plain_modules(self.network):
             maps = linear_maps(name, module, augment=protect.bias == "augmented")
             bias = maps[0].bias if maps and maps[0].augmented else None
             if isinstance(bias, nn.Parameter) and not self.learns(bias):

@@ -4,7 +4,7 @@ from cl_bench.subspace.ahead import mark_drawn
 from cl_bench.subspace.basis import complement, complement_within, extend, rank_to_reach
 from cl_bench.subspace.confinement import Confinement, Where, unconfined
 from cl_bench.subspace.growth import empty_basis, grow
-from cl_bench.subspace.linear_maps import LinearMap, linear_maps
+from cl_bench.subspace.linear_maps import LinearMap, linear_maps, merged_parameters, plain_modules
 from cl_bench.subspace.moments import Accumulator, Moments, tapped
 from cl_bench.subspace.preservation import (
     CosineSum,
@@ -60,6 +60,8 @@ __all__ = [
     "leading_inputs",
     "linear_maps",
     "mark_drawn",
+    "merged_parameters",
+    "plain_modules",
     "preserved_rank",
     "rank_to_reach",
     "retention_ratios",
