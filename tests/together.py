@@ -25,12 +25,14 @@ from cl_bench.experiment import (
 from cl_bench.learners import Classifier
 from cl_bench.learners.ranks import rank, world
 from cl_bench.strategies.adam_nscl import AdamNSCL
+from cl_bench.strategies.adaptive_svd import AdaptiveSVD
 from cl_bench.strategies.er import ER
 from cl_bench.strategies.ewc import EWC
 from cl_bench.strategies.finetune import Finetune
 from cl_bench.strategies.freeze import Freeze
 from cl_bench.strategies.gpm import GPM
 from cl_bench.strategies.joint import Joint
+from cl_bench.strategies.o_lora import OLoRA
 from cl_bench.strategies.rogo import ROGO
 from cl_bench.strategies.sgp import SGP
 from cl_bench.strategies.task_vector import TaskVector
@@ -58,6 +60,18 @@ CASES = {
     "rogo": (functools.partial(ROGO, 0.97, cosine=0.5, strength=0.1, **few), sgd, {}),
     "rogo-adam": (functools.partial(ROGO, 0.97, cosine=0.5, strength=0.1, **few), adam, {}),
     "adam_nscl": (functools.partial(AdamNSCL, 50.0), adam, {}),
+    "adaptive_svd": (AdaptiveSVD, adam, {}),
+    "adaptive_svd-dense": (
+        functools.partial(AdaptiveSVD, parametrisation="dense_projected"),
+        adam,
+        {},
+    ),
+    "adaptive_svd-factored": (
+        functools.partial(AdaptiveSVD, parametrisation="factored"),
+        sgd,
+        {},
+    ),
+    "o_lora": (functools.partial(OLoRA, 2, dropout=0.0, targets="all"), adam, {}),
     "gpm+er": (lambda: Together({"gpm": GPM(0.9, **few), "er": ER(20)}), sgd, {}),
     "accumulated": (functools.partial(GPM, 0.9, **few), sgd, {"accumulate_grad_batches": 2}),
 }
