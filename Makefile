@@ -19,7 +19,7 @@ METHOD ?= gpm
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-flower test-kills lint bench bench-pmnist bench-alexnet \
-	reproduce docs clean
+	bench-svd reproduce docs clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ bench-pmnist: $(VENV)/.dev ## time whole PMNIST runs against naive ones (METHOD=
 
 bench-alexnet: $(VENV)/.dev ## time GPM's step and basis update on the papers' AlexNet
 	$(BIN)/python tests/benchmarks/alexnet.py
+
+bench-svd: $(VENV)/.dev ## time adaptive SVD on a language model of T5-small's size (half an hour)
+	$(BIN)/python tests/benchmarks/adaptive_svd.py
 
 reproduce: $(VENV)/.dev ## run a published setting and compare (EXPERIMENT=gpm_pmnist DATA=folder SEEDS=0,1,2)
 	$(BIN)/python -m cl_bench -m +experiment=$(EXPERIMENT) seed=$(SEEDS) \

@@ -146,7 +146,7 @@ def strategy_page(name: str, path: Path) -> str:
     parts = [
         f"# {name}",
         describe(path) + ".",
-        f"    python -m cl_bench +strategy={name} +stream=permuted_digits",
+        f"    {path.read_text().partition(chr(10))[0].removeprefix('# ')}",
         "## What it does",
         verbatim(inspect.getdoc(module) or ""),
         f"Source: [`{file}`]({REPOSITORY}/{file})",

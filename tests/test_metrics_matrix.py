@@ -48,6 +48,18 @@ def test_the_diagonal_is_each_task_right_after_it_was_learned():
     assert diagonal(R).tolist() == [0.90, 0.80, 0.70]
 
 
+def test_published_log_of_o_lora():
+    """Order 1 of github.com/cmnfriend/O-LoRA: just-learned and final scores of its released log."""
+    log = np.full((5, 4), NAN)
+    np.fill_diagonal(log[1:], [98.7, 57.8, 71.9, 88.6])
+    log[-1] = [97.7, 56.1, 71.0, 88.6]
+    assert average_accuracy(log) == pytest.approx(78.35)
+    assert backward_transfer(log) == pytest.approx(-1.2)
+    assert backward_transfer(log, over="all") == pytest.approx(-0.9)
+    assert forgetting(log) == pytest.approx(1.2)
+    assert learning_accuracy(log) == pytest.approx(79.25)
+
+
 def test_summaries_by_hand():
     assert average_accuracy(R) == pytest.approx((0.5 + 0.6 + 0.7) / 3)
     assert backward_transfer(R) == pytest.approx(((0.5 - 0.9) + (0.6 - 0.8)) / 2)

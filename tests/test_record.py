@@ -645,6 +645,7 @@ def test_wandb_rows_are_on_their_own_axes(offline_run):
         "alignment/*": "task",
         "dynamics/*": "task",
         "landscape/*": "task",
+        "general_text/*": "task",
         "cost/*": "task",
         "curve_step": "",
         "curve/*": "curve_step",

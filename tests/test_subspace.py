@@ -495,7 +495,7 @@ def test_positions_that_do_not_count_are_left_out():
     linear, x = nn.Linear(5, 4), torch.randn(3, 2, 5)
     counted = torch.tensor([[True, True], [True, False], [False, False]])
     with tapped(linear_maps("l", linear)) as moments:
-        moments.counted = counted
+        moments.counted = lambda layer: counted
         linear(x)
         linear(x[:1, 0])  # of another shape: no sequences, every row counts
     rows = torch.cat([x[0], x[1, :1], x[:1, 0]]).double()

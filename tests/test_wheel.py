@@ -43,7 +43,12 @@ def run(folder, *command):
 def test_the_wheel_holds_every_module_and_config(installed):
     _, wheel = installed
     names = set(ZipFile(wheel).namelist())
-    for package, suffix in (("cl_bench", ".py"), ("tasks", ".py"), ("conf", ".yaml")):
+    for package, suffix in (
+        ("cl_bench", ".py"),
+        ("cl_bench", ".txt"),
+        ("tasks", ".py"),
+        ("conf", ".yaml"),
+    ):
         for path in (ROOT / package).rglob(f"*{suffix}"):
             inside = path.relative_to(ROOT).as_posix()
             assert (f"cl_bench/{inside}" if package == "conf" else inside) in names

@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from cl_bench.experiment import (
     CheckpointSettings,
     EvalSettings,
     FeatureSettings,
+    GeneralTextSettings,
     Identity,
     LandscapeSettings,
     LightningEngine,
@@ -34,13 +35,17 @@ from cl_bench.experiment import (
     Result,
     SearchSettings,
     Together,
+    UnprotectedSettings,
     UpdateSettings,
     check_pair,
     check_schedule,
     check_tasks,
+    check_together,
     check_trainer,
     conduct,
     for_search,
+    new_directory,
+    processes,
     quiet_lightning,
     search_facts,
     seed_training,
@@ -49,6 +54,7 @@ from cl_bench.experiment.determinism import deterministically, statement
 from cl_bench.experiment.faults import memory_explained
 from cl_bench.federation import FederatedEngine, Federation, check_federation
 from cl_bench.learners import BaseLearner
+from cl_bench.learners.ranks import world
 from cl_bench.tracking import wandb_sink
 
 Settings = TypeVar("Settings")
@@ -89,8 +95,18 @@ def run_config(
     asked = cfg.get("deterministic", False)
     if not isinstance(asked, bool):
         raise UsageError(f"deterministic={asked}: use true or false")
-    with deterministically(asked):
+    count = processes(cfg.trainer)
+    with deterministically(asked), _company(count, _on_cuda(cfg.trainer)):
         return _run_config(cfg, command, choices, resume, given or {}, asked)
+
+
+def _company(count: int, on_cuda: bool) -> AbstractContextManager[None]:
+    """The other processes of a run that trains in several, where they are there already."""
+    if count == 1:
+        return nullcontext()
+    from cl_bench.cli.together import are_there, joined
+
+    return joined(count, on_cuda) if are_there() else nullcontext()
 
 
 def _run_config(
@@ -156,6 +172,11 @@ def _run_config(
         )
     if federation is not None and federation.engine == "flower" and "site" not in given:
         return _in_flower(cfg, command, choices, resume, given, federation, learner, strategy)
+    count = processes(cfg.trainer)
+    if count > 1:
+        check_together(stream, learner)
+        if world() == 1:
+            return _in_processes(cfg, command, choices, resume, given, learner, strategy)
     says = statement(deterministic, _on_cuda(cfg.trainer))
     return conduct(
         stream,
@@ -175,7 +196,7 @@ def _run_config(
         sinks=[sink],
         environment={
             "directory": os.getcwd(),
-            "processes": 1,
+            "processes": count,
             "effective_batch": loop.batch_size * int(cfg.trainer.accumulate_grad_batches),
             "reproducible": says,
         },
@@ -243,6 +264,36 @@ def _in_flower(
         learner,
         strategy,
     )
+
+
+def _in_processes(
+    cfg: DictConfig,
+    command: str,
+    choices: Mapping[str, Any],
+    resume: bool,
+    given: Mapping[str, Any],
+    learner: BaseLearner,
+    strategy: Strategy,
+) -> Result:
+    from cl_bench.cli.together import start
+
+    if given:
+        raise UsageError(
+            f"trainer.devices={cfg.trainer.devices}: processes of their own cannot be given "
+            f"objects ({', '.join(given)}); name them in the configuration, or start the script "
+            "itself with torchrun"
+        )
+    if cfg.trainer.get("num_nodes", 1) > 1:
+        raise UsageError(
+            f"trainer.num_nodes={cfg.trainer.num_nodes}: start the command on every node with "
+            "torchrun or SLURM (docs/several_gpus.md)"
+        )
+    stream_name = str(choices.get("stream", "stream"))
+    names = [str(choices.get("strategy", "strategy")), *(cfg.get("also") or ())]
+    identity = Identity(stream_name, "+".join(map(str, names)))
+    run_dir = Path(cfg.run_dir) if cfg.run_dir else new_directory(identity, cfg.seed)
+    count = processes(cfg.trainer)
+    return start(cfg, command, choices, resume, run_dir, count, learner, strategy)
 
 
 def build_model(cfg: DictConfig, stream: Stream) -> nn.Module:
@@ -345,6 +396,8 @@ PROBES = {
     "features": FeatureSettings,
     "recovery": RecoverySettings,
     "landscape": LandscapeSettings,
+    "unprotected": UnprotectedSettings,
+    "general_text": GeneralTextSettings,
 }
 
 

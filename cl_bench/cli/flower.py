@@ -28,14 +28,14 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from cl_bench.cli.build import build, build_model, run_config
+from cl_bench.cli.together import read_result
 from cl_bench.contracts import Strategy, Stream, UsageError, derive_seed
-from cl_bench.experiment import Checkpoints, CheckpointSettings, Result, seed_training
-from cl_bench.experiment.checkpoint import read_checkpoint
+from cl_bench.experiment import Result, seed_training
 from cl_bench.federation import Federation
 from cl_bench.federation.flower import FlowerSite, Node, as_json
 from cl_bench.federation.site import Site
 from cl_bench.learners import BaseLearner
-from cl_bench.tracking.record import SUMMARY, is_finished, read_matrix
+from cl_bench.tracking.record import is_finished
 
 APP = """\
 [build-system]
@@ -204,10 +204,4 @@ def submit(
             f"the run on federation.superlink={superlink} did not end well: see above, and the "
             f"SuperLink's log; what was recorded is in {run_dir} on its machine"
         )
-    _, matrix = read_matrix(run_dir)
-    for path in Checkpoints(run_dir, CheckpointSettings()).paths()[-1:]:
-        end = read_checkpoint(path)["start"]
-        learner.load_state_dict(end["weights"])
-        strategy.load_state_dict(end["strategy"])
-    summary = json.loads((run_dir / SUMMARY).read_text())
-    return Result(run_dir, matrix, summary, learner, strategy)
+    return read_result(run_dir, learner, strategy)

@@ -70,6 +70,10 @@ class Learner(Protocol):
 
     seed: int
 
+    @property
+    def network(self) -> nn.Module:
+        """The module whose layers strategies see."""
+
     def __call__(self, batch: Batch, head: int | None = None) -> Tensor:
         """Logits for a batch, from the head that serves it or from ``head``."""
 
@@ -81,6 +85,12 @@ class Learner(Protocol):
 
     def hold(self, modules: Iterable[nn.Module]) -> None:
         """Until the next task: no gradients, no optimizer state, running statistics held."""
+
+    def hold_others(self, kept: Iterable[nn.Parameter], norms: bool) -> None:
+        """Until the next task, of what tasks share nothing learns but ``kept`` and, maybe, norms.
+
+        Heads that belong to one task learn as they would.
+        """
 
     def named_trainable(self) -> dict[str, nn.Parameter]:
         """The same, by name."""

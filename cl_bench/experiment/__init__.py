@@ -1,9 +1,16 @@
 """The outer loop, the engine under it, and what watches them."""
 
 from cl_bench.experiment.checkpoint import Checkpoints, CheckpointSettings
-from cl_bench.experiment.checks import check_pair, check_schedule, check_tasks, check_trainer
+from cl_bench.experiment.checks import (
+    check_pair,
+    check_schedule,
+    check_tasks,
+    check_together,
+    check_trainer,
+    processes,
+)
 from cl_bench.experiment.companions import Together
-from cl_bench.experiment.conduct import Identity, Result, conduct
+from cl_bench.experiment.conduct import Identity, Result, conduct, new_directory
 from cl_bench.experiment.engine import LightningEngine, LoopSettings, quiet_lightning, seed_training
 from cl_bench.experiment.experiment import EvalSettings, Experiment
 from cl_bench.experiment.loader import EvalLoader, TrainLoader
@@ -12,9 +19,11 @@ from cl_bench.experiment.plateau import Plateau
 from cl_bench.experiment.pretrain import Pretrained, pretrain
 from cl_bench.experiment.probes import (
     FeatureSettings,
+    GeneralTextSettings,
     LandscapeSettings,
     ProbeSettings,
     RecoverySettings,
+    UnprotectedSettings,
     UpdateSettings,
 )
 from cl_bench.experiment.search import SealedError, SearchSettings, for_search, search_facts
@@ -28,6 +37,7 @@ __all__ = [
     "EvalSettings",
     "Experiment",
     "FeatureSettings",
+    "GeneralTextSettings",
     "Identity",
     "LandscapeSettings",
     "LightningEngine",
@@ -41,14 +51,18 @@ __all__ = [
     "SearchSettings",
     "Together",
     "TrainLoader",
+    "UnprotectedSettings",
     "UpdateSettings",
     "check_pair",
     "check_schedule",
     "check_tasks",
+    "check_together",
     "check_trainer",
     "conduct",
     "for_search",
+    "new_directory",
     "pretrain",
+    "processes",
     "quiet_lightning",
     "search_facts",
     "seed_training",

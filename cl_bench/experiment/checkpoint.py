@@ -89,14 +89,16 @@ class Checkpoints:
     Args:
         directory: of the run; files go to ``checkpoints`` in it.
         settings: how many stay.
+        writes: whether this process writes, and deletes; any may read.
 
     Attributes:
         seconds: spent on writing them, and weights.
         weights: of the network, kept beside them.
     """
 
-    def __init__(self, directory: Path, settings: CheckpointSettings) -> None:
+    def __init__(self, directory: Path, settings: CheckpointSettings, writes: bool = True) -> None:
         self.directory = directory / "checkpoints"
+        self.writes = writes
         self.settings = settings
         self.seconds = 0.0
         self.weights = TaskWeights(directory)
@@ -116,6 +118,8 @@ class Checkpoints:
         Raises:
             UsageError: the disk takes no more; the checkpoints before stay.
         """
+        if not self.writes:
+            return
         begun = time.perf_counter()
         path = self.directory / f"task{task:04}-step{step:09}.pt"
         make_directory(self.directory)
@@ -130,7 +134,7 @@ class Checkpoints:
         Raises:
             UsageError: the disk takes no more; the files before stay.
         """
-        if self.settings.weights == "all":
+        if self.writes and self.settings.weights == "all":
             begun = time.perf_counter()
             self.weights.save(learned, weights)
             self.seconds += time.perf_counter() - begun
@@ -158,6 +162,8 @@ class Checkpoints:
 
     def forget_after(self, found: Checkpoint | None) -> None:
         """Delete what is newer than ``found``, or was never finished. None deletes all."""
+        if not self.writes:
+            return
         for stray in self.directory.glob(".task*.tmp"):
             delete(stray)
         for other in self.paths():

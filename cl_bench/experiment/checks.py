@@ -1,7 +1,10 @@
 """What cannot work together, found before any work starts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from cl_bench.contracts import Strategy, Stream, UsageError
 from cl_bench.contracts.strategy import members
@@ -67,6 +70,39 @@ def check_schedule(strategy: Strategy, schedule: object) -> None:
         )
 
 
+def processes(trainer: Mapping[str, Any]) -> int:
+    """How many processes train together: devices on a node, times nodes.
+
+    Raises:
+        UsageError: the options do not say so.
+    """
+    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
+    if not isinstance(devices, int) or devices < 1:
+        devices = {"1": 1}.get(str(devices)) or (
+            len(devices) if isinstance(devices, Sequence) and not isinstance(devices, str) else 0
+        )
+    if devices < 1 or not isinstance(nodes, int) or nodes < 1:
+        raise UsageError(
+            f"trainer.devices={trainer.get('devices')}, trainer.num_nodes={nodes}: whole numbers "
+            "of at least 1, or a list of devices"
+        )
+    return devices * nodes
+
+
+def check_together(stream: Stream, network: nn.Module) -> None:
+    """Raise :class:`UsageError` if several processes cannot learn the stream with this network."""
+    if stream.pretraining is not None:
+        raise UsageError(
+            f"stream {stream.name!r} pre-trains its model, in one process: use trainer=default"
+        )
+    for name, module in network.named_modules():
+        if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
+            raise UsageError(
+                f"layer {name!r} normalises over the batch, of which every process sees a part: "
+                "use trainer.sync_batchnorm=true (GPUs only), or a network that does not"
+            )
+
+
 def check_trainer(trainer: Mapping[str, Any], pack: int, strategy: Strategy) -> None:
     """Raise :class:`UsageError` if the Trainer's options do not fit the loop or the strategy.
 
@@ -75,12 +111,18 @@ def check_trainer(trainer: Mapping[str, Any], pack: int, strategy: Strategy) -> 
         pack: batches per training step.
         strategy: whose gradients clipping by value would bend.
     """
-    for key in ("devices", "num_nodes"):
-        if trainer.get(key, 1) not in (1, "1", [0]):
-            raise UsageError(
-                f"trainer.{key}={trainer[key]}: this version trains in one process; "
-                f"use trainer.{key}=1"
-            )
+    count = processes(trainer)
+    if count > 1 and str(trainer.get("strategy", "auto")) != "ddp":
+        raise UsageError(
+            f"trainer.devices={trainer.get('devices')}, trainer.num_nodes="
+            f"{trainer.get('num_nodes', 1)}: {count} processes train together with trainer=ddp; "
+            "add it"
+        )
+    if count > 1 and pack > 1:
+        raise UsageError(
+            f"{count} processes need Lightning's own optimization loop, not packs of {pack} "
+            "batches: add pack=1"
+        )
     for key in ("max_epochs", "accumulate_grad_batches"):
         value = trainer.get(key, 1)
         if not isinstance(value, int) or value < 1:

@@ -3,6 +3,8 @@
 import itertools
 import os
 import shlex
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from cl_bench.contracts import Strategy, Stream
 from cl_bench.experiment.budget import PeakMemory, describe_budget
@@ -25,6 +28,7 @@ from cl_bench.experiment.pretrain import Pretrained, pretrain
 from cl_bench.experiment.probes import Observers, ProbeSettings, watch
 from cl_bench.experiment.snapshot import RunState
 from cl_bench.learners import BaseLearner, DivergedError
+from cl_bench.learners.ranks import decided, rank
 from cl_bench.report import print_run, write_figures, write_probe_figures
 from cl_bench.tracking import ProgressDisplay, Record, Sink
 from cl_bench.tracking.patience import Patient
@@ -119,24 +123,27 @@ def conduct(
     strategy.check(learner)
     named = {"stream": identity.stream, "strategy": identity.strategy, "seed": loop.seed}
     memory = PeakMemory()
-    directory = Path(run_dir) if run_dir is not None else _new_directory(identity, loop.seed)
+    directory = Path(run_dir) if run_dir else decided(lambda: new_directory(identity, loop.seed))
     settings = checkpoint or CheckpointSettings()
-    checkpoints = Checkpoints(directory, settings)
-    progress = ProgressDisplay()
+    leads = rank() == 0
+    checkpoints = Checkpoints(directory, settings, writes=leads)
+    progress = ProgressDisplay(None if leads else Console(quiet=True))
     title = f"{identity.stream} · {identity.strategy} · seed {loop.seed}: {directory}"
     begun: dict[str, Any] = {
         "task_names": [task.name for task in stream],
         "task_id_known": stream.task_id_at_test,
         "data": describe_data(stream),
         "facts": {**named, **(facts or {})},
-        "sinks": [Patient(sink) for make in sinks if (sink := make(directory)) is not None],
+        "sinks": [
+            Patient(sink) for make in sinks if leads and (sink := make(directory)) is not None
+        ],
     }
     last = checkpoints.newest(_doubts(directory), progress.note) if resume else None
-    if resume:
+    if resume and leads:
         opened = _reopened(directory, last, begun)
     else:
         opened = Record.open(
-            directory,
+            directory if leads else tempfile.mkdtemp(prefix="cl_bench-rank-"),
             **begun,
             config=identity.config,
             command=identity.command,
@@ -157,7 +164,13 @@ def conduct(
             progress.note(_where_from(last, stream))
         progress.start(record.task_names)
         observer = watch(
-            stream, record, alignment=alignment, probe=probe, evaluation=evaluation, loop=loop
+            stream,
+            learner,
+            record,
+            alignment=alignment,
+            probe=probe,
+            evaluation=evaluation,
+            loop=loop,
         )
         if stream.pretraining is not None:
             if observer:
@@ -190,6 +203,9 @@ def conduct(
             **learning.summary(),
         )
         progress.stop()
+        if not leads:
+            shutil.rmtree(record.directory)
+            return Result(directory, record.matrix, summary, learner, strategy)
         pictures = (*write_figures(directory), *write_probe_figures(directory))
         record.figures([*pictures, *learning.figures(directory)])
         progress.note("")
@@ -274,7 +290,7 @@ def describe_data(stream: Stream) -> dict[str, Any]:
     }
 
 
-def _new_directory(identity: Identity, seed: int) -> Path:
+def new_directory(identity: Identity, seed: int) -> Path:
     """A directory that nobody else has: of runs that start together, each gets its own."""
     parent = Path("runs") / _plain(identity.stream) / _plain(identity.strategy)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-seed{seed}"

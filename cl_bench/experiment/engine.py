@@ -26,6 +26,7 @@ from cl_bench.experiment.plateau import BestEpoch, Plateau
 from cl_bench.experiment.resuming import TaskCheckpoints
 from cl_bench.experiment.snapshot import RunState
 from cl_bench.learners import BaseLearner, ScheduleFactory
+from cl_bench.learners.ranks import decided, rank, world
 from cl_bench.tracking import ProgressDisplay, Record
 
 TrainerFactory = Callable[..., Trainer]
@@ -131,7 +132,8 @@ class LightningEngine:
         checkpoints = TaskCheckpoints(self.state, task.index, loader, self.interrupts, plateau)
         hooks = TaskHooks(self, task, loader, checkpoints, plateau)
         with quiet_lightning(), as_interrupt():
-            seed_training(derive_seed(s.seed, "training", task.index))
+            apart = (rank(),) if rank() else ()
+            seed_training(derive_seed(s.seed, "training", task.index, *apart))
             epochs = {} if task.epochs is None else {"max_epochs": task.epochs}
             trainer = self.trainer(callbacks=[hooks], **epochs)
             trainer.fit(self.learner, loader, validation)
@@ -155,6 +157,7 @@ class LightningEngine:
     def between_tasks(self, t: int) -> None:
         """All tasks before ``t`` are learned and scored: keep that, and end if a signal came."""
         self.state.save_between(t)
+        self.interrupts.agree()
         self.interrupts.stop()
 
     def evaluate(
@@ -172,7 +175,8 @@ class LightningEngine:
         probes = [(task, name) for task in tasks for name in task.probes]
         data = [task.scored for task in tasks] + [task.probes[name] for task, name in probes]
         loaders = [
-            EvalLoader(part, batch_size, max_samples, self.settings.num_workers) for part in data
+            EvalLoader(part, batch_size, max_samples, self.settings.num_workers, (rank(), world()))
+            for part in data
         ]
         self.learner.expect_tests([*tasks, *(task for task, _ in probes)])
         self._test(loaders)
@@ -312,6 +316,8 @@ class TaskHooks(Callback):
             self.plateau.restore()
         strategy.consolidate(learner, self.task, strategy.collect(learner, self.task))
         strategy.release(learner)
+        if world() > 1:  # eigenvectors need not be the same to the last bit
+            strategy.load_state_dict(decided(strategy.state_dict))
         layers = {name: dict(values) for name, values in strategy.metrics().items()}
         if self.engine.observer:
             with learner.work.paused():

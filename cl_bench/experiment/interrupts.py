@@ -7,6 +7,8 @@ import time
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from cl_bench.learners.ranks import gathered
+
 PATIENCE_SECONDS = 1.0
 """A signal that comes again within this time is the same one: keys repeat, launchers too."""
 
@@ -50,6 +52,11 @@ class Interrupts:
         """Take the signals (again): Lightning's Trainer puts a handler of its own before ours."""
         for number in self._before:
             signal.signal(number, self._hold)
+
+    def agree(self) -> bool:
+        """Whether a signal came, here or in another process of the run; they then all hold it."""
+        self.requested = max(gathered(self.requested or 0)) or None
+        return self.requested is not None
 
     def stop(self) -> None:
         """Pass on the signal that was held back, if one was: nothing is lost from here."""

@@ -100,10 +100,19 @@ class EvalLoader:
         batch_size: samples of a batch.
         max_samples: evaluate on a fixed random subset of this size; None means all.
         num_workers: processes that fetch ahead.
+        part: which of how many parts of the data, for processes that evaluate together.
+
+    Raises:
+        UsageError: there are more parts than samples.
     """
 
     def __init__(
-        self, data: Data, batch_size: int, max_samples: int | None = None, num_workers: int = 0
+        self,
+        data: Data,
+        batch_size: int,
+        max_samples: int | None = None,
+        num_workers: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.data = data
         self.num_workers = num_workers
@@ -111,10 +120,15 @@ class EvalLoader:
         if max_samples is not None and max_samples < len(data):
             index = torch.randperm(len(data), generator=generator(0, "evaluation"))[:max_samples]
             index = index.sort().values
+        if len(index) < part[1]:
+            raise UsageError(
+                f"{part[1]} processes cannot share {len(index)} test samples: use fewer, or raise "
+                "eval.max_samples"
+            )
         lengths: Tensor | None = getattr(data, "lengths", None)
         if lengths is not None:
             index = index[lengths[index].argsort(stable=True)]
-        self.indices = list(torch.split(index, batch_size))
+        self.indices = list(torch.split(index[part[0] :: part[1]], batch_size))
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -157,4 +157,4 @@ def _layers(learner: BaseLearner) -> list[LinearMap]:
 
 
 def _weights(layer: LinearMap) -> Tensor:
-    return layer.matrix(layer.weight.detach(), None)
+    return layer.merged()

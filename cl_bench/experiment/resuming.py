@@ -7,6 +7,10 @@ from cl_bench.experiment.interrupts import Interrupts
 from cl_bench.experiment.loader import TrainLoader
 from cl_bench.experiment.plateau import BestEpoch
 from cl_bench.experiment.snapshot import RunState, set_random_states
+from cl_bench.learners.ranks import world
+
+ASK_EVERY = 16
+"""Steps after which processes that train together ask each other for signals."""
 
 
 class TaskCheckpoints:
@@ -95,7 +99,11 @@ class TaskCheckpoints:
 
     @property
     def _wanted(self) -> bool:
-        return self.batches >= self._due or self.interrupts.requested is not None
+        if self.batches >= self._due:
+            return True
+        if world() > 1:  # all of them must save at the same step
+            return self.batches % ASK_EVERY == 0 and self.interrupts.agree()
+        return self.interrupts.requested is not None
 
     def _plan(self) -> None:
         self._due = (self.batches // self._every + 1) * self._every

@@ -18,6 +18,7 @@ from cl_bench.contracts import State, Strategy, UsageError
 from cl_bench.experiment.checkpoint import FORMAT, Checkpoint, Checkpoints
 from cl_bench.experiment.observer import Observer
 from cl_bench.learners import BaseLearner
+from cl_bench.learners.ranks import gathered, rank, world
 from cl_bench.tracking import Record
 
 
@@ -106,7 +107,7 @@ class RunState:
                 "task": task,
                 "step": step,
                 **state,
-                "random": random_states(),
+                "random": gathered(random_states()) if world() > 1 else random_states(),
                 "position": self.record.position,
                 "wall_seconds": self.record.wall_seconds,
                 "largest": self.largest,
@@ -131,9 +132,10 @@ class RunState:
         self.largest = max(state["largest"], tensor_bytes(held) if state["counts"] else 0)
         if self.checkpoints:
             self.checkpoints.seconds = state["checkpoint_seconds"]
-        set_random_states(state["random"])
+        mine = _of_this_process(state["random"])
+        set_random_states(mine)
         if state["inside"] is not None:
-            self.inside = {**state["inside"], "random": state["random"]}
+            self.inside = {**state["inside"], "random": mine}
         return int(state["task"])
 
     def resume_task(self) -> State | None:
@@ -167,6 +169,16 @@ class RunState:
             self.observer.load_state_dict(state["observer"])
         if self.engine:
             self.engine.load_state_dict(state["engine"])
+
+
+def _of_this_process(random: Any) -> State:
+    everyones = random if isinstance(random, list) else [random]
+    if len(everyones) != world():
+        raise UsageError(
+            f"the checkpoint was written by {len(everyones)} processes that trained together and "
+            f"cannot go on in {world()}: use as many (trainer.devices, trainer.num_nodes)"
+        )
+    return everyones[rank()]  # type: ignore[no-any-return]
 
 
 def random_states() -> State:

@@ -11,12 +11,15 @@ from typing import Any, Literal
 import lightning
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
 from cl_bench.contracts import Batch, State, Strategy, Stream, Task, UsageError
 from cl_bench.contracts.strategy import overrides, penalises_weights
+from cl_bench.learners.ranks import average_, gathered, is_idle, share, world
 from cl_bench.learners.services import NetworkServices
 from cl_bench.learners.stepping import short_step
 from cl_bench.learners.work import Work
@@ -95,6 +98,10 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
     def loss(self, out: Tensor, batch: Batch) -> Tensor:
         """Mean loss over the batch."""
 
+    def loss_terms(self, batch: Batch) -> int:
+        """How many terms the mean of :meth:`loss` has: samples, or labelled tokens."""
+        return len(next(iter(batch.values())))
+
     @abstractmethod
     def score(self, out: Tensor, batch: Batch) -> Tensor:
         """Score of every sample in [0, 1]; its mean is the task's entry in the matrix."""
@@ -170,16 +177,26 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         return self._learn(batch)
 
     def _learn(self, batch: Batch) -> Tensor:
-        batch = self.strategy.on_batch(self, batch)
+        whole = self.strategy.on_batch(self, batch)
+        self.work.both(len(next(iter(whole.values()))))
+        batch = share(whole)
         out = self(batch)
-        self.work.both(out)
         loss = self.loss(out, batch)
+        if batch is not whole:
+            # The mean over processes of what each makes of its part is the mean over the batch.
+            part = 0 if is_idle(whole) else self.loss_terms(batch)
+            loss = loss * (world() * part / self.loss_terms(whole))
         penalty = self.strategy.penalty(self, batch, out)
         self._step.batch, self._step.out = batch, out.detach()
         return loss if penalty is None else loss + penalty
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Gradients are synchronised, unscaled, accumulated and not yet clipped."""
+        if world() > 1:  # what a strategy has added lies outside the wrapped network
+            own = {id(p) for p in self.parameters()}
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                if id(parameter) not in own and parameter.grad is not None:
+                    average_(parameter.grad)
         self.strategy.constrain(self)
 
     def configure_optimizers(self) -> Any:
@@ -221,7 +238,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         """
         if not self._losses:
             return
-        losses = torch.stack(self._losses).double()
+        losses = average_(torch.stack(self._losses).double())
         finite = losses.isfinite()
         if not bool(finite.all()):
             step = self.learned_steps + int(finite.logical_not().nonzero()[0])
@@ -245,6 +262,8 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
 
     def progress_state(self) -> State:
         """What a checkpoint needs beside the weights: steps, heads, and losses not yet reported."""
+        if world() > 1:
+            self.flush_losses()  # each process has losses of its own
         return {
             "seen_heads": self.seen_heads,
             "learned_steps": self.learned_steps,
@@ -310,10 +329,14 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
 
     def test_details(self) -> list[dict[str, float]]:
         """Means of :meth:`details` over the data of each expected task; NaN where none counted."""
-        return [
-            {name: float(total / count) for name, (total, count) in sums.items()}
-            for sums in self._sums
-        ]
+        means = []
+        for everyones in zip(*gathered(self._sums), strict=True):
+            sums: dict[str, Tensor] = {}
+            for one in everyones:
+                for name, seen in one.items():
+                    sums[name] = sums[name] + seen.cpu() if name in sums else seen.cpu()
+            means.append({name: float(total / count) for name, (total, count) in sums.items()})
+        return means
 
     def performance(self, batch: Batch) -> float:
         """Mean score over the batch at the current weights; no side effects."""
@@ -346,13 +369,30 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         into: Mapping[str, Accumulator] | None = None,
     ) -> Mapping[str, Moments]:
         """Second moments of the layers' inputs over the batches, in evaluation mode."""
+        batches = list(batches) if world() > 1 else batches
+        apart = world() > 1 and into is None and self._divisible
 
         def counted() -> Iterator[Batch]:
             for batch in batches:
                 self.work.batch(batch, backward=False)
-                yield batch
+                if not apart:
+                    yield batch
+                elif not is_idle(batch):
+                    yield share(batch)
 
-        return super().tap(layers, counted(), into)
+        moments = super().tap(layers, counted(), into)
+        if apart:
+            for layer in layers:
+                moments[layer.name].all_reduce()
+        return moments
+
+    @property
+    def _divisible(self) -> bool:
+        """Whether a sample's activations do not depend on the others of its batch."""
+        return not any(
+            isinstance(m, _NormBase) and m.running_mean is None and not isinstance(m, _InstanceNorm)
+            for m in self.modules()
+        )
 
     def gradients(
         self,

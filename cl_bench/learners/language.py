@@ -193,6 +193,10 @@ class LanguageLearner(BaseLearner):
         logits, labels = self.targets(out, batch)
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
 
+    def loss_terms(self, batch: Batch) -> int:
+        """Labelled tokens."""
+        return int((batch["labels"] != IGNORE).sum())
+
     def label_logits(self, out: Tensor, batch: Batch) -> Tensor:
         """Mean logit of every sample's own labels (n,)."""
         logits, labels = self.targets(out, batch)

@@ -25,8 +25,8 @@ def judge(learner: BaseLearner, batch: Batch, task: Task) -> tuple[Tensor, Mappi
         return learner.score(out, batch).cpu(), {k: v.cpu() for k, v in details.items()}
 
 
-def loss_on(learner: BaseLearner, batch: Batch, task: Task) -> float:
-    """Mean training loss over the batch, without any penalty."""
+def loss_on(learner: BaseLearner, batch: Batch, task: Task | None) -> float:
+    """Mean training loss over the batch, without any penalty; None for what is of no task."""
     batch = learner._to_device(batch)
     with _reading(learner, task):
         return float(learner.loss(learner(batch), batch))
@@ -83,7 +83,7 @@ def plain_optimizer(learner: BaseLearner, parameters: list[nn.Parameter], rate: 
 
 
 @contextmanager
-def _reading(learner: BaseLearner, task: Task) -> Iterator[None]:
+def _reading(learner: BaseLearner, task: Task | None) -> Iterator[None]:
     known = task if learner.task_id_at_test else None
     with (
         torch.no_grad(),

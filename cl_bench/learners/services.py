@@ -12,7 +12,15 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.modules.batchnorm import _NormBase
 
 from cl_bench.contracts import Batch, Protect, UsageError
-from cl_bench.subspace import Accumulator, LinearMap, Moments, linear_maps, tapped, unconfined
+from cl_bench.subspace import (
+    Accumulator,
+    LinearMap,
+    Moments,
+    linear_maps,
+    plain_modules,
+    tapped,
+    unconfined,
+)
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -101,6 +109,21 @@ class NetworkServices:
             self.held_norms.update(m for m in module.modules() if is_norm(m))
         self.network.train(self.network.training)
 
+    def hold_others(self, kept: Iterable[nn.Parameter], norms: bool) -> None:
+        """Until the next task, of what tasks share nothing learns but ``kept``.
+
+        Args:
+            kept: parameters that go on to learn.
+            norms: whether normalisation layers learn too.
+        """
+        own = {id(parameter) for parameter in kept}
+        for name, module in self.network.named_modules():
+            if is_norm(module):
+                if not norms:
+                    self.hold([module])
+            elif self.is_guarded_head(name, "auto") is not False:
+                self._freeze(p for p in module.parameters(recurse=False) if id(p) not in own)
+
     def _freeze(self, parameters: Iterable[Tensor]) -> None:
         for parameter in parameters:
             parameter.requires_grad_(False)
@@ -120,7 +143,7 @@ class NetworkServices:
         found: list[LinearMap] = []
         known: list[str] = []
         left = self._tied_weights() if protect.tied == "free" else set()
-        for name, module in self.network.named_modules():
+        for name, module in plain_modules(self.network):
             maps = linear_maps(name, module, augment=protect.bias == "augmented")
             bias = maps[0].bias if maps and maps[0].augmented else None
             if isinstance(bias, nn.Parameter) and not self.learns(bias):

@@ -4,8 +4,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
-from torch import Tensor
-
 from cl_bench.contracts import Batch
 
 
@@ -29,11 +27,10 @@ class Work:
     backward_samples: int = 0
     _paused: bool = field(default=False, repr=False)
 
-    def both(self, out: Tensor) -> None:
-        """A batch with these outputs went forward and will go back."""
+    def both(self, n: int) -> None:
+        """A batch of ``n`` samples went forward and will go back."""
         if self._paused:
             return
-        n = len(out)
         self.forward_passes += 1
         self.forward_samples += n
         self.backward_passes += 1

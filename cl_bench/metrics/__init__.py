@@ -1,6 +1,11 @@
 """What is measured: the accuracy matrix with its summaries; updates, features, knowledge."""
 
-from cl_bench.metrics.alignment import relative_change, share_inside
+from cl_bench.metrics.alignment import (
+    relative_change,
+    share_inside,
+    unprotected_by_chance,
+    unprotected_share,
+)
 from cl_bench.metrics.angles import (
     compare_subspaces,
     flat_cosine,
@@ -80,4 +85,6 @@ __all__ = [
     "summarise",
     "tasks_learned",
     "trough",
+    "unprotected_by_chance",
+    "unprotected_share",
 ]

@@ -7,6 +7,8 @@ is ``R[j, j - 1]``. NaN stands where nothing was evaluated, or where the head of
 been trained, and a summary that needs such a cell is NaN itself.
 """
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,12 +36,18 @@ def average_accuracy(R: Matrix) -> float:
     return float(R[-1].mean())
 
 
-def backward_transfer(R: Matrix) -> float:
+def backward_transfer(R: Matrix, over: Literal["earlier", "all"] = "earlier") -> float:
     """BWT = 1/(T-1) sum_{j<T} R[T, j] - R[j, j]: what later tasks did to earlier ones.
 
     Negative means forgetting. NaN for a single task. Lopez-Paz & Ranzato 2017.
+
+    Args:
+        R: accuracy matrix.
+        over: ``all`` divides by T instead, as SAPT's published script does; for comparisons with
+            its numbers only.
     """
-    return _mean((R[-1] - diagonal(R))[:-1])
+    changes = R[-1] - diagonal(R)
+    return _mean(changes[:-1]) if over == "earlier" else _mean(changes)
 
 
 def forward_transfer(R: Matrix) -> float:

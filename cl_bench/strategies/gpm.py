@@ -77,8 +77,8 @@ class GPM(Strategy):
         self.memory: dict[str, Tensor] = {}
         self.rows_per_sample: dict[str, float] = {}
         self.layers: list[LinearMap] = []
-        self.where: Where = "gradient"
-        self.rows: dict[str, float] = {}
+        self.projected_at: Where = "gradient"
+        self.rows_per_step: dict[str, float] = {}
         self.confinement: Confinement | None = None
 
     def setup(self, learner: Learner, task: Task) -> None:
@@ -88,8 +88,10 @@ class GPM(Strategy):
         for i, layer in enumerate(self.layers):  # a wrong list should not wait for the task's end
             threshold_of(self.threshold, layer.name, i, len(self.layers))
             per_layer(self.samples, layer.name, i, len(self.layers), "samples")
-        self.where = self.place(learner)
-        self.rows = {name: learner.batch_size * n for name, n in self.rows_per_sample.items()}
+        self.projected_at = self.place(learner)
+        self.rows_per_step = {
+            name: learner.batch_size * n for name, n in self.rows_per_sample.items()
+        }
         self.confine()
 
     def confine(self) -> None:
@@ -97,7 +99,9 @@ class GPM(Strategy):
         if self.confinement:
             self.confinement.release()
         projections = {name: self.projection(name) for name in self.memory}
-        self.confinement = Confinement(self.layers, projections, self.where, self.rows)
+        self.confinement = Confinement(
+            self.layers, projections, self.projected_at, self.rows_per_step
+        )
 
     def projection(self, name: str) -> Projection:
         """What the weight changes of a layer go through: I - M M^T."""
@@ -134,11 +138,14 @@ class GPM(Strategy):
             per_layer(self.samples, layer.name, i, len(layers), "samples")
             for i, layer in enumerate(layers)
         ]
+        batch = task.sample(max(counts), learner.seed)
+        if len(set(counts)) == 1:
+            return learner.tap(layers, [batch])
         into = {
             layer.name: Moments(layer.in_features, limit=n)
             for layer, n in zip(layers, counts, strict=True)
         }
-        return learner.tap(layers, [task.sample(max(counts), learner.seed)], into)
+        return learner.tap(layers, [batch], into)
 
     def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
         """Remember every layer's inputs R."""

@@ -138,7 +138,7 @@ class ROGO(GPM):
     def projection(self, name: str) -> Projection:
         """W's changes go through I - M M^T; its gradient keeps G B until S has learned from it."""
         space = self.relaxed.spaces.get(name) if self.relaxed else None
-        if space is None or self.where == "step":
+        if space is None or self.projected_at == "step":
             return super().projection(name)
         return Projection(complement_within(self.memory[name], space.basis))
 

@@ -4,36 +4,69 @@ from cl_bench.subspace.ahead import mark_drawn
 from cl_bench.subspace.basis import complement, complement_within, extend, rank_to_reach
 from cl_bench.subspace.confinement import Confinement, Where, unconfined
 from cl_bench.subspace.growth import empty_basis, grow
-from cl_bench.subspace.linear_maps import LinearMap, linear_maps
+from cl_bench.subspace.linear_maps import LinearMap, linear_maps, merged_parameters, plain_modules
 from cl_bench.subspace.moments import Accumulator, Moments, tapped
+from cl_bench.subspace.preservation import (
+    CosineSum,
+    effective_rank,
+    preserved_rank,
+    retention_ratios,
+    snapped_rank,
+)
 from cl_bench.subspace.projection import Projection
 from cl_bench.subspace.relaxation import leading_directions, split_as_published, split_by_angle
 from cl_bench.subspace.relaxed import RelaxedSpaces
 from cl_bench.subspace.rescaling import Rescaling, Scaling
+from cl_bench.subspace.restricted import (
+    CoreUpdate,
+    FactorUpdate,
+    Kind,
+    RestrictedUpdate,
+    Restriction,
+    StepUpdate,
+)
 from cl_bench.subspace.sketch import ResidualSketch, SketchKind, leading_inputs
+from cl_bench.subspace.spectrum import Spectrum, Split, largest_value, spectra
 
 __all__ = [
     "Accumulator",
     "Confinement",
+    "CoreUpdate",
+    "CosineSum",
+    "FactorUpdate",
+    "Kind",
     "LinearMap",
     "Moments",
     "Projection",
     "RelaxedSpaces",
     "Rescaling",
     "ResidualSketch",
+    "RestrictedUpdate",
+    "Restriction",
     "Scaling",
     "SketchKind",
+    "Spectrum",
+    "Split",
+    "StepUpdate",
     "Where",
     "complement",
     "complement_within",
+    "effective_rank",
     "empty_basis",
     "extend",
     "grow",
+    "largest_value",
     "leading_directions",
     "leading_inputs",
     "linear_maps",
     "mark_drawn",
+    "merged_parameters",
+    "plain_modules",
+    "preserved_rank",
     "rank_to_reach",
+    "retention_ratios",
+    "snapped_rank",
+    "spectra",
     "split_as_published",
     "split_by_angle",
     "tapped",

@@ -7,8 +7,9 @@ how layers keep them.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -30,12 +31,14 @@ class LinearMap:
         module: ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` or Hugging Face's ``Conv1D``.
         group: which group of the convolution.
         augmented: whether the matrix is [W | b], its inputs extended by a constant 1.
+        adapted: PEFT's layer around ``module``, where there is one.
     """
 
     name: str
     module: nn.Module
     group: int = 0
     augmented: bool = False
+    adapted: nn.Module | None = None
 
     @property
     def weight(self) -> nn.Parameter:
@@ -86,14 +89,23 @@ class LinearMap:
 
         A view wherever the layout allows; pass the result to :meth:`store` to write it back.
         """
-        if self.transposed:
-            matrix = weight.t()
-        else:
-            matrix = (weight if self.groups == 1 else weight[self.rows]).flatten(1)
+        matrix = self._without_bias(weight)
         if not self.augmented:
             return matrix
         assert bias is not None
         return torch.cat([matrix, bias[self.rows, None]], dim=1)
+
+    def _without_bias(self, weight: Tensor) -> Tensor:
+        if self.transposed:
+            return weight.t()
+        return (weight if self.groups == 1 else weight[self.rows]).flatten(1)
+
+    def merged(self) -> Tensor:
+        """W (o, d) as it acts now, without bias: what PEFT's adapters add to it is part of it."""
+        weight = self.weight.detach()
+        if self.adapted is not None:
+            weight = weight + added_weight(self.adapted).to(weight)
+        return self._without_bias(weight)
 
     def store(self, matrix: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         """Write an (o, d) matrix into tensors shaped like the layer's weight and bias."""
@@ -127,6 +139,47 @@ def is_transposed(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
+def is_adapted(module: nn.Module) -> bool:
+    """Whether the module is PEFT's, around a layer that it adapts."""
+    return hasattr(module, "base_layer") and hasattr(module, "adapter_layer_names")
+
+
+def added_weight(adapted: nn.Module) -> Tensor:
+    """What PEFT's active adapters add to the weight of the layer they adapt, in its shape."""
+    layer: Any = adapted
+    with torch.no_grad():
+        return torch.stack([layer.get_delta_weight(name) for name in layer.active_adapters]).sum(0)
+
+
+def plain_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules by name, as if nothing were adapted: PEFT's own parts are left out."""
+    inside: str | None = None
+    for name, module in network.named_modules():
+        if inside is not None and name.startswith(inside):
+            continue
+        if is_adapted(module):
+            inside = f"{name}."
+        yield name, module
+
+
+def merged_parameters(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters under the names they have where nothing is adapted, adapters merged into them."""
+    found: dict[str, Tensor] = {}
+    known: set[int] = set()
+    for name, module in plain_modules(network):
+        adapted: Any = module if is_adapted(module) else None
+        layer = module if adapted is None else adapted.base_layer
+        for part, parameter in layer.named_parameters(recurse=False):
+            if id(parameter) in known:
+                continue
+            known.add(id(parameter))
+            weight = parameter.detach()
+            if adapted is not None and part == "weight":
+                weight = weight + added_weight(adapted).to(weight)
+            found[f"{name}.{part}" if name else part] = weight
+    return found
+
+
 def linear_maps(name: str, module: nn.Module, augment: bool = False) -> list[LinearMap]:
     """The linear maps of one layer; an empty list if the module is no such layer.
 
@@ -137,6 +190,9 @@ def linear_maps(name: str, module: nn.Module, augment: bool = False) -> list[Lin
     """
     if type(module).__name__.endswith("NonDynamicallyQuantizableLinear"):
         return []  # attention's output layer: nn.MultiheadAttention never calls its forward
+    if is_adapted(module):
+        layer: Any = module
+        return [replace(m, adapted=module) for m in linear_maps(name, layer.base_layer, augment)]
     augmented = augment and getattr(module, "bias", None) is not None
     if isinstance(module, nn.Linear) or is_transposed(module):
         return [LinearMap(name, module, augmented=augmented)]

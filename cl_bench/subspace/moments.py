@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, Self
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from cl_bench.subspace.linear_maps import LinearMap
@@ -79,6 +80,31 @@ class Moments:
         else:
             total._inputs, total._gram = None, self.gram + other.gram
         return total
+
+    def all_reduce(self) -> None:
+        """Become the moments of the inputs that all processes of ``torch.distributed`` saw."""
+        device = self.gram.device if self._inputs is None else self._stacked().device
+        facts = torch.tensor(
+            [self.rows, self.samples, self.energy, self._inputs is None, self._floor],
+            dtype=torch.float64,
+            device=device,
+        )
+        everyones = [torch.empty_like(facts) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyones, facts)
+        rows = [int(of[0]) for of in everyones]
+        few = sum(rows) < self.dim and not any(bool(of[3]) for of in everyones)
+        if few:
+            mine = torch.zeros(max(rows), self.dim, dtype=torch.float64, device=device)
+            mine[: self.rows] = self._stacked()
+            padded = [torch.empty_like(mine) for _ in everyones]
+            dist.all_gather(padded, mine)
+            self._inputs = [x[:n] for x, n in zip(padded, rows, strict=True) if n]
+        else:
+            self._gram, self._inputs = self.gram.clone(), None
+            dist.all_reduce(self._gram)
+        self.rows, self.samples = sum(rows), sum(int(of[1]) for of in everyones)
+        self.energy = float(sum(of[2] for of in everyones))
+        self._floor = max(float(of[4]) for of in everyones)
 
     @property
     def gram(self) -> Tensor:

@@ -15,15 +15,19 @@ from cl_bench.experiment.observer import AlignmentObserver, AlignmentSettings, O
 from cl_bench.experiment.probes.clock import Clock
 from cl_bench.experiment.probes.dense import DenseEvaluation
 from cl_bench.experiment.probes.features import FeatureDrift
+from cl_bench.experiment.probes.general_text import GeneralText
 from cl_bench.experiment.probes.landscape import LossLandscape
 from cl_bench.experiment.probes.recovery import RecoveryProbe
 from cl_bench.experiment.probes.settings import (
     FeatureSettings,
+    GeneralTextSettings,
     LandscapeSettings,
     ProbeSettings,
     RecoverySettings,
+    UnprotectedSettings,
     UpdateSettings,
 )
+from cl_bench.experiment.probes.unprotected import UnprotectedUpdate
 from cl_bench.experiment.probes.untouched import same_randomness
 from cl_bench.experiment.probes.updates import UpdateAngles
 from cl_bench.learners import BaseLearner
@@ -32,10 +36,12 @@ from cl_bench.tracking import Record
 __all__ = [
     "Clock",
     "FeatureSettings",
+    "GeneralTextSettings",
     "LandscapeSettings",
     "Observers",
     "ProbeSettings",
     "RecoverySettings",
+    "UnprotectedSettings",
     "UpdateSettings",
     "watch",
 ]
@@ -43,6 +49,7 @@ __all__ = [
 
 def watch(
     stream: Stream,
+    learner: BaseLearner,
     record: Record,
     *,
     alignment: AlignmentSettings,
@@ -74,6 +81,12 @@ def watch(
         )
     if probe.landscape.enabled:
         members["landscape"] = LossLandscape(probe.landscape, probe.early, stream, record, seed)
+    if probe.unprotected.enabled:
+        members["unprotected"] = UnprotectedUpdate(probe.unprotected)
+    if probe.general_text.enabled:
+        members["general_text"] = GeneralText(
+            probe.general_text, eval_batch_size, stream, learner, record
+        )
     own = AlignmentObserver(alignment, batch_size, seed) if alignment.enabled else None
     if not members:
         return own

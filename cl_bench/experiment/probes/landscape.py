@@ -10,10 +10,11 @@ from torch import Tensor
 from cl_bench.contracts import State, Stream, Task
 from cl_bench.experiment.observer import Observer
 from cl_bench.experiment.probes.settings import LandscapeSettings
-from cl_bench.experiment.probes.untouched import untouched, weights_of
+from cl_bench.experiment.probes.untouched import untouched
 from cl_bench.learners import BaseLearner
 from cl_bench.learners.observed import loss_on
 from cl_bench.metrics.plane import at, describe_plane
+from cl_bench.subspace import merged_parameters
 from cl_bench.tracking import Record
 
 Weights = dict[str, Tensor]
@@ -113,8 +114,7 @@ def load(learner: BaseLearner, weights: Weights) -> None:
 
 
 def _on_cpu(learner: BaseLearner) -> Weights:
-    parameters = {name for name, _ in learner.named_parameters()}
-    return {name: w.cpu() for name, w in weights_of(learner).items() if name in parameters}
+    return {name: weight.cpu().clone() for name, weight in merged_parameters(learner).items()}
 
 
 def _places(along: Sequence[float]) -> list[float]:

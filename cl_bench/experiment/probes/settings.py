@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from cl_bench.contracts import UsageError
 from cl_bench.experiment.steps import steps_of
@@ -105,12 +106,84 @@ class LandscapeSettings:
 
 
 @dataclass(frozen=True)
+class UnprotectedSettings:
+    """How much of a task's update lies where keeping large singular directions protects nothing.
+
+    Attributes:
+        enabled: measure it.
+        preserve_ratio: share of a weight's singular directions that count as preserved.
+    """
+
+    enabled: bool = False
+    preserve_ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.preserve_ratio < 1.0:
+            raise UsageError(
+                f"probe.unprotected.preserve_ratio={self.preserve_ratio}: a share in (0, 1); "
+                "try 0.5"
+            )
+
+
+@dataclass(frozen=True)
+class GeneralTextSettings:
+    """Loss of a language model on text that no task teaches, before and after every task.
+
+    Attributes:
+        enabled: measure it.
+        path: a file that ends in ``.txt``, ``.jsonl`` or ``.jsonl.gz``.
+        dataset: a data set on the Hugging Face hub. With neither, a dozen paragraphs that come with
+            the package: enough to see damage, no benchmark.
+        subset: of the data set.
+        split: of the data set; one that nothing was trained on.
+        field: member of a line, or column, that holds the text.
+        windows: most pieces of text.
+        length: tokens of each.
+        objective: ``continuation`` (a causal model is given one token of a window, an
+            encoder-decoder half of them), ``span_corruption`` (T5's pre-training), or ``auto``: the
+            latter for an encoder-decoder whose tokenizer has the tokens that it takes.
+    """
+
+    enabled: bool = False
+    path: str | None = None
+    dataset: str | None = None
+    subset: str | None = None
+    split: str = "test"
+    field: str = "text"
+    windows: int = 64
+    length: int = 128
+    objective: Literal["auto", "continuation", "span_corruption"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.path is not None and self.dataset is not None:
+            raise UsageError(
+                f"probe.general_text.path={self.path} and probe.general_text.dataset="
+                f"{self.dataset}: give one of them"
+            )
+        for key, least in (("windows", 1), ("length", 8)):
+            if getattr(self, key) < least:
+                raise UsageError(f"probe.general_text.{key}={getattr(self, key)}: at least {least}")
+        if self.objective not in ("auto", "continuation", "span_corruption"):
+            raise UsageError(
+                f"probe.general_text.objective={self.objective!r}: use 'auto', 'continuation' or "
+                "'span_corruption'"
+            )
+
+    @property
+    def source(self) -> str:
+        """Where the text comes from, for the record."""
+        if self.dataset is not None:
+            return "/".join(x for x in (self.dataset, self.subset, self.split) if x)
+        return self.path or "cl_bench"
+
+
+@dataclass(frozen=True)
 class ProbeSettings:
     """All of them.
 
     Attributes:
         early: steps of a task between which its early phase lies; what follows is the late one.
-        updates, features, recovery, landscape: see there.
+        updates, features, recovery, landscape, unprotected, general_text: see there.
     """
 
     early: Sequence[int] = (0, 40)
@@ -118,6 +191,8 @@ class ProbeSettings:
     features: FeatureSettings = field(default_factory=FeatureSettings)
     recovery: RecoverySettings = field(default_factory=RecoverySettings)
     landscape: LandscapeSettings = field(default_factory=LandscapeSettings)
+    unprotected: UnprotectedSettings = field(default_factory=UnprotectedSettings)
+    general_text: GeneralTextSettings = field(default_factory=GeneralTextSettings)
 
     def __post_init__(self) -> None:
         early = list(self.early)

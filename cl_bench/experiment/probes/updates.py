@@ -117,7 +117,7 @@ def matrices(learner: BaseLearner) -> Matrices:
     """
     found: Matrices = {}
     for layer in learner.layers(Protect(bias="free")):
-        matrix = layer.matrix(layer.weight.detach(), None)
+        matrix = layer.merged()
         is_head = learner.is_guarded_head(layer.name, "always") is not None
         found[layer.name] = _copy(matrix.t() if is_head else matrix)
     for name, module in learner.network.named_modules():

@@ -1,0 +1,56 @@
+"""How much of what a task wrote into the weights lies outside their large singular directions."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from cl_bench.contracts import Protect, State, Task
+from cl_bench.experiment.observer import Observer
+from cl_bench.experiment.probes.settings import UnprotectedSettings
+from cl_bench.learners import BaseLearner
+from cl_bench.metrics.alignment import unprotected_by_chance, unprotected_share
+
+
+class UnprotectedUpdate(Observer):
+    """Looks at every linear map of the network, whatever the strategy.
+
+    Quantities, after a task: ``unprotected``, of the task's update under the singular directions of
+    the weights that the next task begins with (:func:`cl_bench.metrics.unprotected_share`), and
+    ``unprotected_chance``, what a random update of that shape has.
+
+    Args:
+        settings: of the measurement.
+    """
+
+    def __init__(self, settings: UnprotectedSettings) -> None:
+        self.settings = settings
+        self.began: dict[str, Tensor] = {}
+
+    def before_task(self, learner: BaseLearner, task: Task) -> None:
+        """Remember the weights."""
+        self.began = {name: W.cpu().clone() for name, W in _weights(learner).items()}
+
+    def after_task(self, learner: BaseLearner, task: Task) -> Mapping[str, Mapping[str, float]]:
+        """Decompose every weight that has moved."""
+        ratio = self.settings.preserve_ratio
+        found = {}
+        for name, after in _weights(learner).items():
+            update = after - self.began[name].to(after)
+            found[name] = {
+                "unprotected": unprotected_share(update, after, ratio),
+                "unprotected_chance": unprotected_by_chance(after.shape[0], after.shape[1], ratio),
+            }
+        self.began = {}
+        return found
+
+    def state_dict(self) -> State:
+        """Inside a task: the weights that it began with."""
+        return {"began": dict(self.began)}
+
+    def load_state_dict(self, state: State) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.began = dict(state["began"])
+
+
+def _weights(learner: BaseLearner) -> dict[str, Tensor]:
+    return {layer.name: layer.merged() for layer in learner.layers(Protect(bias="free"))}

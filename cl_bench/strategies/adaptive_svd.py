@@ -1,0 +1,413 @@
+"""Full fine-tuning under adaptive SVD (Nayak et al., ICLR 2026: "Sculpting Subspaces", OSFT).
+
+At the beginning of a task every matrix of attention and MLP is split at its k-th singular value,
+W = U_h S_h V_h^T + U_l S_l V_l^T. The leading part stays, and so does all that touches it: changes
+D keep U_h^T D = 0 and D V_h = 0. In the paper k follows from the layer's importance. Nothing is
+needed of old tasks, and the number of parameters does not grow.
+
+The steps follow our notes on the authors' code, which differs from their text; docs/adaptive_svd.md
+says where. We have not checked the paper's equation numbers.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from cl_bench.contracts import (
+    Batch,
+    Learner,
+    Needs,
+    Protect,
+    State,
+    Statistics,
+    Strategy,
+    Task,
+    UsageError,
+)
+from cl_bench.subspace import (
+    CoreUpdate,
+    CosineSum,
+    FactorUpdate,
+    Kind,
+    LinearMap,
+    RestrictedUpdate,
+    Restriction,
+    Split,
+    StepUpdate,
+    effective_rank,
+    largest_value,
+    preserved_rank,
+    retention_ratios,
+    snapped_rank,
+    spectra,
+)
+
+CROSS_ATTENTION = ("*EncDecAttention*", "*crossattention*", "*encoder_attn*")
+"""What transformers' families call it: T5; GPT-2, BERT; BART and its descendants."""
+
+
+class AdaptiveSVD(Strategy):
+    """Trains what is orthogonal to the leading singular directions of every matrix, on both sides.
+
+    Args:
+        schedule: of the preserved rank k = floor(ratio r), with r = min(n, m). ``fixed``: ratio =
+            ``preserve_ratio`` everywhere. ``importance``, the paper's: ratio = mrr + I_norm (trr -
+            mrr), I the mean cosine of the layer's inputs and outputs on the previous task's data,
+            I_norm = I / mean over layers; refused where that mean is not positive, which happens.
+            ``budget``: ratio = (i - 1) / T in the i-th of T tasks. ``effrank``: k =
+            floor(exp(entropy of s / sum s)).
+        preserve_ratio: for ``fixed``: the share of directions that is *kept*; what others call
+            ``unfreeze_rank_ratio`` is 1 minus this.
+        mrr: for ``importance``: ratio of a layer of no importance.
+        trr: for ``importance``: ratio of a layer of average importance.
+        tasks: for ``budget``: T.
+        samples: for ``importance``: training samples that I is measured on.
+        snap: move k to the largest relative gap of the singular values up to this share of r away;
+            0 leaves it.
+        start_task: index of the first task that is constrained; before it, everything trains.
+        projection: ``two_sided`` as in the authors' code; ``block`` as their formula is printed,
+            which protects neither side; ``left`` keeps U_h^T D = 0 alone, ``right`` D V_h = 0.
+        parametrisation: ``projected_param`` trains a core B in W = W_0 + P_U B V_perp^T;
+            ``dense_projected`` trains W and projects gradients and steps; ``factored`` trains U_l,
+            S_l and V_l (the authors' code). Learning rates do not carry over to ``factored``.
+        weight_decay: of what is trained in the matrices: it pulls the task's change (core), or the
+            low part, old knowledge included (the other two), towards zero.
+        train_rest: what else learns while tasks are constrained: ``all`` (the authors'
+            code), ``norms``, or ``none`` (PEFT). Heads of a task's own always do.
+        include: shell patterns of layer names; empty: all linear and convolutional layers inside
+            the network's blocks, that is attention and MLP.
+        exclude: patterns of layers to leave out: cross-attention, as in the authors' code.
+
+    Raises:
+        UsageError: an option is out of range, or no layer matches.
+    """
+
+    needs = Needs(rewrites_gradients=True, shardable=False)
+
+    def __init__(
+        self,
+        schedule: Literal["fixed", "importance", "budget", "effrank"] = "fixed",
+        preserve_ratio: float = 0.5,
+        mrr: float = 0.1,
+        trr: float = 0.8,
+        tasks: int | None = None,
+        samples: int = 128,
+        snap: float = 0.0,
+        start_task: int = 1,
+        projection: Kind = "two_sided",
+        parametrisation: Literal[
+            "projected_param", "dense_projected", "factored"
+        ] = "projected_param",
+        weight_decay: float = 0.0,
+        train_rest: Literal["none", "norms", "all"] = "all",
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = CROSS_ATTENTION,
+    ) -> None:
+        for key, value, allowed in (
+            ("schedule", schedule, ("fixed", "importance", "budget", "effrank")),
+            ("projection", projection, ("two_sided", "block", "left", "right")),
+            (
+                "parametrisation",
+                parametrisation,
+                ("projected_param", "dense_projected", "factored"),
+            ),
+            ("train_rest", train_rest, ("none", "norms", "all")),
+        ):
+            if value not in allowed:
+                raise UsageError(f"strategy.{key}={value!r}: use {' or '.join(allowed)}")
+        if parametrisation == "factored" and projection == "block":
+            raise UsageError(
+                "strategy.projection=block: factors that are trained apart leave the block, "
+                "whatever is projected; use strategy.parametrisation=projected_param"
+            )
+        for key, share in (("preserve_ratio", preserve_ratio), ("snap", snap)):
+            if not 0.0 <= share <= 1.0:
+                raise UsageError(f"strategy.{key}={share}: a share of the rank lies in [0, 1]")
+        if not 0.0 <= mrr <= trr <= 1.0:
+            raise UsageError(
+                f"strategy.mrr={mrr}, strategy.trr={trr}: 0 <= mrr <= trr <= 1; try 0.1 and 0.8"
+            )
+        if schedule == "budget" and (tasks is None or tasks < 1):
+            raise UsageError(
+                f"strategy.tasks={tasks}: schedule=budget divides by the number of tasks; say how "
+                "many the stream has, for example strategy.tasks=10"
+            )
+        if samples < 1 or start_task < 0 or weight_decay < 0:
+            raise UsageError(
+                f"strategy.samples={samples}, strategy.start_task={start_task}, "
+                f"strategy.weight_decay={weight_decay}: at least 1, 0 and 0"
+            )
+        self.schedule, self.preserve_ratio = schedule, preserve_ratio
+        self.mrr, self.trr, self.tasks, self.samples = mrr, trr, tasks, samples
+        self.snap, self.start_task = snap, start_task
+        self.projection, self.parametrisation = projection, parametrisation
+        self.weight_decay, self.train_rest = weight_decay, train_rest
+        self.include, self.exclude = tuple(include), tuple(exclude)
+        self.index = 0
+        self.layers: list[LinearMap] = []
+        self.start: dict[str, Tensor] = {}  # W_0 of this task
+        self.change: dict[str, Tensor] = {}  # D of the task before
+        self.importance: dict[str, float] = {}  # I, as the task before left it
+        self.updates: dict[str, RestrictedUpdate] = {}
+        self.splits: dict[str, Split] = {}  # of this task, once its optimizer is built
+        self.resumed: State | None = None  # instead of finding them
+        self.measured: dict[str, dict[str, float]] = {}
+
+    def check(self, learner: Learner) -> None:
+        """Something must match, and must be a matrix of its own."""
+        self.targets(learner)
+
+    def targets(self, learner: Learner) -> list[LinearMap]:
+        """The matrices that are constrained: no embedding, no head, nothing that is shared.
+
+        Raises:
+            UsageError: no layer matches, or one shares its weight.
+        """
+        # Grouped convolutions hold many small matrices in one weight: they belong to the rest.
+        known = [m for m in learner.layers(Protect(bias="free", heads="never")) if m.groups == 1]
+        inside = {id(m) for block in learner.blocks() for m in block.modules()}
+        found = [
+            layer
+            for layer in known
+            if not any(fnmatchcase(layer.name, p) for p in self.exclude)
+            and (
+                any(fnmatchcase(layer.name, p) for p in self.include)
+                if self.include
+                else id(layer.module) in inside
+            )
+        ]
+        if not found:
+            raise UsageError(
+                f"strategy.include={list(self.include)}, strategy.exclude={list(self.exclude)} "
+                f"leave no layer to constrain; there are {', '.join(m.name for m in known)}"
+            )
+        every = learner.layers(Protect(bias="free", heads="always"))
+        sharing = [m.weight for m in every] + [
+            p for embedding in learner.embeddings() for p in embedding.parameters()
+        ]
+        for layer in found:
+            if sum(layer.weight is weight for weight in sharing) > 1:
+                raise UsageError(
+                    f"layer {layer.name!r} shares its weight with another: leave it out with "
+                    f"strategy.exclude, or untie them"
+                )
+        return found
+
+    def setup(self, learner: Learner, task: Task) -> None:
+        """Freeze what is not to learn, and remember where the task began."""
+        self.index = task.index
+        self.layers = self.targets(learner)
+        self.start = {m.name: m.matrix(m.weight.detach(), None).clone() for m in self.layers}
+        self.measured = {}
+        if not self.constrained:
+            return
+        if self.train_rest != "all":
+            learner.hold_others((m.weight for m in self.layers), norms=self.train_rest == "norms")
+        if self.schedule == "importance" and not self.importance:  # nothing was learned before
+            self.importance = _means(self.cosines(learner, task))
+        self.ratios()  # what is wrong should not wait for the optimizer
+
+    @property
+    def constrained(self) -> bool:
+        """Whether the task under way is."""
+        return self.index >= self.start_task
+
+    def param_groups(self, learner: Learner) -> Iterable[dict[str, Any]]:
+        """What is trained in the matrices, and everything else that learns.
+
+        The constrained weights stand there too: loops clear, unscale and check the gradients of
+        what an optimizer holds. It never steps them, since :meth:`constrain` takes their gradients.
+        """
+        # Not in setup: by now the weights are on the device that is to decompose them.
+        if self.constrained and not self.splits:
+            self.decompose() if self.resumed is None else self.resume(self.resumed)
+        matrices = {id(m.weight) for m in self.layers if m.name in self.splits}
+        learning = learner.trainable_parameters()
+        others = [p for p in learning if id(p) not in matrices]
+        inside = [p for p in learning if id(p) in matrices]
+        added = [p for u in self.updates.values() for p in u.parameters()]
+        inside += [p for p in added if id(p) not in matrices]
+        if self.splits and not others and not added:
+            raise UsageError(
+                "every direction of every matrix is preserved, and strategy.train_rest="
+                f"{self.train_rest} leaves nothing else to learn: preserve less"
+            )
+        return [{"params": others}, {"params": inside, "weight_decay": self.weight_decay}]
+
+    def ratios(self) -> dict[str, float]:
+        """Retention ratio by layer, but for ``effrank``.
+
+        Raises:
+            UsageError: importances that cannot be normalised.
+        """
+        names = [layer.name for layer in self.layers]
+        if self.schedule == "fixed":
+            return dict.fromkeys(names, self.preserve_ratio)
+        if self.schedule == "budget":
+            assert self.tasks is not None
+            return dict.fromkeys(names, min(self.index / self.tasks, 1.0))
+        if self.schedule == "effrank":
+            return {}
+        try:
+            return retention_ratios({n: self.importance[n] for n in names}, self.mrr, self.trr)
+        except ValueError as error:
+            raise UsageError(
+                f"strategy.schedule=importance: {error}, which cannot be normalised (inputs and "
+                "outputs of these layers point nowhere in common): use strategy.schedule=fixed"
+            ) from None
+
+    def decompose(self) -> None:
+        """Split every matrix; those of which nothing is preserved go on to train as they are."""
+        ratios = self.ratios()
+        for layer in self.layers:
+            self.start[layer.name] = self.start[layer.name].to(layer.weight.device)
+        for i, spectrum in spectra([self.start[layer.name] for layer in self.layers]):
+            layer, s = self.layers[i], spectrum.values
+            k = preserved_rank(ratios[layer.name], len(s)) if ratios else effective_rank(s)
+            k = snapped_rank(k, s, self.snap)
+            noted = self.measured[layer.name] = {"rank": float(k), "capacity_left": 1.0}
+            if layer.name in self.importance:
+                noted["importance"] = self.importance[layer.name]
+            if k == 0:
+                continue
+            split = spectrum.split(k, low=self.parametrisation == "factored")
+            free = self.attach(layer, split).free
+            noted["capacity_left"] = free / layer.weight.numel()
+            D = self.change.get(layer.name)
+            if D is not None and bool(D.any()):
+                # Of what the task before has learned: the share that this one may undo.
+                inside = Restriction(split, "two_sided")(D.to(split.U_h))
+                noted["unprotected"] = float(inside.norm() / D.norm())
+        self.change = {}
+
+    def resume(self, state: State) -> None:
+        """Go on with the splits, and in them, where a run stood within this task."""
+        self.resumed = None
+        for layer in self.layers:
+            if layer.name in state["splits"]:
+                device = layer.weight.device
+                self.start[layer.name] = self.start[layer.name].to(device)
+                self.attach(layer, Split(*state["splits"][layer.name]).to(device))
+        self._load_trained(state)
+
+    def attach(self, layer: LinearMap, split: Split) -> Restriction:
+        """Have a layer learn through the parametrisation, its leading triplets kept."""
+        restriction, W = Restriction(split, self.projection), self.start[layer.name]
+        self.splits[layer.name] = split
+        if restriction.free == 0:
+            return restriction
+        try:
+            if self.parametrisation == "projected_param":
+                self.updates[layer.name] = CoreUpdate(layer, restriction, W)
+            elif self.parametrisation == "factored":
+                self.updates[layer.name] = FactorUpdate(layer, restriction, W)
+            else:
+                self.updates[layer.name] = StepUpdate(layer, restriction)
+        except ValueError as error:
+            raise UsageError(
+                f"strategy.parametrisation={self.parametrisation}: {error}; use "
+                "strategy.parametrisation=projected_param"
+            ) from None
+        return restriction
+
+    def constrain(self, learner: Learner) -> None:
+        """From the weights' accumulated gradients to those of what is trained."""
+        for layer in self.layers:
+            update = self.updates.get(layer.name)
+            if update is not None:
+                update.pull_back()
+            elif layer.name in self.splits:  # k = r: nothing is left to train
+                layer.weight.grad = None
+
+    def after_step(self, learner: Learner, batch: Batch, out: Tensor) -> None:
+        """W <- W_0 + P_U B V_perp^T, or what the parametrisation makes of its parameters."""
+        for update in self.updates.values():
+            update.push_forward()
+
+    def collect(self, learner: Learner, task: Task) -> Statistics:
+        """Sums of cos(x, W x) over the task's inputs x of every matrix."""
+        return self.cosines(learner, task) if self.schedule == "importance" else {}
+
+    def cosines(self, learner: Learner, task: Task) -> dict[str, CosineSum]:
+        """Sums of cos(x, W x) over training samples; padding does not count."""
+        layers = self.targets(learner)
+        found = {m.name: CosineSum(m.matrix(m.weight.detach(), None)) for m in layers}
+        whole = task.sample(self.samples, learner.seed)
+        count = len(next(iter(whole.values())))
+        batches = (
+            {name: value[i : i + learner.batch_size] for name, value in whole.items()}
+            for i in range(0, count, learner.batch_size)
+        )
+        learner.tap(layers, batches, found)
+        return found
+
+    @torch.no_grad()
+    def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
+        """The task's change D, and whether what was kept still leads."""
+        for layer in self.layers:
+            W = layer.matrix(layer.weight.detach(), None)
+            self.change[layer.name] = W - self.start[layer.name].to(W)
+            split = self.splits.get(layer.name)
+            if split is not None and self.projection == "two_sided" and split.values[0] > 0:
+                n, m = split.shape
+                tall, rest = (W, split.V_l) if n >= m else (W.t(), split.U_l)
+                assert rest is not None
+                ratio = largest_value(tall.to(rest) @ rest) / float(split.values[split.k - 1])
+                self.measured[layer.name]["low_over_kept"] = ratio
+        if self.schedule == "importance":
+            self.importance = _means(stats)
+
+    def release(self, learner: Learner) -> None:
+        """The weights are the network's own again, and always were."""
+        self.updates, self.splits, self.start = {}, {}, {}
+        self.layers, self.resumed = [], None
+
+    def metrics(self) -> Mapping[str, Mapping[str, float]]:
+        """Per layer, of the task that was constrained last.
+
+        ``rank`` k; ``capacity_left``, the share of directions in which W may change; ``importance``
+        I; ``unprotected``, ||P_U D P_V|| / ||D|| for the change D of the task before under this
+        task's projectors; ``low_over_kept``, the largest trained singular value over the smallest
+        kept one: above 1 what was kept is no longer what leads.
+        """
+        return self.measured
+
+    def state_dict(self) -> State:
+        """Between tasks I and D; inside one the splits, which need not come out the same again."""
+        return {
+            "importance": dict(self.importance),
+            "change": dict(self.change),
+            "measured": {name: dict(values) for name, values in self.measured.items()},
+            "splits": {
+                name: [s.values, s.U_h, s.V_h, s.U_l, s.V_l] for name, s in self.splits.items()
+            },
+            "trained": {
+                name: [p.detach() for p in u.parameters()] for name, u in self.updates.items()
+            },
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Inverse of :meth:`state_dict`; inside a task, after :meth:`setup`."""
+        self.importance, self.change = dict(state["importance"]), dict(state["change"])
+        self.measured = {name: dict(values) for name, values in state["measured"].items()}
+        if self.splits:
+            self._load_trained(state)
+        elif self.layers and state["splits"]:
+            self.resumed = state
+
+    @torch.no_grad()
+    def _load_trained(self, state: State) -> None:
+        for name, values in state["trained"].items():
+            for parameter, value in zip(self.updates[name].parameters(), values, strict=True):
+                parameter.copy_(value)
+
+
+def _means(stats: Statistics) -> dict[str, float]:
+    found = {}
+    for name, cosines in stats.items():
+        assert isinstance(cosines, CosineSum)
+        found[name] = cosines.mean
+    return found

@@ -1,0 +1,264 @@
+"""Orthogonal Low-Rank Adaptation (Wang et al., Findings of EMNLP 2023, "O-LoRA").
+
+Every task t learns a pair (A_t, B_t) of its own, W_t = W_{t-1} + alpha / r B_t A_t with A_t (r, d)
+and B_t (o, r), while everything else is frozen. What it reads is kept away from what earlier pairs
+read:
+
+    loss + lambda1 sum_layers sum_{i<t} sum |A_i A_t^T| + lambda2 sum (||A_t||_2 + ||B_t||_2).
+
+The paper puts the constraint on its "A", the up-projection; the authors' code puts it on PEFT's
+``lora_A``, the down-projection, whose rows span what the pair reads. This follows the code
+(github.com/cmnfriend/O-LoRA), also in summing absolute values and unsquared norms.
+
+Without the two penalties this is ``inc_lora``, and with one pair for all tasks ``seq_lora``.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from cl_bench.contracts import (
+    Batch,
+    Learner,
+    Needs,
+    Protect,
+    State,
+    Statistics,
+    Strategy,
+    Task,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from peft import LoraModel
+    from peft.tuners.lora import LoraLayer
+
+Strength = float | Mapping[str, float]
+"""One number, or numbers by shell patterns of task names, of which the first that fits counts."""
+
+
+class OLoRA(Strategy):
+    """Low-rank pairs on top of frozen weights, merged into them after every task.
+
+    Args:
+        rank: r of every pair.
+        alpha: a pair adds alpha / r B A.
+        dropout: on the inputs of the pair that is trained. The authors' code drops inputs of the
+            frozen pairs as well; here those are part of the weight.
+        lambda1: of the overlap with earlier pairs.
+        lambda2: of the pair's norms.
+        targets: the ends of the names of the layers that get pairs, or ``all`` for every linear
+            layer but output layers; None takes PEFT's default for the kind of model (queries and
+            values of T5 and LLaMA, ``c_attn`` of GPT-2).
+        full_first: train all weights on the first task, and pairs from the second on: for networks
+            that begin with random weights, on which a pair alone learns nothing. Not the method as
+            published, which adapts pretrained models.
+
+    Raises:
+        UsageError: an option is out of range, or has no effect.
+    """
+
+    needs = Needs(modalities=frozenset({"text"}), shardable=False)
+
+    def __init__(
+        self,
+        rank: int = 8,
+        alpha: float = 32.0,
+        dropout: float = 0.1,
+        lambda1: Strength = 0.5,
+        lambda2: Strength = 0.0,
+        targets: Sequence[str] | Literal["all"] | None = None,
+        full_first: bool = False,
+    ) -> None:
+        if rank < 1:
+            raise UsageError(f"strategy.rank={rank}: at least 1; try 8")
+        if alpha <= 0:
+            raise UsageError(f"strategy.alpha={alpha}: must be positive; try 4 times the rank")
+        if not 0.0 <= dropout < 1.0:
+            raise UsageError(f"strategy.dropout={dropout}: a share in [0, 1); try 0.1")
+        for name, strength in (("lambda1", lambda1), ("lambda2", lambda2)):
+            if min(_values(strength), default=0.0) < 0:
+                raise UsageError(f"strategy.{name}={strength}: must not be negative")
+            if isinstance(strength, Mapping) and "*" not in strength:
+                raise UsageError(
+                    f"strategy.{name}={dict(strength)}: add a last pattern '*' for tasks that no "
+                    "other pattern names"
+                )
+        if isinstance(targets, str) and targets != "all":
+            raise UsageError(
+                f"strategy.targets={targets}: a list such as [q,v], 'all', or null for the model's "
+                "default"
+            )
+        self.rank = rank
+        self.alpha = alpha
+        self.dropout = dropout
+        self.lambda1 = lambda1
+        self.lambda2 = lambda2
+        self.targets = targets
+        self.full_first = full_first
+        self.past: dict[str, Tensor] = {}  # A_1, A_2, ... (t r, d) of every layer
+        self.layers: dict[str, LoraLayer] = {}
+        self.overlap: dict[str, float] = {}
+        self._model: LoraModel | None = None
+        self._pair = ""
+        self._strengths = (0.0, 0.0)
+
+    def check(self, learner: Learner) -> None:
+        """PEFT must be there, and layers to adapt that no embedding shares its weight with."""
+        _require_peft()
+        self._targeted(learner)
+
+    def _targeted(self, learner: Learner) -> list[str]:
+        """Names of the layers that get pairs."""
+        found = {m.name: m for m in learner.layers(Protect(bias="free", heads="never"))}
+        ends = self.targets if self.targets is not None else _default_targets(learner)
+        names = [n for n in found if ends == "all" or any(_ends(n, end) for end in ends)]
+        if not names:
+            raise UsageError(
+                f"strategy.targets={list(ends)} is the end of no layer's name; the network's "
+                f"layers are {', '.join(found)}"
+            )
+        tied = {id(e.weight) for e in learner.embeddings()}
+        for name in names:
+            if id(found[name].weight) in tied:
+                raise UsageError(
+                    f"strategy.targets: layer {name} shares its weight with an embedding, which a "
+                    "pair would change too: leave it out"
+                )
+        return names
+
+    def setup(self, learner: Learner, task: Task) -> None:
+        """Freeze all there is; put a fresh pair on every target."""
+        self.check(learner)
+        if self.full_first and task.index == 0:
+            return
+        from peft import LoraConfig, LoraModel
+        from peft.tuners.lora import LoraLayer
+
+        self._strengths = _of_task(self.lambda1, task), _of_task(self.lambda2, task)
+        learner.hold([learner.network])
+        self._pair = self.pair_name(task)
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_dropout=self.dropout,
+            target_modules=self._targeted(learner),
+        )
+        with warnings.catch_warnings():
+            # PEFT sees by itself that GPT-2 stores its weights transposed, and says so.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set")
+            self._model = LoraModel(learner.network, config, self._pair)
+        self.layers = {
+            name: module
+            for name, module in learner.network.named_modules()
+            if isinstance(module, LoraLayer)
+        }
+
+    def pair_name(self, task: Task) -> str:
+        """What PEFT calls the pair of a task; parameters are known by it."""
+        return f"task{task.index}"
+
+    def penalty(self, learner: Learner, batch: Batch, out: Tensor) -> Tensor | None:
+        """lambda1 sum |A_i A_t^T| + lambda2 sum (||A_t|| + ||B_t||)."""
+        if not self.layers:
+            return None
+        lambda1, lambda2 = self._strengths
+        terms = []
+        if lambda1 and self.past:
+            terms.append(lambda1 * torch.stack([o.abs().sum() for o in self._products()]).sum())
+        if lambda2:
+            both = [w for name in self.layers for w in self._weights(name)]
+            terms.append(lambda2 * torch.stack([torch.linalg.vector_norm(w) for w in both]).sum())
+        return torch.stack(terms).sum() if terms else None
+
+    def _weights(self, name: str) -> tuple[Tensor, Tensor]:
+        """A (r, d) and B (o, r) of the pair that is trained."""
+        layer: Any = self.layers[name]
+        return layer.lora_A[self._pair].weight, layer.lora_B[self._pair].weight
+
+    def _products(self) -> list[Tensor]:
+        """[A_1; A_2; ...] A_t^T (t r, r) of every layer."""
+        found = []
+        for name in self.layers:
+            A, _ = self._weights(name)
+            self.past[name] = self.past[name].to(A)
+            found.append(self.past[name] @ A.t())
+        return found
+
+    def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
+        """Remember A_t."""
+        self.overlap = {}
+        with torch.no_grad():
+            products = self._products() if self.past else []
+        for name, product in zip(self.layers, products, strict=False):
+            A = self._weights(name)[0].detach()
+            self.overlap[name] = float(product.norm() / (self.past[name].norm() * A.norm()))
+        for name in self.layers:
+            A = self._weights(name)[0].detach().clone()
+            self.past[name] = torch.cat([self.past[name], A]) if name in self.past else A
+
+    def release(self, learner: Learner) -> None:
+        """W <- W + alpha / r B A: PEFT's ``unload`` alone would throw the training away."""
+        if self._model is not None:
+            self._model.merge_and_unload()
+        self._model, self.layers = None, {}
+
+    def metrics(self) -> Mapping[str, Mapping[str, float]]:
+        """Rank of what all pairs add; ||A A_t^T|| / (||A|| ||A_t||), A that of all pairs before."""
+        found: dict[str, dict[str, float]] = {
+            name: {"lora_rank": len(A)} for name, A in self.past.items()
+        }
+        for name, overlap in self.overlap.items():
+            found[name]["lora_overlap"] = overlap
+        return found
+
+    def state_dict(self) -> State:
+        """A_1, A_2, ... and how far the latest overlaps with those before."""
+        return {"past": dict(self.past), "overlap": dict(self.overlap)}
+
+    def load_state_dict(self, state: State) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.past, self.overlap = dict(state["past"]), dict(state["overlap"])
+
+
+def _require_peft() -> None:
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            "low-rank adaptation needs the package 'peft', which is not installed: "
+            "pip install 'cl_bench[language]'"
+        ) from error
+
+
+def _default_targets(learner: Learner) -> Sequence[str]:
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
+
+    configs: list[Any] = [getattr(m, "config", None) for m in learner.network.modules()]
+    kinds = [kind for c in configs if isinstance(kind := getattr(c, "model_type", None), str)]
+    if not kinds or kinds[0] not in DEFAULTS:
+        raise UsageError(
+            f"PEFT knows no default for {f'a {kinds[0]}' if kinds else 'this kind of'} model: "
+            "name the layers that get low-rank pairs, for example strategy.targets=[q_proj,v_proj]"
+            " or strategy.targets=all"
+        )
+    targets: Sequence[str] = DEFAULTS[kinds[0]]
+    return targets
+
+
+def _ends(name: str, end: str) -> bool:
+    return name == end or name.endswith(f".{end}")
+
+
+def _values(strength: Strength) -> list[float]:
+    return list(strength.values()) if isinstance(strength, Mapping) else [strength]
+
+
+def _of_task(strength: Strength, task: Task) -> float:
+    if not isinstance(strength, Mapping):
+        return strength
+    return next(value for pattern, value in strength.items() if fnmatchcase(task.name, pattern))

@@ -1,0 +1,68 @@
+"""Sequential low-rank adaptation ("SeqLoRA"), the baseline of O-LoRA (Wang et al., 2023).
+
+One pair (A, B) is trained through all tasks, W = W_0 + alpha / r B A, and nothing is protected.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cl_bench.contracts import Learner, State, Statistics, Task
+from cl_bench.strategies.o_lora import OLoRA
+
+
+class SeqLoRA(OLoRA):
+    """One low-rank pair for all tasks.
+
+    Between tasks the pair is merged, as with every strategy of this family; the first weights are
+    kept, so that it goes on from where it was.
+
+    Args:
+        rank, alpha, dropout, targets, full_first: as in :class:`OLoRA`.
+    """
+
+    def __init__(
+        self,
+        rank: int = 8,
+        alpha: float = 32.0,
+        dropout: float = 0.1,
+        targets: Sequence[str] | Literal["all"] | None = None,
+        full_first: bool = False,
+    ) -> None:
+        super().__init__(rank, alpha, dropout, 0.0, 0.0, targets, full_first)
+        self.kept: dict[str, dict[str, Tensor]] = {}  # W_0, A and B of every layer
+
+    def pair_name(self, task: Task) -> str:
+        """The same for all tasks."""
+        return "shared"
+
+    def setup(self, learner: Learner, task: Task) -> None:
+        """As O-LoRA; then the first weights and the pair as they were."""
+        super().setup(learner, task)
+        with torch.no_grad():
+            for name, layer in self.layers.items():
+                base: Tensor = layer.get_base_layer().weight  # type: ignore[assignment]
+                kept = self.kept.setdefault(name, {"W": base.detach().clone()})
+                for letter, weight in zip("WAB", (base, *self._weights(name)), strict=True):
+                    if letter in kept:
+                        weight.copy_(kept[letter])
+
+    def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
+        """Remember the pair."""
+        for name in self.layers:
+            A, B = (weight.detach().clone() for weight in self._weights(name))
+            self.kept[name] = {"W": self.kept[name]["W"], "A": A, "B": B}
+
+    def metrics(self) -> Mapping[str, Mapping[str, float]]:
+        """Rank of what the pair adds."""
+        return {name: {"lora_rank": self.rank} for name in self.kept}
+
+    def state_dict(self) -> State:
+        """W_0 and the pair."""
+        return {"kept": {name: dict(kept) for name, kept in self.kept.items()}}
+
+    def load_state_dict(self, state: State) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.kept = {name: dict(kept) for name, kept in state["kept"].items()}

@@ -1,0 +1,286 @@
+"""Weight changes D that keep the leading singular triplets (U_h, s_h, V_h) of a matrix W.
+
+``two_sided`` keeps all of D out of both sides, U_h^T D = 0 and D V_h = 0: then W V_h = U_h S_h and
+U_h^T W = S_h V_h^T go on to hold, the output for an input in span(V_h) stays as it is, and so do
+every output's components along U_h. ``left`` and ``right`` keep one side each. ``block`` takes out
+U_h U_h^T D V_h V_h^T alone: that is the formula in print, and protects neither side.
+
+Three parametrisations, each a class of its own with the same three methods. All learn from the
+dense gradient G of the weight, which the network's ordinary backward pass leaves in it, and leave
+an ordinary dense weight behind: nothing of them is in the network, which runs at its own speed.
+"""
+
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cl_bench.subspace.linear_maps import LinearMap
+from cl_bench.subspace.spectrum import Split
+
+Kind = Literal["two_sided", "block", "left", "right"]
+
+
+class Restriction:
+    """The orthogonal projector Pi onto the admissible changes of one matrix, and coordinates there.
+
+    A side that is restricted and short is written in the complement's basis, which makes the core
+    B smaller; a long one is projected, X - U_h (U_h^T X). So Pi is never a matrix of its own.
+
+    Args:
+        split: of W (n, m).
+        kind: which changes are admissible.
+
+    Attributes:
+        core: shape of B. With ``two_sided`` (n, m - k) for n > m, (n - k, m) for n < m and
+            (n - k, m - k) for square matrices.
+        free: dimensions of the space of admissible changes.
+    """
+
+    def __init__(self, split: Split, kind: Kind) -> None:
+        self.split = split
+        self.kind = kind
+        n, m = split.shape
+        self._left, self._right = kind in ("two_sided", "left"), kind in ("two_sided", "right")
+        self._cut_left, self._cut_right = self._left and n <= m, self._right and m <= n
+        k = split.k
+        self.core = (n - k * self._cut_left, m - k * self._cut_right)
+        self.free = (
+            n * m - k * k if kind == "block" else (n - k * self._left) * (m - k * self._right)
+        )
+
+    def reduce(self, G: Tensor) -> Tensor:
+        """The gradient of B, from G (n, m): two-sided, P_U G V_l, U_l^T G P_V or U_l^T G V_l."""
+        s = self.split
+        if self.kind == "block":
+            return self._outside_block(G)
+        X = G
+        if self._cut_left:
+            assert s.U_l is not None
+            X = s.U_l.t() @ X
+        if self._cut_right:
+            assert s.V_l is not None
+            X = X @ s.V_l
+        return self._outside_long(X)
+
+    def expand(self, B: Tensor, onto: Tensor, out: Tensor | None = None) -> Tensor:
+        """``onto`` + D with D (n, m) the change that B stands for; exactly admissible for any B.
+
+        Two-sided, D is P_U B V_l^T, U_l B P_V or U_l B V_l^T.
+        """
+        s = self.split
+        if self.kind == "block":
+            return torch.add(onto, self._outside_block(B), out=out)
+        X = self._outside_long(B)
+        if self._cut_left and self._cut_right:
+            assert s.U_l is not None
+            X = s.U_l @ X
+        if self._cut_right:
+            assert s.V_l is not None
+            return torch.addmm(onto, X, s.V_l.t(), out=out)
+        if self._cut_left:
+            assert s.U_l is not None
+            return torch.addmm(onto, s.U_l, X, out=out)
+        return torch.add(onto, X, out=out)
+
+    def __call__(self, D: Tensor) -> Tensor:
+        """Pi(D) (n, m)."""
+        s = self.split
+        if self.kind == "block":
+            return self._outside_block(D)
+        if self._left:
+            D = _without(s.U_h, s.U_l if len(s.U_h) <= len(s.V_h) else None, D)
+        if self._right:
+            D = _without(s.V_h, s.V_l if len(s.V_h) <= len(s.U_h) else None, D.t()).t()
+        return D
+
+    def _outside_long(self, X: Tensor) -> Tensor:
+        s = self.split
+        if self._left and not self._cut_left:
+            X = torch.addmm(X, s.U_h, s.U_h.t() @ X, alpha=-1)
+        if self._right and not self._cut_right:
+            X = torch.addmm(X, X @ s.V_h, s.V_h.t(), alpha=-1)
+        return X
+
+    def _outside_block(self, X: Tensor) -> Tensor:
+        s = self.split
+        return torch.addmm(X, s.U_h @ (s.U_h.t() @ X @ s.V_h), s.V_h.t(), alpha=-1)
+
+
+def _without(high: Tensor, low: Tensor | None, X: Tensor) -> Tensor:
+    """X without its part in span(``high``); through the complement where that is smaller."""
+    if low is not None and low.shape[1] < high.shape[1]:
+        return low @ (low.t() @ X)
+    return torch.addmm(X, high, high.t() @ X, alpha=-1)
+
+
+class RestrictedUpdate(Protocol):
+    """What a weight is learned through while its leading triplets are kept."""
+
+    restriction: Restriction
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimizer steps; not the weight itself, unless it is the weight."""
+
+    def pull_back(self) -> None:
+        """From the weight's accumulated gradient to the parameters' gradients."""
+
+    def push_forward(self) -> None:
+        """From the parameters, which have just moved, to the weight."""
+
+
+class CoreUpdate:
+    """W = W_0 + Pi(B): a core B trained freely, which leads out of the admissible space nowhere.
+
+    By the chain rule the gradient of B is that of W, reduced. What an optimizer, momentum, Adam's
+    preconditioner or weight decay does to B, Pi takes out again when W is computed, once an
+    optimizer step.
+
+    Args:
+        layer: whose matrix is meant.
+        restriction: Pi.
+        start: W_0 (n, m).
+    """
+
+    def __init__(self, layer: LinearMap, restriction: Restriction, start: Tensor) -> None:
+        self.layer = layer
+        self.restriction = restriction
+        dtype = torch.promote_types(start.dtype, torch.float32)
+        self.start = start.to(dtype)  # half precision would swallow small steps
+        self.B = nn.Parameter(torch.zeros(restriction.core, dtype=dtype, device=start.device))
+
+    def parameters(self) -> list[nn.Parameter]:
+        """B."""
+        return [self.B]
+
+    def pull_back(self) -> None:
+        """The gradient of B: Pi(G) in its coordinates."""
+        G = _taken_gradient(self.layer)
+        self.B.grad = None if G is None else self.restriction.reduce(G.to(self.B.dtype))
+
+    @torch.no_grad()
+    def push_forward(self) -> None:
+        """W <- W_0 + Pi(B)."""
+        layer = self.layer
+        W = layer.matrix(layer.weight.detach(), None)
+        direct = W.dtype == self.B.dtype
+        made = self.restriction.expand(self.B.detach(), self.start, out=W if direct else None)
+        layer.store(made, layer.weight.detach(), None)
+
+
+class StepUpdate:
+    """W itself is trained: G <- Pi(G) before the step, W <- W_old + Pi(W_new - W_old) after it.
+
+    Without the second, what the optimizer makes of a projected gradient leaks.
+
+    Args:
+        layer: whose matrix is meant.
+        restriction: Pi.
+
+    Raises:
+        ValueError: the weight is in half precision, which swallows small steps.
+    """
+
+    def __init__(self, layer: LinearMap, restriction: Restriction) -> None:
+        if layer.weight.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"layer {layer.name!r} is of {layer.weight.dtype}, not float32")
+        self.layer = layer
+        self.restriction = restriction
+        self._before: Tensor | None = None
+
+    def parameters(self) -> list[nn.Parameter]:
+        """W."""
+        return [self.layer.weight]
+
+    def pull_back(self) -> None:
+        """G <- Pi(G)."""
+        layer = self.layer
+        self._before = None
+        if layer.weight.grad is not None:
+            G = layer.matrix(layer.weight.grad, None)
+            layer.store(self.restriction(G), layer.weight.grad, None)
+            self._before = layer.matrix(layer.weight.detach(), None).clone()
+
+    @torch.no_grad()
+    def push_forward(self) -> None:
+        """W <- W_old + Pi(W_new - W_old)."""
+        if self._before is None:
+            return
+        layer, before = self.layer, self._before
+        W = layer.matrix(layer.weight.detach(), None)
+        layer.store(before + self.restriction(W - before), layer.weight.detach(), None)
+        self._before = None
+
+
+class FactorUpdate:
+    """W = U_h S_h V_h^T + U_l diag(s_l) V_l^T with trained low factors, as in the authors' code.
+
+    Their gradients are those of a factorised layer, by the chain rule through W:
+    dU_l = G V_l diag(s_l), ds_l = diag(U_l^T G V_l), dV_l = G^T U_l diag(s_l). Those of U_l and V_l
+    are projected, and U_l and V_l themselves after the step. Directions move at the square of their
+    singular value, so learning rates do not carry over to the other parametrisations.
+
+    Args:
+        layer: whose matrix is meant.
+        restriction: two-sided, left or right, with both U_l and V_l.
+        start: W_0 (n, m).
+    """
+
+    def __init__(self, layer: LinearMap, restriction: Restriction, start: Tensor) -> None:
+        split = restriction.split
+        assert split.U_l is not None
+        assert split.V_l is not None
+        assert restriction.kind != "block", "no projection of the factors keeps a block"
+        self.layer = layer
+        self.restriction = restriction
+        self.U_l = nn.Parameter(split.U_l.clone())
+        self.s_l = nn.Parameter(split.values[split.k :].to(split.U_l.dtype))
+        self.V_l = nn.Parameter(split.V_l.clone())
+        self._high = start.to(split.U_l.dtype) - self._low()
+
+    def _low(self) -> Tensor:
+        return (self.U_l.detach() * self.s_l.detach()) @ self.V_l.detach().t()
+
+    def parameters(self) -> list[nn.Parameter]:
+        """U_l, s_l and V_l."""
+        return [self.U_l, self.s_l, self.V_l]
+
+    @torch.no_grad()
+    def pull_back(self) -> None:
+        """The factors' gradients, projected."""
+        G = _taken_gradient(self.layer)
+        if G is None:
+            self.U_l.grad = self.s_l.grad = self.V_l.grad = None
+            return
+        G = G.to(self.U_l.dtype)
+        GV = G @ self.V_l
+        self.s_l.grad = (self.U_l * GV).sum(0)
+        dU, dV = GV * self.s_l, (G.t() @ self.U_l) * self.s_l
+        self.U_l.grad, self.V_l.grad = self._projected(dU, dV)
+
+    @torch.no_grad()
+    def push_forward(self) -> None:
+        """U_l <- P_U U_l, V_l <- P_V V_l, and W from them."""
+        U, V = self._projected(self.U_l, self.V_l)
+        self.U_l.copy_(U)
+        self.V_l.copy_(V)
+        layer = self.layer
+        made = torch.addmm(self._high, self.U_l * self.s_l, self.V_l.t())
+        layer.store(made, layer.weight.detach(), None)
+
+    def _projected(self, U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+        split, kind = self.restriction.split, self.restriction.kind
+        if kind != "right":
+            U = torch.addmm(U, split.U_h, split.U_h.t() @ U, alpha=-1)
+        if kind != "left":
+            V = torch.addmm(V, split.V_h, split.V_h.t() @ V, alpha=-1)
+        return U, V
+
+
+def _taken_gradient(layer: LinearMap) -> Tensor | None:
+    """The weight's gradient as a matrix, taken away from it: no optimizer is to step it."""
+    gradient = layer.weight.grad
+    if gradient is None:
+        return None
+    layer.weight.grad = None
+    return layer.matrix(gradient, None)

@@ -1,0 +1,142 @@
+"""Runs for ``tests/test_together.py``, in as many processes as torchrun starts, or in one.
+
+python -m torch.distributed.run --standalone --nproc-per-node=2 tests/together.py <directory>
+"""
+
+import functools
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from lightning import Trainer
+from torch.optim import SGD, Adam
+from toys import make_stream, mlp
+
+from cl_bench.experiment import (
+    AlignmentSettings,
+    CheckpointSettings,
+    EvalSettings,
+    Identity,
+    LoopSettings,
+    Together,
+    conduct,
+)
+from cl_bench.learners import Classifier
+from cl_bench.learners.ranks import rank, world
+from cl_bench.strategies.adam_nscl import AdamNSCL
+from cl_bench.strategies.adaptive_svd import AdaptiveSVD
+from cl_bench.strategies.er import ER
+from cl_bench.strategies.ewc import EWC
+from cl_bench.strategies.finetune import Finetune
+from cl_bench.strategies.freeze import Freeze
+from cl_bench.strategies.gpm import GPM
+from cl_bench.strategies.joint import Joint
+from cl_bench.strategies.o_lora import OLoRA
+from cl_bench.strategies.rogo import ROGO
+from cl_bench.strategies.sgp import SGP
+from cl_bench.strategies.task_vector import TaskVector
+from cl_bench.strategies.trgp import TRGP
+
+BATCH, SAMPLES, EPOCHS = 8, 75, 5  # ten steps an epoch, the last with three samples
+
+sgd = functools.partial(SGD, lr=0.05)
+momentum = functools.partial(SGD, lr=0.02, momentum=0.9, weight_decay=1e-3)
+adam = functools.partial(Adam, lr=3e-3)
+few = {"samples": 21}
+CASES = {
+    "finetune": (Finetune, sgd, {}),
+    "finetune-clipped": (Finetune, momentum, {"gradient_clip_val": 0.5}),
+    "joint": (Joint, sgd, {}),
+    "ewc": (functools.partial(EWC, 5.0, **few), sgd, {}),
+    "er": (functools.partial(ER, 20), sgd, {}),
+    "freeze": (functools.partial(Freeze, n_blocks=1), momentum, {}),
+    "task_vector": (functools.partial(TaskVector, alpha=0.5), sgd, {}),
+    "gpm": (functools.partial(GPM, 0.9, **few), sgd, {}),
+    "gpm-adam": (functools.partial(GPM, 0.9, **few), adam, {}),
+    "gpm-by-layer": (functools.partial(GPM, 0.9, samples=[7, 21, 3]), sgd, {}),
+    "sgp": (functools.partial(SGP, 0.9, **few), sgd, {}),
+    "trgp": (functools.partial(TRGP, 0.8, trust=0.1, **few), momentum, {"scenario": "task"}),
+    "rogo": (functools.partial(ROGO, 0.97, cosine=0.5, strength=0.1, **few), sgd, {}),
+    "rogo-adam": (functools.partial(ROGO, 0.97, cosine=0.5, strength=0.1, **few), adam, {}),
+    "adam_nscl": (functools.partial(AdamNSCL, 50.0), adam, {}),
+    "adaptive_svd": (AdaptiveSVD, adam, {}),
+    "adaptive_svd-dense": (
+        functools.partial(AdaptiveSVD, parametrisation="dense_projected"),
+        adam,
+        {},
+    ),
+    "adaptive_svd-factored": (
+        functools.partial(AdaptiveSVD, parametrisation="factored"),
+        sgd,
+        {},
+    ),
+    "o_lora": (functools.partial(OLoRA, 2, dropout=0.0, targets="all"), adam, {}),
+    "gpm+er": (lambda: Together({"gpm": GPM(0.9, **few), "er": ER(20)}), sgd, {}),
+    "accumulated": (functools.partial(GPM, 0.9, **few), sgd, {"accumulate_grad_batches": 2}),
+}
+
+
+def run(name, directory, samples=SAMPLES, batch=BATCH, **more):
+    """Learn two tasks; returns what must not depend on the number of processes."""
+    make, optimizer, options = CASES[name]
+    options = {**options, **more}
+    stream = make_stream(options.pop("scenario", "domain"), tasks=2, n=samples)
+    for task in stream:
+        task.data.tensors["x"] = task.data.tensors["x"].double()
+    learner = Classifier(stream, mlp(bias=True), optimizer, batch, 0).double()
+    learner.remember_initial_state()
+    strategy = make()
+    trainer = functools.partial(
+        Trainer,
+        accelerator="cpu",
+        strategy="ddp" if world() > 1 else "auto",
+        devices=world(),
+        max_epochs=EPOCHS,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    result = conduct(
+        stream,
+        strategy,
+        learner,
+        trainer,
+        Identity("toy", name, "seed: 0\n", "python -m cl_bench"),
+        loop=LoopSettings(0, batch),
+        evaluation=EvalSettings(),
+        alignment=AlignmentSettings(samples=20, batches=2),
+        checkpoint=CheckpointSettings(every_steps=None),
+        run_dir=directory,
+    )
+    bases = strategy.memory if isinstance(strategy, GPM) else {}
+    learner.eval()
+    with torch.no_grad():
+        known = [t if learner.task_id_at_test else None for t in stream]
+        predictions = []
+        for task, told in zip(stream, known, strict=True):
+            with strategy.inference(learner, told):
+                predictions.append(learner(task.everything).argmax(1))
+    return {
+        "weights": {k: v.detach().clone() for k, v in learner.state_dict().items()},
+        "bases": {k: v @ v.t() for k, v in bases.items()},
+        "predictions": predictions,
+        "matrix": torch.from_numpy(result.matrix),
+        "world": world(),
+        "relaxed": sum(q for q, _ in strategy.turned.values()) if isinstance(strategy, ROGO) else 0,
+        "steps": result.summary["optimizer_steps"],
+    }
+
+
+def main(directory):
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    for name in CASES:
+        found = run(name, directory / f"{name}-run")
+        torch.save(found, directory / f"{name}-rank{rank()}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
