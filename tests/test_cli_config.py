@@ -68,8 +68,9 @@ def test_keys_and_defaults_are_the_constructors(path):
         return
     target = get_object(config["_target_"])
     defaults = defaults_of(target)
-    if path.stem.startswith(("gpt", "pythia")) or path.stem == "resnet18_small_84":
-        # Sizes of one architecture.
+    sizes = ("gpt", "pythia", "t5_", "llama")
+    if path.stem.startswith(sizes) or path.stem == "resnet18_small_84":
+        # Sizes of one architecture, or names on the hub.
         assert set(config) - {"_target_"} <= set(defaults)
         return
     same(config, defaults, path.stem)

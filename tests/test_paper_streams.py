@@ -295,7 +295,7 @@ def test_five_datasets_from_the_hub(five, monkeypatch):
         )
 
     labels = five[2]
-    monkeypatch.setattr("tasks.images.files._hub_answers", lambda: True)
+    monkeypatch.setattr("tasks.images.files.hub_reachable", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     check_five(FiveDatasets(), five)
     assert asked == [(k, "cropped_digits" if "svhn" in k else None) for k in HUB_IDS]
@@ -384,7 +384,7 @@ def test_split_mini_imagenet_refuses_other_data(mini_imagenet, tmp_path):
 def test_offline_without_a_folder_is_one_error(make, hub_id, monkeypatch, tmp_path):
     import datasets
 
-    monkeypatch.setattr("tasks.images.files._hub_answers", lambda: False)
+    monkeypatch.setattr("tasks.images.files.hub_reachable", lambda: False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     with pytest.raises(UsageError) as caught:
         make()

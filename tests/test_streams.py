@@ -814,7 +814,7 @@ def test_a_hub_that_answers_is_not_asked_offline(monkeypatch):
         raise ValueError("Config name is missing.\nPlease pick one")
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(files, "_hub_answers", lambda: True)
+    monkeypatch.setattr(files, "hub_reachable", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(UsageError, match=r"ValueError: Config name is missing\.\)") as caught:
         SplitImages("org/photos", revision="main", config_name="small")
