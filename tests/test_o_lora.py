@@ -23,6 +23,7 @@ from cl_bench.experiment import (
     EvalSettings,
     Identity,
     LoopSettings,
+    Together,
     conduct,
     seed_training,
 )
@@ -31,6 +32,8 @@ from cl_bench.experiment.probes import LandscapeSettings, ProbeSettings, UpdateS
 from cl_bench.learners import Causal, language
 from cl_bench.metrics import share_inside
 from cl_bench.models import t5
+from cl_bench.strategies.er import ER
+from cl_bench.strategies.ewc import EWC
 from cl_bench.strategies.finetune import Finetune
 from cl_bench.strategies.inc_lora import IncLoRA
 from cl_bench.strategies.o_lora import OLoRA
@@ -585,3 +588,9 @@ def test_options_are_checked(options, words):
 def test_it_learns_text_only():
     with pytest.raises(UsageError, match="learns text streams"):
         check_pair("o_lora", OLoRA(), PermutedDigits(num_tasks=2))
+
+
+def test_a_penalty_on_frozen_weights_is_refused():
+    with pytest.raises(UsageError, match="o_lora freezes the network's weights.*ewc would know"):
+        Together({"o_lora": OLoRA(), "ewc": EWC()})
+    Together({"o_lora": OLoRA(), "er": ER(10)})

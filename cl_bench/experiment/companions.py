@@ -22,7 +22,7 @@ from cl_bench.contracts import (
     Task,
     UsageError,
 )
-from cl_bench.contracts.strategy import overrides
+from cl_bench.contracts.strategy import overrides, penalises_weights
 
 EXCLUSIVE = ("train_data", "param_groups")
 """Hooks that give one answer: at most one of the strategies may implement each."""
@@ -41,7 +41,8 @@ class Together(Strategy):
         members: by name; the first one is the main strategy.
 
     Raises:
-        UsageError: two members rewrite gradients, or both implement a hook with one answer.
+        UsageError: two members rewrite gradients, or both implement a hook with one answer; or one
+            freezes the weights that another pulls at.
     """
 
     def __init__(self, members: Mapping[str, Strategy]) -> None:
@@ -52,6 +53,13 @@ class Together(Strategy):
             raise UsageError(
                 f"{' and '.join(rewriting)} both rewrite gradients: their order would decide the "
                 "result; run one of them, with companions that replay, penalise or freeze"
+            )
+        holding = [n for n, m in members.items() if getattr(m, "freezes_weights", False)]
+        pulling = [n for n, m in members.items() if n not in holding and penalises_weights(m)]
+        if holding and pulling:
+            raise UsageError(
+                f"{holding[0]} freezes the network's weights and trains others, which "
+                f"{' and '.join(pulling)} would know nothing of: leave one of them out"
             )
         for hook in EXCLUSIVE:
             both = [n for n, m in members.items() if overrides(m, hook)]

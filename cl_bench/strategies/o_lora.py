@@ -16,7 +16,7 @@ Without the two penalties this is ``inc_lora``, and with one pair for all tasks 
 import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -63,6 +63,7 @@ class OLoRA(Strategy):
     """
 
     needs = Needs(modalities=frozenset({"text"}), shardable=False)
+    freezes_weights: ClassVar[bool] = True
 
     def __init__(
         self,
