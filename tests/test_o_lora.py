@@ -591,6 +591,6 @@ def test_it_learns_text_only():
 
 
 def test_a_penalty_on_frozen_weights_is_refused():
-    with pytest.raises(UsageError, match="o_lora freezes the network's weights.*ewc would know"):
+    with pytest.raises(UsageError, match=r"o_lora freezes the network's weights.*ewc would know"):
         Together({"o_lora": OLoRA(), "ewc": EWC()})
     Together({"o_lora": OLoRA(), "er": ER(10)})
