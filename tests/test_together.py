@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from together import CASES, run
+from torch import nn
+from toys import make_stream
 
+from cl_bench.contracts import UsageError
+from cl_bench.experiment import check_together
+from cl_bench.experiment.interrupts import Interrupts
 from runs import differences, final_weights
 
 ROOT = Path(__file__).parents[1]
@@ -111,38 +116,78 @@ def killed(directory, moment, number):
     time.sleep(random.Random(moment).random() / 2)
     found = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "together"], capture_output=True)
     workers = sorted(map(int, found.stdout.split()))
-    if not workers:
-        process.communicate()
-        return None
+    assert workers, "the run was over before it could be killed"
     os.kill(workers[number % len(workers)], signal.SIGKILL)
     _, errors = process.communicate(timeout=120)
     return process.returncode, errors
 
 
-MOMENTS = [
-    pytest.param(n, marks=[] if n == 5 else pytest.mark.slow) for n in (1, 2, 3, 4, 5, 6, 7, 8, 9)
-]
+MOMENTS = [pytest.param(n, marks=[] if n == 5 else pytest.mark.slow) for n in range(1, 11)]
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_run_whose_process_dies_ends_and_goes_on_to_the_same_bits(undisturbed, tmp_path, moment):
     directory = tmp_path / "run"
     ended = killed(directory, moment, number=moment)
-    if ended is not None:
-        code, errors = ended
-        assert code == 2, errors
-        assert "signal SIGKILL" in errors
-        assert "Traceback" not in errors
-        process = start(f"resume={directory}")
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
+    code, errors = ended
+    assert code == 2, errors
+    assert "signal SIGKILL" in errors
+    assert "Traceback" not in errors
+    process = start(f"resume={directory}")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
     assert differences(undisturbed, directory) == []
     assert final_weights(undisturbed) == final_weights(directory)
+
+
+def test_sigterm_reaches_every_process_and_the_run_goes_on_to_the_same_bits(undisturbed, tmp_path):
+    directory = tmp_path / "run"
+    process = start(*COMMAND[3:], f"run_dir={directory}")
+    results = directory / "results.jsonl"
+    while not results.exists() or len(results.read_bytes().splitlines()) < 4:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert f"resume={directory}" in errors
+    assert "Traceback" not in errors
+    process = start(f"resume={directory}")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert differences(undisturbed, directory) == []
+    assert final_weights(undisturbed) == final_weights(directory)
+
+
+def test_processes_that_hear_of_a_signal_answer_alike(monkeypatch):
+    interrupts = Interrupts()
+    monkeypatch.setattr("cl_bench.experiment.interrupts.gathered", lambda own: [0, own])
+
+    def late(own):
+        interrupts.requested = signal.SIGTERM  # while the others are asked
+        return [0, own]
+
+    assert not interrupts.agree()
+    monkeypatch.setattr("cl_bench.experiment.interrupts.gathered", late)
+    assert not interrupts.agree()
+    assert interrupts.requested == signal.SIGTERM
+    assert interrupts.agree()
+
+
+def test_networks_that_look_at_the_whole_batch_are_refused():
+    stream = make_stream()
+    with pytest.raises(UsageError, match=r"layer '1' normalises over the batch"):
+        check_together(stream, nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
+    check_together(stream, nn.Sequential(nn.Linear(3, 3), nn.GroupNorm(1, 3)))
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (
+            ["+strategy=fot", "+federation=small", "trainer=ddp", "pack=1"],
+            r"trainer\.devices=2: cl",
+        ),
         (["trainer=ddp"], "packs of 64 batches: add pack=1"),
         (["trainer.devices=2", "pack=1"], "train together with trainer=ddp; add it"),
         (["trainer=ddp", "pack=1", "trainer.num_nodes=2"], "torchrun or SLURM"),
@@ -150,6 +195,7 @@ def test_a_run_whose_process_dies_ends_and_goes_on_to_the_same_bits(undisturbed,
     ],
 )
 def test_what_cannot_run_together_is_refused_at_once(cli, words, message):
-    status, _, errors = cli("+strategy=gpm", "+stream=permuted_digits", *words)
+    strategy = [] if any("strategy=" in word for word in words) else ["+strategy=gpm"]
+    status, _, errors = cli(*strategy, "+stream=permuted_digits", *words)
     assert status == 2
     assert re.search(message, errors)

@@ -173,10 +173,9 @@ def _run_config(
     if federation is not None and federation.engine == "flower" and "site" not in given:
         return _in_flower(cfg, command, choices, resume, given, federation, learner, strategy)
     count = processes(cfg.trainer)
-    if count > 1:
+    if count > 1 and world() == 1:
         check_together(stream, learner)
-        if world() == 1:
-            return _in_processes(cfg, command, choices, resume, given, learner, strategy)
+        return _in_processes(cfg, command, choices, resume, given, learner, strategy)
     says = statement(deterministic, _on_cuda(cfg.trainer))
     return conduct(
         stream,

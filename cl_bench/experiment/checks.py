@@ -1,6 +1,6 @@
 """What cannot work together, found before any work starts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -77,14 +77,12 @@ def processes(trainer: Mapping[str, Any]) -> int:
         UsageError: the options do not say so.
     """
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
-    if not isinstance(devices, int) or devices < 1:
-        devices = {"1": 1}.get(str(devices)) or (
-            len(devices) if isinstance(devices, Sequence) and not isinstance(devices, str) else 0
-        )
-    if devices < 1 or not isinstance(nodes, int) or nodes < 1:
+    if devices in ("1", [0]):
+        devices = 1
+    if not isinstance(devices, int) or not isinstance(nodes, int) or min(devices, nodes) < 1:
         raise UsageError(
-            f"trainer.devices={trainer.get('devices')}, trainer.num_nodes={nodes}: whole numbers "
-            "of at least 1, or a list of devices"
+            f"trainer.devices={devices}, trainer.num_nodes={nodes}: whole numbers of at least 1 "
+            "(which GPUs, says the environment variable CUDA_VISIBLE_DEVICES)"
         )
     return devices * nodes
 
@@ -96,10 +94,10 @@ def check_together(stream: Stream, network: nn.Module) -> None:
             f"stream {stream.name!r} pre-trains its model, in one process: use trainer=default"
         )
     for name, module in network.named_modules():
-        if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
+        if isinstance(module, _BatchNorm):
             raise UsageError(
                 f"layer {name!r} normalises over the batch, of which every process sees a part: "
-                "use trainer.sync_batchnorm=true (GPUs only), or a network that does not"
+                "use a network without batch normalisation, or trainer=default"
             )
 
 

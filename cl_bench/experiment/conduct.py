@@ -3,7 +3,6 @@
 import itertools
 import os
 import shlex
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from rich.console import Console
 from cl_bench.contracts import Strategy, Stream
 from cl_bench.experiment.budget import PeakMemory, describe_budget
 from cl_bench.experiment.checkpoint import Checkpoint, Checkpoints, CheckpointSettings
+from cl_bench.experiment.checks import check_together
 from cl_bench.experiment.determinism import describe_compute
 from cl_bench.experiment.engine import LightningEngine, LoopSettings, TrainerFactory
 from cl_bench.experiment.experiment import EvalSettings, Experiment
@@ -28,7 +28,7 @@ from cl_bench.experiment.pretrain import Pretrained, pretrain
 from cl_bench.experiment.probes import Observers, ProbeSettings, watch
 from cl_bench.experiment.snapshot import RunState
 from cl_bench.learners import BaseLearner, DivergedError
-from cl_bench.learners.ranks import decided, rank
+from cl_bench.learners.ranks import decided, rank, world
 from cl_bench.report import print_run, write_figures, write_probe_figures
 from cl_bench.tracking import ProgressDisplay, Record, Sink
 from cl_bench.tracking.patience import Patient
@@ -120,12 +120,15 @@ def conduct(
     Raises:
         UsageError: what the user can put right; results so far are kept.
     """
+    if world() > 1:
+        check_together(stream, learner)
     strategy.check(learner)
     named = {"stream": identity.stream, "strategy": identity.strategy, "seed": loop.seed}
     memory = PeakMemory()
     directory = Path(run_dir) if run_dir else decided(lambda: new_directory(identity, loop.seed))
     settings = checkpoint or CheckpointSettings()
     leads = rank() == 0
+    scratch = None if leads else tempfile.TemporaryDirectory(prefix="cl_bench-")
     checkpoints = Checkpoints(directory, settings, writes=leads)
     progress = ProgressDisplay(None if leads else Console(quiet=True))
     title = f"{identity.stream} · {identity.strategy} · seed {loop.seed}: {directory}"
@@ -143,7 +146,7 @@ def conduct(
         opened = _reopened(directory, last, begun)
     else:
         opened = Record.open(
-            directory if leads else tempfile.mkdtemp(prefix="cl_bench-rank-"),
+            directory if scratch is None else scratch.name,
             **begun,
             config=identity.config,
             command=identity.command,
@@ -204,7 +207,6 @@ def conduct(
         )
         progress.stop()
         if not leads:
-            shutil.rmtree(record.directory)
             return Result(directory, record.matrix, summary, learner, strategy)
         pictures = (*write_figures(directory), *write_probe_figures(directory))
         record.figures([*pictures, *learning.figures(directory)])

@@ -54,9 +54,14 @@ class Interrupts:
             signal.signal(number, self._hold)
 
     def agree(self) -> bool:
-        """Whether a signal came, here or in another process of the run; they then all hold it."""
-        self.requested = max(gathered(self.requested or 0)) or None
-        return self.requested is not None
+        """Whether a signal came, here or in another process of the run; they then all hold it.
+
+        All of them get the same answer, even if one comes here a moment later.
+        """
+        heard = max(gathered(self.requested or 0))
+        if heard and self.requested is None:  # its own copy of that signal may be on its way
+            self.requested, self._at = heard, time.monotonic()
+        return heard > 0
 
     def stop(self) -> None:
         """Pass on the signal that was held back, if one was: nothing is lost from here."""

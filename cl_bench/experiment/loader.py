@@ -120,7 +120,7 @@ class EvalLoader:
         if max_samples is not None and max_samples < len(data):
             index = torch.randperm(len(data), generator=generator(0, "evaluation"))[:max_samples]
             index = index.sort().values
-        if len(index) < part[1]:
+        if 0 < len(index) < part[1]:
             raise UsageError(
                 f"{part[1]} processes cannot share {len(index)} test samples: use fewer, or raise "
                 "eval.max_samples"

@@ -183,6 +183,8 @@ def check_federation(
         ("accumulate_grad_batches", (1,)),
         ("limit_train_batches", (None, 1.0)),
         ("deterministic", (None, False)),
+        ("devices", (1, "1", [0])),
+        ("num_nodes", (1,)),
     ):
         if trainer.get(key, plain[0]) not in plain:
             raise UsageError(

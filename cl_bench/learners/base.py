@@ -11,8 +11,6 @@ from typing import Any, Literal
 import lightning
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
@@ -370,7 +368,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
     ) -> Mapping[str, Moments]:
         """Second moments of the layers' inputs over the batches, in evaluation mode."""
         batches = list(batches) if world() > 1 else batches
-        apart = world() > 1 and into is None and self._divisible
+        apart = world() > 1 and into is None
 
         def counted() -> Iterator[Batch]:
             for batch in batches:
@@ -385,14 +383,6 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
             for layer in layers:
                 moments[layer.name].all_reduce()
         return moments
-
-    @property
-    def _divisible(self) -> bool:
-        """Whether a sample's activations do not depend on the others of its batch."""
-        return not any(
-            isinstance(m, _NormBase) and m.running_mean is None and not isinstance(m, _InstanceNorm)
-            for m in self.modules()
-        )
 
     def gradients(
         self,

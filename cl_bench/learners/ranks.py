@@ -6,7 +6,6 @@ Without ``torch.distributed`` there is one process, of rank 0, and nothing is se
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -49,15 +48,6 @@ def average_(tensor: Tensor) -> Tensor:
         dist.all_reduce(tensor)
         tensor /= world()
     return tensor
-
-
-def largest(value: int, device: torch.device) -> int:
-    """The largest value that any process has."""
-    if world() == 1:
-        return value
-    tensor = torch.tensor(value, device=device)
-    dist.all_reduce(tensor, dist.ReduceOp.MAX)
-    return int(tensor)
 
 
 def share(batch: Batch) -> Batch:

@@ -5,9 +5,8 @@ from pathlib import Path
 from torch import nn
 
 from cl_bench.contracts import UsageError
+from cl_bench.hub import hub_reachable
 from cl_bench.models.gpt import require_transformers
-
-HUB_TIMEOUT = 10.0
 
 
 def pretrained(name_or_path: str | None = None, revision: str | None = None) -> nn.Module:
@@ -31,7 +30,7 @@ def pretrained(name_or_path: str | None = None, revision: str | None = None) -> 
 
     # Without network, transformers would try for half a minute.
     options = {"revision": revision}
-    local = Path(name_or_path).is_dir() or not _hub_reachable()
+    local = Path(name_or_path).is_dir() or not hub_reachable()
     try:
         config = AutoConfig.from_pretrained(name_or_path, local_files_only=local, **options)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -50,15 +49,3 @@ def pretrained(name_or_path: str | None = None, revision: str | None = None) -> 
             "model=gpt_tiny"
         ) from error
     return model
-
-
-def _hub_reachable() -> bool:
-    from huggingface_hub import constants, get_session
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
-    except Exception:  # the client behind get_session differs between versions, so do its errors
-        return False
-    return True

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from cl_bench.contracts.errors import UsageError
+from cl_bench.hub import hub_reachable
 from tasks.images.cache import cache_directory
 
 IMAGE_SUFFIXES = {
     ".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
 }  # fmt: skip
-HUB_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def _locate_on_hub(wanted: Wanted, dataset: str) -> Located:
         )
     import datasets
 
-    reachable = hub_reachable()
+    reachable = not datasets.config.HF_HUB_OFFLINE and hub_reachable()
     try:
         with _offline(not reachable):
             found = datasets.load_dataset(dataset, wanted.config_name, revision=wanted.revision)
@@ -217,20 +217,6 @@ def _locate_on_hub(wanted: Wanted, dataset: str) -> Located:
         dataset + (f"@{wanted.revision}" if wanted.revision else ""),
         lambda _: {name: _undecoded(split, wanted) for name, split in splits.items()},
     )
-
-
-def hub_reachable() -> bool:
-    """Whether one request gets any answer: ``load_dataset`` would retry for 20 s to find out."""
-    import datasets
-    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
-
-    if datasets.config.HF_HUB_OFFLINE:
-        return False
-    try:
-        get_session().head(datasets.config.HF_ENDPOINT, timeout=HUB_TIMEOUT)
-    except Exception:  # the client behind get_session differs between versions, so do its errors
-        return False
-    return True
 
 
 @contextmanager

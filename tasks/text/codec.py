@@ -8,7 +8,7 @@ from typing import Any
 
 from cl_bench.contracts.errors import UsageError
 from cl_bench.contracts.language import Codec
-from tasks.images.files import hub_reachable
+from cl_bench.hub import hub_reachable
 
 BYTES = "bytes"
 """Name of the tokenizer that needs no files: ByT5's, a token a byte."""
