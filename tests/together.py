@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from lightning import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.optim import SGD, Adam
 from toys import make_stream, mlp
 
@@ -81,24 +82,29 @@ def run(name, directory, samples=SAMPLES, batch=BATCH, **more):
     """Learn two tasks; returns what must not depend on the number of processes."""
     make, optimizer, options = CASES[name]
     options = {**options, **more}
+    sharded = options.pop("sharded", False)
     stream = make_stream(options.pop("scenario", "domain"), tasks=2, n=samples)
     for task in stream:
         task.data.tensors["x"] = task.data.tensors["x"].double()
     learner = Classifier(stream, mlp(bias=True), optimizer, batch, 0).double()
     learner.remember_initial_state()
     strategy = make()
-    trainer = functools.partial(
-        Trainer,
-        accelerator="cpu",
-        strategy="ddp" if world() > 1 else "auto",
-        devices=world(),
-        max_epochs=EPOCHS,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
+
+    def trainer(**more):
+        several = ModelParallelStrategy() if sharded else "ddp"  # an object serves one Trainer
+        return Trainer(
+            accelerator="cpu",
+            strategy=several if world() > 1 else "auto",
+            devices=world(),
+            max_epochs=EPOCHS,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **options,
+            **more,
+        )
+
     result = conduct(
         stream,
         strategy,
@@ -110,17 +116,18 @@ def run(name, directory, samples=SAMPLES, batch=BATCH, **more):
         alignment=AlignmentSettings(samples=20, batches=2),
         checkpoint=CheckpointSettings(every_steps=None),
         run_dir=directory,
+        sharded=sharded,
     )
     bases = strategy.memory if isinstance(strategy, GPM) else {}
     learner.eval()
-    with torch.no_grad():
+    with torch.no_grad(), learner.put_together():
         known = [t if learner.task_id_at_test else None for t in stream]
         predictions = []
         for task, told in zip(stream, known, strict=True):
             with strategy.inference(learner, told):
                 predictions.append(learner(task.everything).argmax(1))
     return {
-        "weights": {k: v.detach().clone() for k, v in learner.state_dict().items()},
+        "weights": {k: v.detach().clone() for k, v in learner.weights().items()},
         "bases": {k: v @ v.t() for k, v in bases.items()},
         "predictions": predictions,
         "matrix": torch.from_numpy(result.matrix),

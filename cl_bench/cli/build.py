@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
+from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -39,6 +40,7 @@ from cl_bench.experiment import (
     UpdateSettings,
     check_pair,
     check_schedule,
+    check_sharded,
     check_tasks,
     check_together,
     check_trainer,
@@ -49,6 +51,7 @@ from cl_bench.experiment import (
     quiet_lightning,
     search_facts,
     seed_training,
+    shares_weights,
 )
 from cl_bench.experiment.determinism import deterministically, statement
 from cl_bench.experiment.faults import memory_explained
@@ -173,6 +176,8 @@ def _run_config(
     if federation is not None and federation.engine == "flower" and "site" not in given:
         return _in_flower(cfg, command, choices, resume, given, federation, learner, strategy)
     count = processes(cfg.trainer)
+    if shares_weights(cfg.trainer):
+        check_sharded(strategy, probe)
     if count > 1 and world() == 1:
         check_together(stream, learner)
         return _in_processes(cfg, command, choices, resume, given, learner, strategy)
@@ -205,6 +210,7 @@ def _run_config(
             **({"selection": settings["selected"]} if settings.get("selected") else {}),
         },
         engine=_engine(federation, cfg.trainer, strategy, given),
+        sharded=shares_weights(cfg.trainer),
     )
 
 
@@ -463,10 +469,15 @@ def _trainer(cfg: DictConfig) -> Callable[..., Any]:
         )
     with _explained(cfg):
         require_arguments(get_object(cfg._target_), cfg)
-        factory = instantiate(cfg, _partial_=True, _convert_="all", **QUIET)
+
+        def factory(**more: Any) -> Trainer:
+            # Anew every time: a plugin or strategy that _target_ names serves one Trainer.
+            make: Any = instantiate(cfg, _partial_=True, _convert_="all", **QUIET)
+            return make(**more)  # type: ignore[no-any-return]
+
         try:
             with quiet_lightning():
                 factory()
         except MisconfigurationException as error:
             raise ValueError(str(error)) from None
-    return factory  # type: ignore[no-any-return]
+    return factory

@@ -30,7 +30,7 @@ class Needs:
     Attributes:
         task_id_at_test: works only where the task id is known at test time.
         rewrites_gradients: two strategies that both do are refused together.
-        shardable: its update rule needs no whole matrices (FSDP).
+        shardable: works where every process holds some rows of each weight (FSDP2).
         engine: ``local`` learns from one site's data, ``federated`` needs clients and a server,
             ``any`` does both.
         plateau: works only where the rate decays on a plateau of the validation loss.

@@ -4,10 +4,12 @@ from cl_bench.experiment.checkpoint import Checkpoints, CheckpointSettings
 from cl_bench.experiment.checks import (
     check_pair,
     check_schedule,
+    check_sharded,
     check_tasks,
     check_together,
     check_trainer,
     processes,
+    shares_weights,
 )
 from cl_bench.experiment.companions import Together
 from cl_bench.experiment.conduct import Identity, Result, conduct, new_directory
@@ -55,6 +57,7 @@ __all__ = [
     "UpdateSettings",
     "check_pair",
     "check_schedule",
+    "check_sharded",
     "check_tasks",
     "check_together",
     "check_trainer",
@@ -66,4 +69,5 @@ __all__ = [
     "quiet_lightning",
     "search_facts",
     "seed_training",
+    "shares_weights",
 ]

@@ -10,6 +10,7 @@ from cl_bench.contracts import Strategy, Stream, UsageError
 from cl_bench.contracts.strategy import members
 from cl_bench.experiment.loader import require_labels, require_samples
 from cl_bench.experiment.plateau import Plateau
+from cl_bench.experiment.probes.settings import ProbeSettings
 
 GLANCE = 100
 """Training samples of every task that are looked at before any task is learned."""
@@ -87,6 +88,13 @@ def processes(trainer: Mapping[str, Any]) -> int:
     return devices * nodes
 
 
+def shares_weights(trainer: Mapping[str, Any]) -> bool:
+    """Whether the Trainer's options have processes share the weights out (FSDP2)."""
+    strategy = trainer.get("strategy", "auto")
+    target = str(strategy.get("_target_")) if isinstance(strategy, Mapping) else ""
+    return target.rpartition(".")[2] == "ModelParallelStrategy"
+
+
 def check_together(stream: Stream, network: nn.Module) -> None:
     """Raise :class:`UsageError` if several processes cannot learn the stream with this network."""
     if stream.pretraining is not None:
@@ -101,6 +109,26 @@ def check_together(stream: Stream, network: nn.Module) -> None:
             )
 
 
+def check_sharded(strategy: Strategy, probe: ProbeSettings | None) -> None:
+    """Raise :class:`UsageError` if weights cannot be shared out among processes (FSDP2)."""
+    for member in members(strategy):
+        if not member.needs.shardable:
+            remedy = "use trainer=ddp"
+            if hasattr(member, "parametrisation"):
+                remedy += ", or strategy.parametrisation=dense_projected"
+            raise UsageError(
+                f"trainer=fsdp leaves in every process some rows of each weight, and the strategy "
+                f"({type(member).__name__}) needs whole ones: {remedy}"
+            )
+    writing = {"recovery": probe and probe.recovery, "landscape": probe and probe.landscape}
+    for name, settings in writing.items():
+        if settings and settings.enabled:
+            raise UsageError(
+                f"probe.{name} writes to the network on the side, whose weights trainer=fsdp "
+                "shares out: use trainer=ddp, or leave the probe out"
+            )
+
+
 def check_trainer(trainer: Mapping[str, Any], pack: int, strategy: Strategy) -> None:
     """Raise :class:`UsageError` if the Trainer's options do not fit the loop or the strategy.
 
@@ -109,12 +137,17 @@ def check_trainer(trainer: Mapping[str, Any], pack: int, strategy: Strategy) -> 
         pack: batches per training step.
         strategy: whose gradients clipping by value would bend.
     """
-    count = processes(trainer)
-    if count > 1 and str(trainer.get("strategy", "auto")) != "ddp":
+    count, sharded = processes(trainer), shares_weights(trainer)
+    if count > 1 and not sharded and str(trainer.get("strategy", "auto")) != "ddp":
         raise UsageError(
             f"trainer.devices={trainer.get('devices')}, trainer.num_nodes="
-            f"{trainer.get('num_nodes', 1)}: {count} processes train together with trainer=ddp; "
-            "add it"
+            f"{trainer.get('num_nodes', 1)}: {count} processes train together with trainer=ddp "
+            "or, sharing out the weights, trainer=fsdp; add one"
+        )
+    if count == 1 and sharded:
+        raise UsageError(
+            "trainer.devices=1: one process has nobody to share weights out with; use "
+            "trainer=default, or more trainer.devices"
         )
     if count > 1 and pack > 1:
         raise UsageError(

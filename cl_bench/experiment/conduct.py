@@ -17,7 +17,7 @@ from rich.console import Console
 from cl_bench.contracts import Strategy, Stream
 from cl_bench.experiment.budget import PeakMemory, describe_budget
 from cl_bench.experiment.checkpoint import Checkpoint, Checkpoints, CheckpointSettings
-from cl_bench.experiment.checks import check_together
+from cl_bench.experiment.checks import check_sharded, check_together
 from cl_bench.experiment.determinism import describe_compute
 from cl_bench.experiment.engine import LightningEngine, LoopSettings, TrainerFactory
 from cl_bench.experiment.experiment import EvalSettings, Experiment
@@ -94,6 +94,7 @@ def conduct(
     facts: Mapping[str, Any] | None = None,
     engine: Callable[..., LightningEngine] = LightningEngine,
     notes: Sequence[str] = (),
+    sharded: bool = False,
 ) -> Result:
     """Learn the stream and record everything.
 
@@ -116,12 +117,16 @@ def conduct(
         facts: join stream, strategy and seed in the record's first event and summary.
         engine: builds what learns the tasks.
         notes: said where the run begins.
+        sharded: whether processes share out the weights, too.
 
     Raises:
         UsageError: what the user can put right; results so far are kept.
     """
     if world() > 1:
         check_together(stream, learner)
+    if sharded:
+        check_sharded(strategy, probe)
+        learner.shard()
     strategy.check(learner)
     named = {"stream": identity.stream, "strategy": identity.strategy, "seed": loop.seed}
     memory = PeakMemory()

@@ -27,6 +27,7 @@ from cl_bench.experiment.resuming import TaskCheckpoints
 from cl_bench.experiment.snapshot import RunState
 from cl_bench.learners import BaseLearner, ScheduleFactory
 from cl_bench.learners.ranks import decided, rank, world
+from cl_bench.learners.sharding import mixing
 from cl_bench.tracking import ProgressDisplay, Record
 
 TrainerFactory = Callable[..., Trainer]
@@ -179,7 +180,8 @@ class LightningEngine:
             for part in data
         ]
         self.learner.expect_tests([*tasks, *(task for task, _ in probes)])
-        self._test(loaders)
+        with self.learner.put_together():
+            self._test(loaders)
         scores = [float(metric.compute()) for metric in self.learner.test_scores]  # type: ignore[operator]
         more = self.learner.test_details()
         for task, details in zip(tasks, more, strict=False):
@@ -234,7 +236,7 @@ class TaskHooks(Callback):
             for group in optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
         if self.engine.observer and not self.checkpoints.resumed:
-            with self.engine.learner.work.paused():
+            with self.engine.learner.work.paused(), self.engine.learner.put_together():
                 self.engine.observer.before_task(self.engine.learner, self.task)
         steps = self.loader.steps * int(trainer.max_epochs or 1)
         self.engine.progress.task(self.task.index, steps - self.checkpoints.batches)
@@ -260,7 +262,7 @@ class TaskHooks(Callback):
         self.engine.progress.advance(self.loader.batches_in(batch_idx))
         if self._watching:
             step, learner = trainer.global_step, self.engine.learner
-            with learner.work.paused():
+            with learner.work.paused(), learner.put_together():
                 self._watching.after_step(learner, self.task, step, self._rate)
         self.checkpoints.learned(trainer, batch_idx + 1)
 
@@ -314,13 +316,14 @@ class TaskHooks(Callback):
         learner, strategy = self.engine.learner, self.engine.strategy
         if self.plateau is not None:
             self.plateau.restore()
-        strategy.consolidate(learner, self.task, strategy.collect(learner, self.task))
-        strategy.release(learner)
+        with mixing():
+            strategy.consolidate(learner, self.task, strategy.collect(learner, self.task))
+            strategy.release(learner)
         if world() > 1:  # eigenvectors need not be the same to the last bit
             strategy.load_state_dict(decided(strategy.state_dict))
         layers = {name: dict(values) for name, values in strategy.metrics().items()}
         if self.engine.observer:
-            with learner.work.paused():
+            with learner.work.paused(), learner.put_together():
                 watched = self.engine.observer.after_task(learner, self.task)
             for name, values in watched.items():
                 layers.setdefault(name, {}).update(values)

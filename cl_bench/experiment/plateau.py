@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from cl_bench.contracts import State, Strategy, UsageError
 from cl_bench.experiment.snapshot import copied
 from cl_bench.learners import BaseLearner
+from cl_bench.learners.sharding import whole
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,8 @@ class BestEpoch:
         if loss < self.lowest:
             self.lowest, self.waited = loss, 0
             if self.settings.restore_best:
-                self.best = copied(
-                    {"weights": self.learner.state_dict(), "strategy": self.strategy.state_dict()}
-                )
+                strategy = whole(self.strategy.state_dict())
+                self.best = copied({"weights": self.learner.weights(), "strategy": strategy})
             return False
         self.waited += 1
         if self.waited < self.settings.patience:
@@ -75,7 +75,7 @@ class BestEpoch:
     def restore(self) -> None:
         """Back to the best epoch, while what the strategy attached is still attached."""
         if self.best is not None:
-            self.learner.load_state_dict(self.best["weights"])
+            self.learner.load_weights(self.best["weights"])
             self.strategy.load_state_dict(self.best["strategy"])
             self.best = None
 

@@ -8,6 +8,7 @@ from cl_bench.experiment.loader import TrainLoader
 from cl_bench.experiment.plateau import BestEpoch
 from cl_bench.experiment.snapshot import RunState, set_random_states
 from cl_bench.learners.ranks import world
+from cl_bench.learners.sharding import load_optimizer, whole
 
 ASK_EVERY = 16
 """Steps after which processes that train together ask each other for signals."""
@@ -62,7 +63,7 @@ class TaskCheckpoints:
         if self.resumed is None:
             return
         for optimizer, state in zip(trainer.optimizers, self.resumed["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
+            load_optimizer(optimizer, state)
         configs = trainer.lr_scheduler_configs
         for config, state in zip(configs, self.resumed["schedulers"], strict=True):
             config.scheduler.load_state_dict(state)
@@ -119,7 +120,7 @@ class TaskCheckpoints:
             "batches": self.batches,
             "epoch": trainer.current_epoch,
             "position": position,
-            "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
+            "optimizers": [whole(optimizer.state_dict()) for optimizer in trainer.optimizers],
             "schedulers": [c.scheduler.state_dict() for c in trainer.lr_scheduler_configs],
             "precision": trainer.precision_plugin.state_dict(),
             "loops": loops,

@@ -19,6 +19,7 @@ from cl_bench.experiment.checkpoint import FORMAT, Checkpoint, Checkpoints
 from cl_bench.experiment.observer import Observer
 from cl_bench.learners import BaseLearner
 from cl_bench.learners.ranks import gathered, rank, world
+from cl_bench.learners.sharding import whole
 from cl_bench.tracking import Record
 
 
@@ -80,7 +81,7 @@ class RunState:
         if self.checkpoints is None:
             return
         # First the weights: wherever a run is resumed, those of the rows before are there.
-        self.checkpoints.save_weights(task, self.learner.state_dict())
+        self.checkpoints.save_weights(task, self.learner.weights())
         self._start = copied({**self._parts(), "optimizer_steps": self.optimizer_steps})
         self._save(task, 0, {"start": self._start, "inside": None}, counts=True)
 
@@ -151,9 +152,9 @@ class RunState:
 
     def _parts(self) -> State:
         return {
-            "weights": self.learner.state_dict(),
+            "weights": self.learner.weights(),
             "learner": self.learner.progress_state(),
-            "strategy": self.strategy.state_dict(),
+            "strategy": whole(self.strategy.state_dict()),
             "observer": self.observer.state_dict() if self.observer else {},
             "engine": self.engine.state_dict() if self.engine else {},
         }
@@ -162,7 +163,7 @@ class RunState:
         # Copies: a strategy may go on writing into the tensors it is given.
         parts = ("weights", "learner", "strategy", "observer", "engine")
         state = copied({k: state[k] for k in parts if k in state})
-        self.learner.load_state_dict(state["weights"])
+        self.learner.load_weights(state["weights"])
         self.learner.load_progress_state(state["learner"])
         self.strategy.load_state_dict(state["strategy"])
         if self.observer:

@@ -6,6 +6,7 @@ in ``docs/architecture.md``: they are its inner part.
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import lightning
@@ -17,6 +18,7 @@ from torchmetrics import MeanMetric
 
 from cl_bench.contracts import Batch, State, Strategy, Stream, Task, UsageError
 from cl_bench.contracts.strategy import overrides, penalises_weights
+from cl_bench.learners import sharding
 from cl_bench.learners.ranks import average_, gathered, is_idle, share, world
 from cl_bench.learners.services import NetworkServices
 from cl_bench.learners.stepping import short_step
@@ -133,6 +135,41 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         self._initial = {k: v.detach().clone() for k, v in self.state_dict().items()}
         self._learnable = {p for p in self.parameters() if p.requires_grad}
 
+    # -- weights of which each process holds a part ------------------------------------------------
+
+    def shard(self) -> None:
+        """Share the weights out among the processes, for good.
+
+        Raises:
+            UsageError: they cannot be.
+        """
+        learnable = {name for name, p in self.named_parameters() if p in self._learnable}
+        sharding.shard(self, self.blocks())
+        self._learnable = {p for name, p in self.named_parameters() if name in learnable}
+
+    @property
+    def sharded(self) -> bool:
+        """Whether processes share the weights out."""
+        return sharding.is_sharded(self)
+
+    def configure_model(self) -> None:
+        """What :meth:`shard` does, before Lightning comes to ask for it."""
+
+    def put_together(self) -> AbstractContextManager[None]:
+        """Inside, every process holds all weights, to read; all must enter and leave together."""
+        return sharding.put_together(self)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Weights and buffers, whole."""
+        return sharding.whole(self.state_dict()) if self.sharded else self.state_dict()
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Inverse of :meth:`weights`."""
+        if self.sharded:
+            sharding.load_weights(self, weights)
+        else:
+            self.load_state_dict(weights)
+
     # -- a task -----------------------------------------------------------------------------------
 
     def begin(self, task: Task, strategy: Strategy) -> None:
@@ -191,7 +228,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Gradients are synchronised, unscaled, accumulated and not yet clipped."""
         if world() > 1:  # what a strategy has added lies outside the wrapped network
-            own = {id(p) for p in self.parameters()}
+            own = {id(p) for p in self.parameters() if not self.sharded or sharding.is_part(p)}
             for parameter in (p for group in optimizer.param_groups for p in group["params"]):
                 if id(parameter) not in own and parameter.grad is not None:
                     average_(parameter.grad)
@@ -394,6 +431,11 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         self.work.batch(batch, backward=True)
         return super().gradients(batch, of, per_sample)
 
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        with super()._evaluating(), self.put_together():
+            yield
+
     def train_heads(self, which: Literal["current", "seen"]) -> None:
         """Which output heads take part in training, apart from what is held in them."""
         current = self.task.head if self.task else 0
@@ -414,7 +456,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
 
     def reset_weights(self) -> None:
         """Back to the weights of construction."""
-        self.load_state_dict(dict(self.initial_state()))
+        self.load_weights(self.initial_state())
 
     @property
     def projectable(self) -> Literal["input", "gradient", "step"]:
@@ -439,5 +481,5 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         half = self._trainer is not None and not str(self.trainer.precision).startswith(
             ("32", "64")
         )
-        apart = not (shared or half or penalises_weights(self.strategy))
+        apart = not (shared or half or self.sharded or penalises_weights(self.strategy))
         return "input" if apart else "gradient"

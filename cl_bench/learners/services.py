@@ -200,20 +200,20 @@ class NetworkServices:
     ) -> dict[str, Tensor]:
         """Raw gradients of the trainable parameters at the current weights; no side effects."""
         batch = self._to_device(batch)
-        parameters = self.named_trainable()
 
         def value(batch: Batch) -> Tensor:
             out = self(batch)
             return self.loss(out, batch) if of == "loss" else self.label_logits(out, batch).mean()
 
         with unconfined(), self._evaluating(), torch.enable_grad():
+            parameters = self.named_trainable()
             if per_sample:
                 return _per_sample(self.network, parameters, value, batch)
             values = torch.autograd.grad(value(batch), list(parameters.values()), allow_unused=True)
-        return {
-            name: torch.zeros_like(parameters[name]) if g is None else g
-            for name, g in zip(parameters, values, strict=True)
-        }
+            return {
+                name: torch.zeros_like(parameters[name]) if g is None else g
+                for name, g in zip(parameters, values, strict=True)
+            }
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ says where. We have not checked the paper's equation numbers.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -85,7 +86,7 @@ class AdaptiveSVD(Strategy):
         UsageError: an option is out of range, or no layer matches.
     """
 
-    needs = Needs(rewrites_gradients=True, shardable=False)
+    needs = Needs(rewrites_gradients=True)
 
     def __init__(
         self,
@@ -145,6 +146,7 @@ class AdaptiveSVD(Strategy):
         self.snap, self.start_task = snap, start_task
         self.projection, self.parametrisation = projection, parametrisation
         self.weight_decay, self.train_rest = weight_decay, train_rest
+        self.needs = replace(self.needs, shardable=parametrisation == "dense_projected")
         self.include, self.exclude = tuple(include), tuple(exclude)
         self.index = 0
         self.layers: list[LinearMap] = []
@@ -200,7 +202,7 @@ class AdaptiveSVD(Strategy):
         """Freeze what is not to learn, and remember where the task began."""
         self.index = task.index
         self.layers = self.targets(learner)
-        self.start = {m.name: m.matrix(m.weight.detach(), None).clone() for m in self.layers}
+        self.start = {m.name: m.whole().clone() for m in self.layers}
         self.measured = {}
         if not self.constrained:
             return
@@ -334,7 +336,7 @@ class AdaptiveSVD(Strategy):
     def cosines(self, learner: Learner, task: Task) -> dict[str, CosineSum]:
         """Sums of cos(x, W x) over training samples; padding does not count."""
         layers = self.targets(learner)
-        found = {m.name: CosineSum(m.matrix(m.weight.detach(), None)) for m in layers}
+        found = {m.name: CosineSum(m.whole()) for m in layers}
         whole = task.sample(self.samples, learner.seed)
         count = len(next(iter(whole.values())))
         batches = (
@@ -348,7 +350,7 @@ class AdaptiveSVD(Strategy):
     def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
         """The task's change D, and whether what was kept still leads."""
         for layer in self.layers:
-            W = layer.matrix(layer.weight.detach(), None)
+            W = layer.whole()
             self.change[layer.name] = W - self.start[layer.name].to(W)
             split = self.splits.get(layer.name)
             if split is not None and self.projection == "two_sided" and split.values[0] > 0:

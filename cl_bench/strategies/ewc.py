@@ -38,7 +38,7 @@ class EWC(Strategy):
             ICML 2018); 1 is the sum of Kirkpatrick et al.
     """
 
-    needs = Needs(engine="any")
+    needs = Needs(engine="any", shardable=False)
 
     def __init__(
         self,

@@ -44,7 +44,7 @@ class TRGP(GPM):
         UsageError: an option is out of range.
     """
 
-    needs = Needs(task_id_at_test=True, rewrites_gradients=True)
+    needs = Needs(task_id_at_test=True, rewrites_gradients=True, shardable=False)
 
     def __init__(
         self,

@@ -4,7 +4,14 @@ from cl_bench.subspace.ahead import mark_drawn
 from cl_bench.subspace.basis import complement, complement_within, extend, rank_to_reach
 from cl_bench.subspace.confinement import Confinement, Where, unconfined
 from cl_bench.subspace.growth import empty_basis, grow
-from cl_bench.subspace.linear_maps import LinearMap, linear_maps, merged_parameters, plain_modules
+from cl_bench.subspace.linear_maps import (
+    LinearMap,
+    is_transposed,
+    linear_maps,
+    merged_parameters,
+    own_rows,
+    plain_modules,
+)
 from cl_bench.subspace.moments import Accumulator, Moments, tapped
 from cl_bench.subspace.preservation import (
     CosineSum,
@@ -55,12 +62,14 @@ __all__ = [
     "empty_basis",
     "extend",
     "grow",
+    "is_transposed",
     "largest_value",
     "leading_directions",
     "leading_inputs",
     "linear_maps",
     "mark_drawn",
     "merged_parameters",
+    "own_rows",
     "plain_modules",
     "preserved_rank",
     "rank_to_reach",

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from cl_bench.subspace.ahead import InputsAhead
-from cl_bench.subspace.linear_maps import LinearMap
+from cl_bench.subspace.linear_maps import LinearMap, own_rows
 from cl_bench.subspace.projection import Projection
 
 Where = Literal["input", "gradient", "step"]
@@ -100,7 +100,7 @@ class Confinement:
                 )
         if self.where == "step":
             self._before = [
-                layer.matrix(layer.weight.detach(), _detached(layer.bias)).clone()
+                layer.matrix(own_rows(layer.weight.detach()), _detached(layer.bias)).clone()
                 for layer, _ in self._projected
             ]
             return
@@ -108,12 +108,13 @@ class Confinement:
             gradient = layer.weight.grad
             if gradient is None:
                 continue
+            gradient = own_rows(gradient)
             if layer.is_one_tensor and gradient.is_contiguous():
                 matrix = gradient.flatten(1)
                 projection.to(matrix).inplace(matrix)
                 continue
             bias = layer.bias
-            bias_gradient = None if bias is None else bias.grad
+            bias_gradient = None if bias is None or bias.grad is None else own_rows(bias.grad)
             matrix = layer.matrix(gradient, bias_gradient)
             layer.store(projection.to(matrix).inplace(matrix), gradient, bias_gradient)
 
@@ -122,7 +123,7 @@ class Confinement:
         if self.where != "step":
             return
         for (layer, projection), before in zip(self._projected, self._before, strict=True):
-            weight, bias = layer.weight.detach(), _detached(layer.bias)
+            weight, bias = own_rows(layer.weight.detach()), _detached(layer.bias)
             change = layer.matrix(weight, bias) - before
             layer.store(before + projection.to(change)(change), weight, bias)
 
@@ -147,7 +148,7 @@ class Confinement:
 
 
 def _detached(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.detach()
+    return None if bias is None else own_rows(bias.detach())
 
 
 class ConfinedLinear(nn.Linear):

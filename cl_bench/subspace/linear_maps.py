@@ -12,8 +12,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 CHUNK_ELEMENTS = 1 << 18
 """Patch matrices are built in pieces of at most this many elements (1 MiB in float32)."""
@@ -100,12 +102,17 @@ class LinearMap:
             return weight.t()
         return (weight if self.groups == 1 else weight[self.rows]).flatten(1)
 
+    def whole(self) -> Tensor:
+        """W (o, d), without bias and detached; of all rows, whichever process holds them."""
+        weight = self.weight.detach()
+        return self._without_bias(weight.full_tensor() if isinstance(weight, DTensor) else weight)
+
     def merged(self) -> Tensor:
         """W (o, d) as it acts now, without bias: what PEFT's adapters add to it is part of it."""
-        weight = self.weight.detach()
+        W = self.whole()
         if self.adapted is not None:
-            weight = weight + added_weight(self.adapted).to(weight)
-        return self._without_bias(weight)
+            W = W + self._without_bias(added_weight(self.adapted)).to(W)
+        return W
 
     def store(self, matrix: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         """Write an (o, d) matrix into tensors shaped like the layer's weight and bias."""
@@ -132,6 +139,41 @@ class LinearMap:
             pieces = iter([x.reshape(-1, x.shape[-1])])
         for piece in pieces:
             yield F.pad(piece, (0, 1), value=1.0) if self.augmented else piece
+
+
+def own_rows(tensor: Tensor) -> Tensor:
+    """What this process holds of a weight or gradient, to write into.
+
+    All of it, but where processes share weights out (FSDP2): then its rows of the matrix.
+    """
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def cut_rows(matrix: Tensor, like: Tensor) -> Tensor:
+    """Of a whole matrix (o, q) of which all processes have one, the rows that this one holds.
+
+    Where they share out the weight ``like``; else all rows. The matrix is process 0's.
+    """
+    if not isinstance(like, DTensor):
+        return matrix
+    return distribute_tensor(matrix.contiguous(), like.device_mesh, [Shard(0)]).to_local()
+
+
+def join_rows(rows: Tensor, like: Tensor, total: int) -> Tensor:
+    """Inverse of :func:`cut_rows`: the whole matrix (``total``, q)."""
+    if not isinstance(like, DTensor):
+        return rows
+    q = rows.shape[1]
+    return DTensor.from_local(
+        rows, like.device_mesh, [Shard(0)], shape=torch.Size((total, q)), stride=(q, 1)
+    ).full_tensor()
+
+
+def summed(part: Tensor, like: Tensor) -> Tensor:
+    """The sum over the processes that share out the weight ``like``, in place."""
+    if isinstance(like, DTensor):
+        dist.all_reduce(part, group=like.device_mesh.get_group())
+    return part
 
 
 def is_transposed(module: nn.Module) -> bool:

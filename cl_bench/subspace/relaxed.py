@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from cl_bench.subspace.linear_maps import LinearMap
+from cl_bench.subspace.linear_maps import LinearMap, cut_rows, join_rows, own_rows, summed
 
 
 class RelaxedSpace:
@@ -22,7 +22,7 @@ class RelaxedSpace:
     Args:
         layer: whose matrix W (o, d) is meant.
         basis: B (d, q), orthonormal.
-        image: W B (o, q), a constant.
+        image: W B (o, q), a constant; the rows that this process holds.
         change: S - I (q, q), as far as the weight has followed it already.
 
     Attributes:
@@ -30,7 +30,7 @@ class RelaxedSpace:
     """
 
     def __init__(self, layer: LinearMap, basis: Tensor, image: Tensor, change: Tensor) -> None:
-        weight = layer.weight.detach()
+        weight = own_rows(layer.weight.detach())
         self.layer = layer
         self.basis = basis.detach().to(weight).contiguous()
         self.image = image.detach().to(weight).contiguous()
@@ -39,7 +39,7 @@ class RelaxedSpace:
 
     def stay_with_layer(self) -> None:
         """Be where the layer's weight is."""
-        weight = self.layer.weight
+        weight = own_rows(self.layer.weight.detach())
         if self.basis.device != weight.device or self.basis.dtype != weight.dtype:
             self.basis, self.image = self.basis.to(weight), self.image.to(weight)
             self.change.data = self.change.data.to(weight)
@@ -52,19 +52,19 @@ class RelaxedSpace:
         self.change.grad = None
         if gradient is None:
             return
-        bias = None if layer.bias is None else layer.bias.grad
+        gradient = own_rows(gradient)
+        bias = None if layer.bias is None or layer.bias.grad is None else own_rows(layer.bias.grad)
         G = layer.matrix(gradient, bias)
         inside = G @ self.basis
-        self.change.grad = torch.addmm(
-            self.change, self.image.t(), inside, beta=2 * strength, alpha=1
-        )
+        learned = summed(self.image.t() @ inside, layer.weight)
+        self.change.grad = learned.add_(self.change, alpha=2 * strength)
         layer.store(G.addmm_(inside, self.basis.t(), alpha=-1), gradient, bias)
 
     @torch.no_grad()
     def follow(self) -> None:
         """W_eff <- W_eff + W B (S_new - S_old) B^T."""
         layer = self.layer
-        weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+        weight, bias = _held(layer)
         moved = self.image @ (self.change - self._followed)
         W = layer.matrix(weight, bias).addmm_(moved, self.basis.t())
         layer.store(W, weight, bias)
@@ -85,7 +85,7 @@ class RelaxedSpaces:
     def grow(self, name: str, basis: Tensor) -> None:
         """Append ``basis`` (d, q), orthonormal to what is there: S keeps its entries, I is new."""
         layer = self.layers[name]
-        weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+        weight, bias = _held(layer)
         W = layer.matrix(weight, bias)
         basis, q = basis.to(W), basis.shape[1]
         image, change = W @ basis, W.new_zeros(q, q)
@@ -120,12 +120,28 @@ class RelaxedSpaces:
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """B, W B and S - I, by layer."""
         return {
-            name: {"basis": s.basis, "image": s.image, "change": s.change.detach().clone()}
+            name: {
+                "basis": s.basis,
+                "image": join_rows(s.image, s.layer.weight, s.layer.out_features),
+                "change": s.change.detach().clone(),
+            }
             for name, s in self.spaces.items()
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state_dict`, for weights that belong to it."""
         self.spaces = {
-            name: RelaxedSpace(self.layers[name], **parts) for name, parts in state.items()
+            name: RelaxedSpace(
+                self.layers[name],
+                parts["basis"],
+                cut_rows(parts["image"], self.layers[name].weight),
+                parts["change"],
+            )
+            for name, parts in state.items()
         }
+
+
+def _held(layer: LinearMap) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias, as far as this process holds them, to write into."""
+    bias = layer.bias
+    return own_rows(layer.weight.detach()), None if bias is None else own_rows(bias.detach())

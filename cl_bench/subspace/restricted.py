@@ -10,12 +10,14 @@ dense gradient G of the weight, which the network's ordinary backward pass leave
 an ordinary dense weight behind: nothing of them is in the network, which runs at its own speed.
 """
 
+from collections.abc import Callable
+from copy import copy
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from cl_bench.subspace.linear_maps import LinearMap
+from cl_bench.subspace.linear_maps import LinearMap, cut_rows, own_rows, summed
 from cl_bench.subspace.spectrum import Split
 
 Kind = Literal["two_sided", "block", "left", "right"]
@@ -48,6 +50,22 @@ class Restriction:
         self.free = (
             n * m - k * k if kind == "block" else (n - k * self._left) * (m - k * self._right)
         )
+        self._weight: Tensor | None = None
+
+    def on_rows(self, weight: Tensor) -> "Restriction":
+        """Pi for processes that share out ``weight``: from its rows of D each gets those of Pi(D).
+
+        Left singular vectors are those that process 0 found.
+        """
+        own, s = copy(self), self.split
+        U_l = cut_rows(s.U_l, weight) if s.U_l is not None and self._cut_left else None
+        own.split = Split(s.values, cut_rows(s.U_h, weight), s.V_h, U_l, s.V_l)
+        own._weight = weight
+        return own
+
+    def _over_rows(self, part: Tensor) -> Tensor:
+        """The sum over all rows of W, from that over the rows at hand."""
+        return part if self._weight is None else summed(part, self._weight)
 
     def reduce(self, G: Tensor) -> Tensor:
         """The gradient of B, from G (n, m): two-sided, P_U G V_l, U_l^T G P_V or U_l^T G V_l."""
@@ -89,9 +107,9 @@ class Restriction:
         if self.kind == "block":
             return self._outside_block(D)
         if self._left:
-            D = _without(s.U_h, s.U_l if len(s.U_h) <= len(s.V_h) else None, D)
+            D = _without(s.U_h, s.U_l if self._cut_left else None, D, self._over_rows)
         if self._right:
-            D = _without(s.V_h, s.V_l if len(s.V_h) <= len(s.U_h) else None, D.t()).t()
+            D = _without(s.V_h, s.V_l if self._cut_right else None, D.t()).t()
         return D
 
     def _outside_long(self, X: Tensor) -> Tensor:
@@ -104,14 +122,20 @@ class Restriction:
 
     def _outside_block(self, X: Tensor) -> Tensor:
         s = self.split
-        return torch.addmm(X, s.U_h @ (s.U_h.t() @ X @ s.V_h), s.V_h.t(), alpha=-1)
+        core = self._over_rows(s.U_h.t() @ X @ s.V_h)
+        return torch.addmm(X, s.U_h @ core, s.V_h.t(), alpha=-1)
 
 
-def _without(high: Tensor, low: Tensor | None, X: Tensor) -> Tensor:
+def _without(
+    high: Tensor,
+    low: Tensor | None,
+    X: Tensor,
+    over_rows: Callable[[Tensor], Tensor] = lambda part: part,
+) -> Tensor:
     """X without its part in span(``high``); through the complement where that is smaller."""
     if low is not None and low.shape[1] < high.shape[1]:
-        return low @ (low.t() @ X)
-    return torch.addmm(X, high, high.t() @ X, alpha=-1)
+        return low @ over_rows(low.t() @ X)
+    return torch.addmm(X, high, over_rows(high.t() @ X), alpha=-1)
 
 
 class RestrictedUpdate(Protocol):
@@ -173,6 +197,9 @@ class StepUpdate:
 
     Without the second, what the optimizer makes of a projected gradient leaks.
 
+    Where processes share the weight out (FSDP2), each projects its own rows, and they add up what
+    left projections need of all rows: a matrix (k, m) or smaller.
+
     Args:
         layer: whose matrix is meant.
         restriction: Pi.
@@ -185,7 +212,7 @@ class StepUpdate:
         if layer.weight.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"layer {layer.name!r} is of {layer.weight.dtype}, not float32")
         self.layer = layer
-        self.restriction = restriction
+        self.restriction = restriction.on_rows(layer.weight)
         self._before: Tensor | None = None
 
     def parameters(self) -> list[nn.Parameter]:
@@ -194,12 +221,11 @@ class StepUpdate:
 
     def pull_back(self) -> None:
         """G <- Pi(G)."""
-        layer = self.layer
-        self._before = None
+        layer, self._before = self.layer, None
         if layer.weight.grad is not None:
-            G = layer.matrix(layer.weight.grad, None)
-            layer.store(self.restriction(G), layer.weight.grad, None)
-            self._before = layer.matrix(layer.weight.detach(), None).clone()
+            gradient = own_rows(layer.weight.grad)
+            layer.store(self.restriction(layer.matrix(gradient, None)), gradient, None)
+            self._before = layer.matrix(own_rows(layer.weight.detach()), None).clone()
 
     @torch.no_grad()
     def push_forward(self) -> None:
@@ -207,8 +233,9 @@ class StepUpdate:
         if self._before is None:
             return
         layer, before = self.layer, self._before
-        W = layer.matrix(layer.weight.detach(), None)
-        layer.store(before + self.restriction(W - before), layer.weight.detach(), None)
+        weight = own_rows(layer.weight.detach())
+        W = layer.matrix(weight, None)
+        layer.store(before + self.restriction(W - before), weight, None)
         self._before = None
 
 
