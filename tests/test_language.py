@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Trainer
+from texts import FAMILIES, TEXTS, make_learner, make_stream
 from torch.optim import SGD, AdamW
 from toys import Silent
 
-from cl_bench.contracts import IGNORE, Origin, Protect, UsageError
+from cl_bench.contracts import IGNORE, Protect, UsageError
 from cl_bench.experiment import LightningEngine, LoopSettings
 from cl_bench.experiment.loader import EvalLoader
 from cl_bench.learners import Causal, Seq2Seq, language
@@ -34,7 +35,7 @@ from cl_bench.strategies.sgp import SGP
 from cl_bench.strategies.task_vector import TaskVector
 from cl_bench.tracking import read_results
 from tasks.t5_cl_hub import HUB, HubText
-from tasks.text import Example, Prompt, TextStream, TextTask
+from tasks.text import Prompt
 from tasks.text.benchmark import COMPLETE, ORDERS, SOURCES, places, read_rows
 from tasks.text.codec import WordCodec
 from tasks.text.metrics import edit_similarity, exact_match, first_letter, normalised, rouge_l
@@ -43,37 +44,6 @@ transformers = pytest.importorskip("transformers")
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "cl_benchmark"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no {DATA}")
-
-FAMILIES = ("t5", "gpt2", "gpt_neox")
-
-TEXTS = {
-    "colour": [("the sky is up", "blue"), ("grass", "green"), ("a rose grows there", "red")],
-    "size": [("an ant", "small"), ("a house on a hill by the sea", "very large")],
-}
-
-
-def make_stream(length=48, answer=16, tokenizer="bytes", task_tag=False):
-    prompt = Prompt("text", task_tag)
-    tasks = []
-    for index, (name, rows) in enumerate(TEXTS.items()):
-        labels = [label for _, label in rows]
-        made = [Example(text, prompt(text, "TC", name, labels), label) for text, label in rows]
-        splits = {"train": made * 3, "validation": made[:1], "test": made}
-        origin = Origin("made up", "none", "none")
-        tasks.append(TextTask(name, index, splits, labels, "exact_match", origin))
-    return TextStream("toy", tasks, tokenizer, length, answer, task_tag)
-
-
-def make_learner(family="t5", stream=None, optimizer=None, tied=False, **options):
-    stream = stream or make_stream()
-    torch.manual_seed(1)
-    size = len(stream.vocabulary)
-    if family == "t5":
-        model = t5(size, depth=2, width=16, heads=2, feed_forward=32, tied=tied)
-    else:
-        model = gpt(size, family, depth=2, width=16, heads=2, context=80, tied=tied)
-    factory = optimizer or functools.partial(AdamW, lr=3e-3)
-    return language(stream, model, factory, batch_size=4, seed=0, **options)
 
 
 def whole(data):

@@ -1,5 +1,6 @@
 """Two processes that train together are one: weights, bases, predictions, scores."""
 
+import functools
 import os
 import random
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from together import CASES, run
+from together import CASES, SHARDABLE, run
 from torch import nn
 from toys import make_stream
 
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """What two processes came to, by case and rank."""
+    """What two processes came to, by case, trainer and rank."""
     directory = tmp_path_factory.mktemp("pair")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
@@ -37,34 +38,50 @@ def pair(tmp_path_factory):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return {
-        name: [torch.load(directory / f"{name}-rank{r}.pt", weights_only=True) for r in (0, 1)]
-        for name in CASES
-    }
+    return lambda name, kind: [
+        torch.load(directory / f"{name}-{kind}-rank{r}.pt", weights_only=True) for r in (0, 1)
+    ]
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_two_processes_come_to_what_one_does(pair, name, tmp_path):
-    alone = run(name, tmp_path / "run")
-    first, second = pair[name]
-    assert (alone["world"], first["world"], second["world"]) == (1, 2, 2)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What one process comes to, by case."""
+    return functools.cache(lambda name: run(name, tmp_path_factory.mktemp("alone") / name))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [*((n, "ddp") for n in CASES), *((n, "fsdp") for n in SHARDABLE)]
+)
+def test_two_processes_come_to_what_one_does(pair, alone, name, kind):
+    wanted, (first, second) = alone(name), pair(name, kind)
+    assert (wanted["world"], first["world"], second["world"]) == (1, 2, 2)
     if name.startswith("rogo"):
-        assert alone["relaxed"] > 0
+        assert wanted["relaxed"] > 0
     for key, weight in first["weights"].items():
         assert torch.equal(weight, second["weights"][key])
-        gap = (weight - alone["weights"][key]).norm() / alone["weights"][key].norm()
+        gap = (weight - wanted["weights"][key]).norm() / wanted["weights"][key].norm()
         assert float(gap) < 1e-9, (key, float(gap))
     for key, projector in first["bases"].items():
         assert torch.equal(projector, second["bases"][key])
-        torch.testing.assert_close(projector, alone["bases"][key], atol=1e-8, rtol=0)
-    for mine, theirs in zip(first["predictions"], alone["predictions"], strict=True):
+        torch.testing.assert_close(projector, wanted["bases"][key], atol=1e-8, rtol=0)
+    for mine, theirs in zip(first["predictions"], wanted["predictions"], strict=True):
         assert torch.equal(mine, theirs)
-    torch.testing.assert_close(first["matrix"], alone["matrix"], atol=1e-12, rtol=0, equal_nan=True)
-    assert first["steps"] == alone["steps"]
+    close = {"atol": 1e-12, "rtol": 0, "equal_nan": True}
+    torch.testing.assert_close(first["matrix"], wanted["matrix"], **close)
+    assert first["steps"] == wanted["steps"]
+
+
+def test_what_shares_its_weights_out_holds_a_part(pair):
+    whole, half = (pair("gpm", kind)[0]["held"] for kind in ("ddp", "fsdp"))
+    assert half < 0.6 * whole
 
 
 # Replay draws anew with every micro-batch, and offers each to its memory.
-ACCUMULATED = [name for name in CASES if "er" not in name.split("+") and name != "accumulated"]
+ACCUMULATED = [
+    name
+    for name, (_, _, options) in CASES.items()
+    if "er" not in name.split("+") and name != "accumulated" and "family" not in options
+]
 
 
 @pytest.mark.parametrize("name", ACCUMULATED)
@@ -78,16 +95,20 @@ def test_four_small_batches_are_a_large_one(name, tmp_path):
         torch.testing.assert_close(small["bases"][key], projector, atol=1e-8, rtol=0)
 
 
-COMMAND = [
-    *(sys.executable, "-m", "cl_bench", "+strategy=rogo", "+stream=permuted_digits"),
-    *("trainer=ddp", "pack=1", "stream.num_tasks=2", "trainer.max_epochs=3", "batch_size=16"),
-    *("checkpoint.every_steps=40", "strategy.cosine=0.5", "logger.mode=disabled"),
+COMMON = [
+    *("+stream=permuted_digits", "stream.num_tasks=2", "trainer.max_epochs=3", "batch_size=16"),
+    *("pack=1", "checkpoint.every_steps=40", "logger.mode=disabled"),
 ]
+COMMANDS = {
+    "ddp": ["+strategy=rogo", "strategy.cosine=0.5", "trainer=ddp", *COMMON],
+    "fsdp": ["+strategy=rogo", "strategy.cosine=0.5", "trainer=fsdp", "optimizer=adam", *COMMON],
+    "fsdp-task_vector": ["+strategy=task_vector", "strategy.epoch=2", "trainer=fsdp", *COMMON],
+}
 
 
 def start(*words):
     return subprocess.Popen(
-        [*COMMAND[:3], *words],
+        [sys.executable, "-m", "cl_bench", *words],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -98,16 +119,20 @@ def start(*words):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("whole") / "run"
-    process = start(*COMMAND[3:], f"run_dir={directory}")
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    return directory
+    @functools.cache
+    def learned(kind):
+        directory = tmp_path_factory.mktemp("whole") / "run"
+        process = start(*COMMANDS[kind], f"run_dir={directory}")
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+        return directory
+
+    return learned
 
 
-def killed(directory, moment, number):
+def killed(kind, directory, moment, number):
     """Start a run, and kill one of its processes when the record has ``moment`` lines."""
-    process = start(*COMMAND[3:], f"run_dir={directory}")
+    process = start(*COMMANDS[kind], f"run_dir={directory}")
     results = directory / "results.jsonl"
     while process.poll() is None:
         if results.exists() and len(results.read_bytes().splitlines()) >= moment:
@@ -122,13 +147,19 @@ def killed(directory, moment, number):
     return process.returncode, errors
 
 
-MOMENTS = [pytest.param(n, marks=[] if n == 5 else pytest.mark.slow) for n in range(1, 11)]
+MOMENTS = [
+    pytest.param(kind, n, marks=[] if n == 5 and kind != "fsdp-task_vector" else pytest.mark.slow)
+    for kind, moments in (("ddp", range(1, 11)), ("fsdp", (3, 5, 7)), ("fsdp-task_vector", (6,)))
+    for n in moments
+]
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_a_run_whose_process_dies_ends_and_goes_on_to_the_same_bits(undisturbed, tmp_path, moment):
+@pytest.mark.parametrize(("kind", "moment"), MOMENTS)
+def test_a_run_whose_process_dies_ends_and_goes_on_to_the_same_bits(
+    undisturbed, tmp_path, kind, moment
+):
     directory = tmp_path / "run"
-    ended = killed(directory, moment, number=moment)
+    ended = killed(kind, directory, moment, number=moment)
     code, errors = ended
     assert code == 2, errors
     assert "signal SIGKILL" in errors
@@ -136,13 +167,13 @@ def test_a_run_whose_process_dies_ends_and_goes_on_to_the_same_bits(undisturbed,
     process = start(f"resume={directory}")
     _, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert differences(undisturbed, directory) == []
-    assert final_weights(undisturbed) == final_weights(directory)
+    assert differences(undisturbed(kind), directory) == []
+    assert final_weights(undisturbed(kind)) == final_weights(directory)
 
 
 def test_sigterm_reaches_every_process_and_the_run_goes_on_to_the_same_bits(undisturbed, tmp_path):
     directory = tmp_path / "run"
-    process = start(*COMMAND[3:], f"run_dir={directory}")
+    process = start(*COMMANDS["ddp"], f"run_dir={directory}")
     results = directory / "results.jsonl"
     while not results.exists() or len(results.read_bytes().splitlines()) < 4:
         assert process.poll() is None
@@ -155,8 +186,8 @@ def test_sigterm_reaches_every_process_and_the_run_goes_on_to_the_same_bits(undi
     process = start(f"resume={directory}")
     _, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert differences(undisturbed, directory) == []
-    assert final_weights(undisturbed) == final_weights(directory)
+    assert differences(undisturbed("ddp"), directory) == []
+    assert final_weights(undisturbed("ddp")) == final_weights(directory)
 
 
 def test_processes_that_hear_of_a_signal_answer_alike(monkeypatch):
@@ -189,7 +220,9 @@ def test_networks_that_look_at_the_whole_batch_are_refused():
             r"trainer\.devices=2: cl",
         ),
         (["trainer=ddp"], "packs of 64 batches: add pack=1"),
-        (["trainer.devices=2", "pack=1"], "train together with trainer=ddp; add it"),
+        (["trainer.devices=2", "pack=1"], "train together with trainer=ddp or.* add one"),
+        (["trainer=fsdp", "pack=1", "trainer.devices=1"], "nobody to share weights out with"),
+        (["trainer=fsdp", "pack=1", "+strategy=ewc"], r"\(EWC\) needs whole ones"),
         (["trainer=ddp", "pack=1", "trainer.num_nodes=2"], "torchrun or SLURM"),
         (["trainer=ddp", "pack=1", "trainer.devices=0"], r"trainer\.devices=0"),
     ],

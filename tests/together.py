@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from lightning import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from texts import make_learner as make_text_learner
+from texts import make_stream as make_texts
 from torch.optim import SGD, Adam
 from toys import make_stream, mlp
 
@@ -38,6 +40,7 @@ from cl_bench.strategies.rogo import ROGO
 from cl_bench.strategies.sgp import SGP
 from cl_bench.strategies.task_vector import TaskVector
 from cl_bench.strategies.trgp import TRGP
+from cl_bench.subspace import own_rows
 
 BATCH, SAMPLES, EPOCHS = 8, 75, 5  # ten steps an epoch, the last with three samples
 
@@ -45,7 +48,8 @@ sgd = functools.partial(SGD, lr=0.05)
 momentum = functools.partial(SGD, lr=0.02, momentum=0.9, weight_decay=1e-3)
 adam = functools.partial(Adam, lr=3e-3)
 few = {"samples": 21}
-CASES = {
+words = functools.partial(AdaptiveSVD, parametrisation="dense_projected", exclude=("*relative*",))
+CASES: dict = {
     "finetune": (Finetune, sgd, {}),
     "finetune-clipped": (Finetune, momentum, {"gradient_clip_val": 0.5}),
     "joint": (Joint, sgd, {}),
@@ -74,6 +78,15 @@ CASES = {
     ),
     "o_lora": (functools.partial(OLoRA, 2, dropout=0.0, targets="all"), adam, {}),
     "gpm+er": (lambda: Together({"gpm": GPM(0.9, **few), "er": ER(20)}), sgd, {}),
+    "gpm-t5": (functools.partial(GPM, 0.7, samples=9), adam, {"family": "t5"}),
+    "gpm-gpt2": (functools.partial(GPM, 0.7, samples=9), momentum, {"family": "gpt2"}),
+    "rogo-t5": (
+        functools.partial(ROGO, 0.7, cosine=0.5, strength=0.1, samples=9),
+        adam,
+        {"family": "t5"},
+    ),
+    "adaptive_svd-t5": (words, adam, {"family": "t5"}),
+    "adaptive_svd-gpt2": (words, adam, {"family": "gpt2"}),
     "accumulated": (functools.partial(GPM, 0.9, **few), sgd, {"accumulate_grad_batches": 2}),
 }
 
@@ -83,10 +96,17 @@ def run(name, directory, samples=SAMPLES, batch=BATCH, **more):
     make, optimizer, options = CASES[name]
     options = {**options, **more}
     sharded = options.pop("sharded", False)
-    stream = make_stream(options.pop("scenario", "domain"), tasks=2, n=samples)
-    for task in stream:
-        task.data.tensors["x"] = task.data.tensors["x"].double()
-    learner = Classifier(stream, mlp(bias=True), optimizer, batch, 0).double()
+    family = options.pop("family", None)
+    if family:
+        batch //= 2  # what is left over then is a single sample
+        learner = make_text_learner(family, optimizer=optimizer, stream=(stream := make_texts()))
+        learner.batch_size = batch
+        learner.double()
+    else:
+        stream = make_stream(options.pop("scenario", "domain"), tasks=2, n=samples)
+        for task in stream:
+            task.data.tensors["x"] = task.data.tensors["x"].double()
+        learner = Classifier(stream, mlp(bias=True), optimizer, batch, 0).double()
     learner.remember_initial_state()
     strategy = make()
 
@@ -118,6 +138,7 @@ def run(name, directory, samples=SAMPLES, batch=BATCH, **more):
         run_dir=directory,
         sharded=sharded,
     )
+    held = sum(own_rows(p.detach()).numel() for p in learner.parameters())
     bases = strategy.memory if isinstance(strategy, GPM) else {}
     learner.eval()
     with torch.no_grad(), learner.put_together():
@@ -125,24 +146,30 @@ def run(name, directory, samples=SAMPLES, batch=BATCH, **more):
         predictions = []
         for task, told in zip(stream, known, strict=True):
             with strategy.inference(learner, told):
-                predictions.append(learner(task.everything).argmax(1))
+                everything = task.train[torch.arange(len(task.train))]
+                predictions.append(learner(everything).argmax(-1))
     return {
         "weights": {k: v.detach().clone() for k, v in learner.weights().items()},
         "bases": {k: v @ v.t() for k, v in bases.items()},
         "predictions": predictions,
         "matrix": torch.from_numpy(result.matrix),
         "world": world(),
+        "held": held,
         "relaxed": sum(q for q, _ in strategy.turned.values()) if isinstance(strategy, ROGO) else 0,
         "steps": result.summary["optimizer_steps"],
     }
+
+
+SHARDABLE = [name for name, (make, _, _) in CASES.items() if make().needs.shardable]
 
 
 def main(directory):
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
     for name in CASES:
-        found = run(name, directory / f"{name}-run")
-        torch.save(found, directory / f"{name}-rank{rank()}.pt")
+        for kind in ("ddp", "fsdp") if name in SHARDABLE else ("ddp",):
+            found = run(name, directory / f"{name}-{kind}", sharded=kind == "fsdp")
+            torch.save(found, directory / f"{name}-{kind}-rank{rank()}.pt")
 
 
 if __name__ == "__main__":
