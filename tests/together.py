@@ -1,9 +1,10 @@
 """Runs for ``tests/test_together.py``, in as many processes as torchrun starts, or in one.
 
-python -m torch.distributed.run --standalone --nproc-per-node=2 tests/together.py <directory>
+python -m torch.distributed.run --standalone --nproc-per-node=2 tests/together.py <directory> double|single
 """
 
 import functools
+import itertools
 import sys
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from lightning import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from texts import make_learner as make_text_learner
 from texts import make_stream as make_texts
+from torch import nn
 from torch.optim import SGD, Adam
-from toys import make_stream, mlp
+from toys import DIM, WIDTH, make_stream, mlp
 
 from cl_bench.experiment import (
     AlignmentSettings,
@@ -51,6 +53,8 @@ few = {"samples": 21}
 words = functools.partial(AdaptiveSVD, parametrisation="dense_projected", exclude=("*relative*",))
 CASES: dict = {
     "finetune": (Finetune, sgd, {}),
+    "finetune-batch_norm": (Finetune, momentum, {"batch_norm": True}),
+    "gpm-batch_norm": (functools.partial(GPM, 0.9, **few), sgd, {"batch_norm": True}),
     "finetune-clipped": (Finetune, momentum, {"gradient_clip_val": 0.5}),
     "joint": (Joint, sgd, {}),
     "ewc": (functools.partial(EWC, 5.0, **few), sgd, {}),
@@ -91,7 +95,7 @@ CASES: dict = {
 }
 
 
-def run(name, directory, samples=SAMPLES, batch=BATCH, **more):
+def run(name, directory, samples=SAMPLES, batch=BATCH, dtype=torch.float64, seed=0, **more):
     """Learn two tasks; returns what must not depend on the number of processes."""
     make, optimizer, options = CASES[name]
     options = {**options, **more}
@@ -99,14 +103,22 @@ def run(name, directory, samples=SAMPLES, batch=BATCH, **more):
     family = options.pop("family", None)
     if family:
         batch //= 2  # what is left over then is a single sample
-        learner = make_text_learner(family, optimizer=optimizer, stream=(stream := make_texts()))
+        stream, thrifty = make_texts(), options.pop("gradient_checkpointing", False)
+        learner = make_text_learner(
+            family, stream, optimizer=optimizer, gradient_checkpointing=thrifty
+        )
         learner.batch_size = batch
-        learner.double()
     else:
-        stream = make_stream(options.pop("scenario", "domain"), tasks=2, n=samples)
+        stream = make_stream(options.pop("scenario", "domain"), tasks=2, n=samples, seed=seed)
         for task in stream:
-            task.data.tensors["x"] = task.data.tensors["x"].double()
-        learner = Classifier(stream, mlp(bias=True), optimizer, batch, 0).double()
+            task.data.tensors["x"] = task.data.tensors["x"].to(dtype)
+        network = mlp(bias=True)
+        if options.pop("batch_norm", False):
+            torch.manual_seed(1)
+            first, second = nn.Linear(DIM, WIDTH), nn.Linear(WIDTH, WIDTH)
+            network = nn.Sequential(first, nn.BatchNorm1d(WIDTH), nn.ReLU(), second, nn.ReLU())
+        learner = Classifier(stream, network, optimizer, batch, seed)
+    learner.to(dtype)
     learner.remember_initial_state()
     strategy = make()
 
@@ -131,7 +143,7 @@ def run(name, directory, samples=SAMPLES, batch=BATCH, **more):
         learner,
         trainer,
         Identity("toy", name, "seed: 0\n", "python -m cl_bench"),
-        loop=LoopSettings(0, batch),
+        loop=LoopSettings(seed, batch),
         evaluation=EvalSettings(),
         alignment=AlignmentSettings(samples=20, batches=2),
         checkpoint=CheckpointSettings(every_steps=None),
@@ -163,14 +175,27 @@ def run(name, directory, samples=SAMPLES, batch=BATCH, **more):
 SHARDABLE = [name for name, (make, _, _) in CASES.items() if make().needs.shardable]
 
 
-def main(directory):
+SINGLE, SEEDS = ("gpm", "er"), (0, 1, 2)
+
+
+def single(seed):
+    """Options of a run in single precision."""
+    return {"dtype": torch.float32, "seed": seed}
+
+
+def main(directory, precision):
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
-    for name in CASES:
-        for kind in ("ddp", "fsdp") if name in SHARDABLE else ("ddp",):
-            found = run(name, directory / f"{name}-{kind}", sharded=kind == "fsdp")
-            torch.save(found, directory / f"{name}-{kind}-rank{rank()}.pt")
+    for kind in ("ddp", "fsdp"):
+        if precision == "double":
+            names = CASES if kind == "ddp" else SHARDABLE
+            wanted = [(name, name, {}) for name in names]
+        else:
+            wanted = [(f"{n}{s}", n, single(s)) for n, s in itertools.product(SINGLE, SEEDS)]
+        for place, name, options in wanted:
+            found = run(name, directory / f"{place}-{kind}", sharded=kind == "fsdp", **options)
+            torch.save(found, directory / f"{place}-{kind}-rank{rank()}.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -102,10 +102,10 @@ def check_together(stream: Stream, network: nn.Module) -> None:
             f"stream {stream.name!r} pre-trains its model, in one process: use trainer=default"
         )
     for name, module in network.named_modules():
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, _BatchNorm) and not module.track_running_stats:
             raise UsageError(
-                f"layer {name!r} normalises over the batch, of which every process sees a part: "
-                "use a network without batch normalisation, or trainer=default"
+                f"layer {name!r} normalises test data by the batch it stands in, and every process "
+                "tests on a part: use model.norm=running_statistics, or trainer=default"
             )
 
 

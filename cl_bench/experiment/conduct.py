@@ -28,6 +28,7 @@ from cl_bench.experiment.pretrain import Pretrained, pretrain
 from cl_bench.experiment.probes import Observers, ProbeSettings, watch
 from cl_bench.experiment.snapshot import RunState
 from cl_bench.learners import BaseLearner, DivergedError
+from cl_bench.learners.batch_norm import synchronise
 from cl_bench.learners.ranks import decided, rank, world
 from cl_bench.report import print_run, write_figures, write_probe_figures
 from cl_bench.tracking import ProgressDisplay, Record, Sink
@@ -124,6 +125,7 @@ def conduct(
     """
     if world() > 1:
         check_together(stream, learner)
+        synchronise(learner)
     if sharded:
         check_sharded(strategy, probe)
         learner.shard()

@@ -19,6 +19,7 @@ from torchmetrics import MeanMetric
 from cl_bench.contracts import Batch, State, Strategy, Stream, Task, UsageError
 from cl_bench.contracts.strategy import overrides, penalises_weights
 from cl_bench.learners import sharding
+from cl_bench.learners.batch_norm import counting
 from cl_bench.learners.ranks import average_, gathered, is_idle, share, world
 from cl_bench.learners.services import NetworkServices
 from cl_bench.learners.stepping import short_step
@@ -215,7 +216,8 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         whole = self.strategy.on_batch(self, batch)
         self.work.both(len(next(iter(whole.values()))))
         batch = share(whole)
-        out = self(batch)
+        with counting(batch is whole or not is_idle(whole)):
+            out = self(batch)
         loss = self.loss(out, batch)
         if batch is not whole:
             # The mean over processes of what each makes of its part is the mean over the batch.
