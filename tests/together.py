@@ -1,6 +1,6 @@
 """Runs for ``tests/test_together.py``, in as many processes as torchrun starts, or in one.
 
-python -m torch.distributed.run --standalone --nproc-per-node=2 tests/together.py <directory> double|single
+python -m torch.distributed.run --standalone --nproc-per-node=2 tests/together.py DIR double|single
 """
 
 import functools
@@ -99,7 +99,7 @@ def run(name, directory, samples=SAMPLES, batch=BATCH, dtype=torch.float64, seed
     """Learn two tasks; returns what must not depend on the number of processes."""
     make, optimizer, options = CASES[name]
     options = {**options, **more}
-    sharded = options.pop("sharded", False)
+    sharded, accelerator = options.pop("sharded", False), options.pop("accelerator", "cpu")
     family = options.pop("family", None)
     if family:
         batch //= 2  # what is left over then is a single sample
@@ -125,7 +125,7 @@ def run(name, directory, samples=SAMPLES, batch=BATCH, dtype=torch.float64, seed
     def trainer(**more):
         several = ModelParallelStrategy() if sharded else "ddp"  # an object serves one Trainer
         return Trainer(
-            accelerator="cpu",
+            accelerator=accelerator,
             strategy=several if world() > 1 else "auto",
             devices=world(),
             max_epochs=EPOCHS,
