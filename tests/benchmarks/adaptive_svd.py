@@ -20,7 +20,6 @@ of T5-large's size and a LLaMA of a billion parameters in bfloat16; not seen her
 import argparse
 import functools
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cl_bench.experiment.budget import PeakMemory
 from cl_bench.learners import NetworkServices
 from cl_bench.strategies.adaptive_svd import AdaptiveSVD
 from cl_bench.subspace import spectra
@@ -357,12 +357,13 @@ def child(name: str, size: str, tokens: int) -> None:
     import peft  # noqa: F401
     import transformers  # noqa: F401
 
+    held = PeakMemory()  # the mark that the parent left would count
     if name != "idle":
         one = contender(name, 0.5, t5(size))
         batch = batch_of(one.model, tokens, "cpu")
         for _ in range(2):
             one.step(batch)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    print(held.read()["peak_memory_bytes"] / 2**30)
 
 
 def decomposition(sizes: Sequence[str], device: str = "cpu") -> None:
