@@ -28,6 +28,7 @@ class T5CL(TextStream):
         complete_only: of the order, only the ten tasks that public snapshots hold both files of.
         validation_fraction: share of the training rows that is taken out for validation.
         split_seed: decides which.
+        verify: refuse files whose rows are not the benchmark's own.
         prompt: lays prompts out.
         tokenizer: ``bytes``, a folder or a hub id.
         prompt_length: tokens of the longest prompt; longer ones lose their end.
@@ -45,6 +46,7 @@ class T5CL(TextStream):
         complete_only: bool = False,
         validation_fraction: float = 0.0,
         split_seed: int = 0,
+        verify: bool = True,
         prompt: Prompt | None = None,
         tokenizer: str = BYTES,
         prompt_length: int = 512,
@@ -59,7 +61,9 @@ class T5CL(TextStream):
             names = tuple(name for name in names if name in COMPLETE)
         folder = folder_of(data_dir, OFFLINE)
         prompt = prompt or Prompt()
-        made = benchmark_tasks(names, folder, prompt, validation_fraction, split_seed, OFFLINE)
+        made = benchmark_tasks(
+            names, folder, prompt, validation_fraction, split_seed, OFFLINE, verify
+        )
         name = "t5_cl_long" if order > 3 else "t5_cl"
         if complete_only:
             name = "t5_cl_10of15"

@@ -36,9 +36,10 @@ from cl_bench.strategies.task_vector import TaskVector
 from cl_bench.tracking import read_results
 from tasks.t5_cl_hub import HUB, HubText
 from tasks.text import Prompt
-from tasks.text.benchmark import COMPLETE, ORDERS, SOURCES, places, read_rows
+from tasks.text.benchmark import COMPLETE, ORDERS, SOURCES, digest, places, read_rows
 from tasks.text.codec import WordCodec
 from tasks.text.metrics import edit_similarity, exact_match, first_letter, normalised, rouge_l
+from tasks.text.pinned import PINNED
 
 transformers = pytest.importorskip("transformers")
 
@@ -455,6 +456,25 @@ def test_shared_files_are_the_benchmarks(name):
     listed = json.loads((DATA / "manifest.json").read_text())[name]
     assert tuple(listed["labels"]) == SOURCES[name].labels
     assert listed["category"] == SOURCES[name].category
+    assert digest(train) == PINNED[name, "train"]
+    assert digest(test) == PINNED[name, "test"]
+
+
+def test_other_rows_than_the_benchmarks_are_refused(tmp_path):
+    from tasks.t5_cl import T5CL
+
+    write_benchmark(tmp_path, "COPA", True)
+    with pytest.raises(UsageError, match=r"COPA\.train.*not the benchmark's.*stream\.verify=false"):
+        T5CL(str(tmp_path), tasks=["COPA"])
+    T5CL(str(tmp_path), tasks=["COPA"], verify=False)
+
+
+def test_characters_that_unicode_ends_a_line_with_end_no_row(tmp_path):
+    path = tmp_path / "IMDB.train.jsonl.gz"
+    rows = [{"sentence": "one\u2028two\x85three", "label": "Good"}] * 2
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    path.write_bytes(gzip.compress(f"{lines}\n".encode()))
+    assert read_rows(path) == [("one\u2028two\x85three", "Good")] * 2
 
 
 def write_benchmark(folder, name, packed, rows=None):
@@ -480,7 +500,13 @@ def test_benchmark_files_in_our_form_or_the_repositorys(packed, tmp_path):
     write_benchmark(tmp_path, "COPA", packed)
     write_benchmark(tmp_path, "CB", packed)
     made = [
-        T5CL(str(tmp_path), tasks=["COPA", "CB"], validation_fraction=0.2, split_seed=seed)
+        T5CL(
+            str(tmp_path),
+            tasks=["COPA", "CB"],
+            validation_fraction=0.2,
+            split_seed=seed,
+            verify=False,
+        )
         for seed in (0, 0, 1)
     ]
     held = [{e.text for e in s[0].splits["validation"]} for s in made]

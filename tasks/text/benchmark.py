@@ -5,6 +5,7 @@ are its ``test`` files, so validation data is taken out of ``train``.
 """
 
 import gzip
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from pathlib import Path
 from cl_bench.contracts.errors import UsageError
 from cl_bench.contracts.stream import Origin
 from tasks.arguments import require
+from tasks.text.pinned import PINNED
 from tasks.text.prompt import Prompt
 from tasks.text.task import TextTask, carve, text_task
 
@@ -158,13 +160,20 @@ def read_rows(path: Path) -> list[tuple[str, str]]:
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
-        whole = json.loads(text) if path.suffix == ".json" else map(json.loads, text.splitlines())
+        # Not splitlines: reviews hold characters that Unicode, unlike JSON lines, ends a line with.
+        lines = [line for line in text.split("\n") if line.strip()]
+        whole = json.loads(text) if path.suffix == ".json" else map(json.loads, lines)
         return [(str(row["sentence"]), str(row["label"])) for row in whole]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{path}: not rows of {{sentence, label}} ({type(error).__name__}: {error}); get the "
             "file again"
         ) from error
+
+
+def digest(rows: Sequence[tuple[str, str]]) -> str:
+    """SHA-256 of (text, label) rows, in the repository's form or the packed one."""
+    return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
 
 
 def find_files(
@@ -200,6 +209,7 @@ def benchmark_tasks(
     validation_fraction: float,
     split_seed: int,
     offline: str,
+    verify: bool = True,
 ) -> list[TextTask]:
     """Tasks from the benchmark's files.
 
@@ -210,9 +220,11 @@ def benchmark_tasks(
         validation_fraction: share of the training rows that is taken out.
         split_seed: decides which.
         offline: what to run where files are missing, as advice.
+        verify: whether rows must be the benchmark's own.
 
     Raises:
-        UsageError: files are missing, or have another number of rows than the benchmark's.
+        UsageError: files are missing, or their rows are not the benchmark's: another number, or, of
+            files whose sum is known, others.
     """
     require(
         0 <= validation_fraction < 1,
@@ -231,6 +243,12 @@ def benchmark_tasks(
                 raise UsageError(
                     f"{found[name, split]}: {len(rows[split])} rows, the benchmark's file has "
                     f"{wanted}; get it from {REPOSITORY} at commit {COMMIT[:7]}"
+                )
+            if verify and digest(rows[split]) != PINNED.get((name, split), digest(rows[split])):
+                raise UsageError(
+                    f"{found[name, split]}: its rows are not the benchmark's (their SHA-256 is "
+                    f"another); get it from {REPOSITORY} at commit {COMMIT[:7]}, or learn what is "
+                    "there with stream.verify=false"
                 )
         origin = replace(ORIGIN, source=str(folder))
         train, validation = carve(rows["train"], name, validation_fraction, split_seed)
