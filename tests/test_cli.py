@@ -359,7 +359,7 @@ REFUSED = {
     "pack=0": "at least 1",
     "trainer.max_epochs=0": "must be a whole number of at least 1",
     "trainer.max_epochs=few": "must be a whole number",
-    "trainer.devices=2": "train together with trainer=ddp; add it",
+    "trainer.devices=2": "train together with trainer=ddp or",
     "trainer.accelerator=abacus": "Available names are: auto",
     "trainer.gradient_clip_algorithm=value": "use trainer.gradient_clip_algorithm=norm",
     "+trainer.max_epoch=3": "Did you mean trainer.max_epochs?",

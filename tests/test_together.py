@@ -174,7 +174,7 @@ def killed(kind, directory, moment, number):
 
 
 MOMENTS = [
-    pytest.param(kind, n, marks=[] if n == 5 and kind != "fsdp-task_vector" else pytest.mark.slow)
+    pytest.param(kind, n, marks=[] if (kind, n) == ("ddp", 5) else pytest.mark.slow)
     for kind, moments in (("ddp", range(1, 11)), ("fsdp", (3, 5, 7)), ("fsdp-task_vector", (6,)))
     for n in moments
 ]
