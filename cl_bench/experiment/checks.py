@@ -113,12 +113,10 @@ def check_sharded(strategy: Strategy, probe: ProbeSettings | None) -> None:
     """Raise :class:`UsageError` if weights cannot be shared out among processes (FSDP2)."""
     for member in members(strategy):
         if not member.needs.shardable:
-            remedy = "use trainer=ddp"
-            if hasattr(member, "parametrisation"):
-                remedy += ", or strategy.parametrisation=dense_projected"
             raise UsageError(
                 f"trainer=fsdp leaves in every process some rows of each weight, and the strategy "
-                f"({type(member).__name__}) needs whole ones: {remedy}"
+                f"({type(member).__name__}, with these options) needs whole ones: use trainer=ddp; "
+                "docs/several_gpus.md says what can be shared out"
             )
     writing = {"recovery": probe and probe.recovery, "landscape": probe and probe.landscape}
     for name, settings in writing.items():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from torch.distributed.tensor.experimental import implicit_replication
 from torch.optim import Optimizer
 
 from cl_bench.contracts import Data, Progress, Strategy, Task, UsageError, derive_seed
@@ -27,7 +28,6 @@ from cl_bench.experiment.resuming import TaskCheckpoints
 from cl_bench.experiment.snapshot import RunState
 from cl_bench.learners import BaseLearner, ScheduleFactory
 from cl_bench.learners.ranks import decided, rank, world
-from cl_bench.learners.sharding import mixing
 from cl_bench.tracking import ProgressDisplay, Record
 
 TrainerFactory = Callable[..., Trainer]
@@ -316,7 +316,7 @@ class TaskHooks(Callback):
         learner, strategy = self.engine.learner, self.engine.strategy
         if self.plateau is not None:
             self.plateau.restore()
-        with mixing():
+        with implicit_replication():  # a part of a weight may meet what all hold alike
             strategy.consolidate(learner, self.task, strategy.collect(learner, self.task))
             strategy.release(learner)
         if world() > 1:  # eigenvectors need not be the same to the last bit

@@ -19,7 +19,7 @@ from torchmetrics import MeanMetric
 from cl_bench.contracts import Batch, State, Strategy, Stream, Task, UsageError
 from cl_bench.contracts.strategy import overrides, penalises_weights
 from cl_bench.learners import sharding
-from cl_bench.learners.batch_norm import counting
+from cl_bench.learners.batch_norm import part_of_a_batch
 from cl_bench.learners.ranks import average_, gathered, is_idle, share, world
 from cl_bench.learners.services import NetworkServices
 from cl_bench.learners.stepping import short_step
@@ -44,6 +44,10 @@ class _Step:
     batch: Batch
     out: Tensor
     validation: MeanMetric
+
+
+def _samples(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
 
 
 class BaseLearner(NetworkServices, lightning.LightningModule):
@@ -101,7 +105,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
 
     def loss_terms(self, batch: Batch) -> int:
         """How many terms the mean of :meth:`loss` has: samples, or labelled tokens."""
-        return len(next(iter(batch.values())))
+        return _samples(batch)
 
     @abstractmethod
     def score(self, out: Tensor, batch: Batch) -> Tensor:
@@ -214,15 +218,18 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
 
     def _learn(self, batch: Batch) -> Tensor:
         whole = self.strategy.on_batch(self, batch)
-        self.work.both(len(next(iter(whole.values()))))
+        self.work.both(_samples(whole))
         batch = share(whole)
-        with counting(batch is whole or not is_idle(whole)):
+        if batch is whole:
             out = self(batch)
-        loss = self.loss(out, batch)
-        if batch is not whole:
+            loss = self.loss(out, batch)
+        else:
+            idle = is_idle(whole)
+            with part_of_a_batch(_samples(whole) / _samples(batch), counts=not idle):
+                out = self(batch)
             # The mean over processes of what each makes of its part is the mean over the batch.
-            part = 0 if is_idle(whole) else self.loss_terms(batch)
-            loss = loss * (world() * part / self.loss_terms(whole))
+            part = 0 if idle else self.loss_terms(batch)
+            loss = self.loss(out, batch) * (world() * part / self.loss_terms(whole))
         penalty = self.strategy.penalty(self, batch, out)
         self._step.batch, self._step.out = batch, out.detach()
         return loss if penalty is None else loss + penalty

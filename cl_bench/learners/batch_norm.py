@@ -13,19 +13,22 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cl_bench.learners.ranks import world
-
-_counts: ContextVar[bool] = ContextVar("counts", default=True)
+_shares: ContextVar[tuple[float, bool] | None] = ContextVar("shares", default=None)
 
 
 @contextmanager
-def counting(samples: bool) -> Iterator[None]:
-    """Inside, what this process sends through a network counts in a batch's statistics, or not."""
-    token = _counts.set(samples)
+def part_of_a_batch(times: float, counts: bool) -> Iterator[None]:
+    """Inside, what passes is this process's part of a batch; outside, batches of its own.
+
+    Args:
+        times: samples of the whole batch over those of the part.
+        counts: whether the part counts at all.
+    """
+    token = _shares.set((times, counts))
     try:
         yield
     finally:
-        _counts.reset(token)
+        _shares.reset(token)
 
 
 def synchronise(network: nn.Module) -> None:
@@ -49,20 +52,19 @@ class SyncedBatchNorm(_BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """As the layer that it was, of inputs (n, channels, ...)."""
-        if not self.training or world() == 1:
+        shares = _shares.get()
+        if not self.training or shares is None:
             return super().forward(x)
+        times, counts = shares
         others = [d for d in range(x.dim()) if d != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
-        live = float(_counts.get())
-        mine = x.new_tensor([live * x.numel() / x.shape[1]])
-        sums = _over_processes(torch.cat([live * x.sum(others), mine]))
-        count = sums[-1].detach()
+        live, count = float(counts), times * x.numel() / x.shape[1]
         if count <= 1:
             raise ValueError("batch normalisation needs more than one value per channel to train")
-        mean = sums[:-1] / count
+        mean = _over_processes(live * x.sum(others)) / count
         centred = x - mean.view(shape)
         var = _over_processes(live * centred.square().sum(others)) / count
-        self._follow(mean.detach(), var.detach() * count / (count - 1).clamp_min(1))
+        self._follow(mean.detach(), var.detach() * count / (count - 1))
         out: Tensor = centred * (var + self.eps).rsqrt().view(shape)
         if self.affine:
             out = out * self.weight.view(shape) + self.bias.view(shape)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-from torch.distributed.tensor.experimental import implicit_replication
 from torch.optim import Optimizer
 
 from cl_bench.contracts import UsageError
+from cl_bench.learners.ranks import world
 from cl_bench.subspace import is_transposed
 
 
@@ -31,6 +31,8 @@ def shard(network: nn.Module, blocks: Sequence[nn.Module]) -> None:
     Raises:
         UsageError: a weight cannot be cut into equal parts.
     """
+    if world() == 1:
+        raise UsageError("one process has nobody to share weights out with: start several")
     kind = "cuda" if dist.get_backend() == "nccl" else "cpu"
     mesh = init_device_mesh(kind, (dist.get_world_size(),))
     by_column = set()
@@ -74,10 +76,10 @@ def put_together(network: nn.Module) -> Iterator[None]:
 
     All processes must enter and leave together.
     """
-    parts = [m for m in network.modules() if isinstance(m, FSDPModule)]
-    if not any(map(is_part, network.parameters())):
+    if not is_sharded(network) or not any(map(is_part, network.parameters())):
         yield
         return
+    parts = [m for m in network.modules() if isinstance(m, FSDPModule)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.set_reshard_after_backward(False, recurse=False)
@@ -89,13 +91,6 @@ def put_together(network: nn.Module) -> Iterator[None]:
             part.set_reshard_after_forward(part is not network, recurse=False)
             part.set_reshard_after_backward(True, recurse=False)
             part.reshard()
-
-
-@contextmanager
-def mixing() -> Iterator[None]:
-    """Inside, a tensor that all processes hold alike may meet one of which each holds a part."""
-    with implicit_replication():
-        yield
 
 
 def whole(value: Any) -> Any:
