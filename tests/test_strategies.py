@@ -288,8 +288,15 @@ def offered(er, seed, total, batch):
     learner.seed = seed
     er.setup(learner, None)
     for start in range(0, total, batch):
-        er.on_batch(learner, numbered(start, min(batch, total - start)))
+        replayed(er, learner, numbered(start, min(batch, total - start)))
     return er
+
+
+def replayed(er, learner, batch):
+    """What a step learns."""
+    learned = er.on_batch(learner, batch)
+    er.after_step(learner, learned, torch.empty(0))
+    return learned
 
 
 @settings(max_examples=30)
@@ -330,12 +337,12 @@ def test_batches_are_learned_with_a_uniform_draw_from_the_memory(replay):
     er = ER(8, replay)
     er.setup(learner, None)
     first = numbered(0, 5)
-    assert er.on_batch(learner, first) is first  # nothing to replay yet
+    assert replayed(er, learner, first) is first  # nothing to replay yet
     drawn = torch.zeros(40)
     for i in range(1, 8):
         held = set(er.buffer["y"][: er.filled].tolist())
         batch = numbered(5 * i, 5)
-        learned = er.on_batch(learner, batch)
+        learned = replayed(er, learner, batch)
         for key, values in batch.items():
             assert torch.equal(learned[key][:5], values)
             assert len(learned[key]) == 5 + (replay or 5)
@@ -353,6 +360,21 @@ def test_a_longer_draw_covers_the_whole_memory_evenly():
     counts = er.on_batch(learner, numbered(8, 1))["y"][1:].bincount(minlength=8)
     assert len(counts) == 8
     assert float((counts - 1000).abs().max()) < 4.5 * 1000**0.5
+
+
+@pytest.mark.parametrize("total", [24, 200])
+def test_what_a_step_accumulates_draws_from_one_memory(total):
+    learner = Silent()
+    learner.seed = 3
+    small, large = ER(16), ER(16)
+    for er in (small, large):
+        er.setup(learner, None)
+    for start in range(0, total, 8):
+        whole = replayed(large, learner, numbered(start, 8))["y"]
+        parts = [small.on_batch(learner, numbered(start + i, 2))["y"] for i in (0, 2, 4, 6)]
+        assert torch.equal(torch.cat([part[2:] for part in parts]), whole[8:])
+        small.after_step(learner, {}, torch.empty(0))
+        assert torch.equal(small.buffer["y"], large.buffer["y"])
 
 
 def test_old_samples_train_their_own_heads():
@@ -387,12 +409,12 @@ def test_er_state_is_a_snapshot():
     state = er.state_dict()
     kept = copy.deepcopy(state)
     learner = Silent()
-    ahead = er.on_batch(learner, numbered(10, 200))
+    ahead = replayed(er, learner, numbered(10, 200))
     assert all(torch.equal(v, state["buffer"][k]) for k, v in kept["buffer"].items())
     for _ in range(2):  # going on from it leaves it as it is
         again = ER(10)
         again.load_state_dict(state)
-        assert torch.equal(again.on_batch(learner, numbered(10, 200))["y"], ahead["y"])
+        assert torch.equal(replayed(again, learner, numbered(10, 200))["y"], ahead["y"])
         assert torch.equal(again.buffer["y"], er.buffer["y"])
 
 

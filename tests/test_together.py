@@ -100,13 +100,10 @@ def test_what_shares_its_weights_out_holds_a_part(pair):
     assert half < 0.6 * whole
 
 
-# Replay draws anew with every micro-batch, and offers each to its memory.
 ACCUMULATED = [
     name
     for name, (_, _, options) in CASES.items()
-    if "er" not in name.split("+")
-    and name != "accumulated"
-    and not {"family", "batch_norm"} & set(options)
+    if name != "accumulated" and not {"family", "batch_norm"} & set(options)
 ]
 
 

@@ -36,9 +36,11 @@ from cl_bench.strategies.ewc import EWC
 from cl_bench.strategies.finetune import Finetune
 from cl_bench.strategies.freeze import Freeze
 from cl_bench.strategies.gpm import GPM
+from cl_bench.strategies.inc_lora import IncLoRA
 from cl_bench.strategies.joint import Joint
 from cl_bench.strategies.o_lora import OLoRA
 from cl_bench.strategies.rogo import ROGO
+from cl_bench.strategies.seq_lora import SeqLoRA
 from cl_bench.strategies.sgp import SGP
 from cl_bench.strategies.task_vector import TaskVector
 from cl_bench.strategies.trgp import TRGP
@@ -81,6 +83,8 @@ CASES: dict = {
         {},
     ),
     "o_lora": (functools.partial(OLoRA, 2, dropout=0.0, targets="all"), adam, {}),
+    "inc_lora": (functools.partial(IncLoRA, 2, dropout=0.0, targets="all"), adam, {}),
+    "seq_lora": (functools.partial(SeqLoRA, 2, dropout=0.0, targets="all"), adam, {}),
     "gpm+er": (lambda: Together({"gpm": GPM(0.9, **few), "er": ER(20)}), sgd, {}),
     "gpm-t5": (functools.partial(GPM, 0.7, samples=9), adam, {"family": "t5"}),
     "gpm-gpt2": (functools.partial(GPM, 0.7, samples=9), momentum, {"family": "gpt2"}),

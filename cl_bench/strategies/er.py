@@ -32,24 +32,29 @@ class ER(Strategy):
         self.filled = 0
         self.seen = 0
         self.rng: torch.Generator | None = None
+        self._learned: list[Batch] = []
 
     def setup(self, learner: Learner, task: Task) -> None:
         """Replayed samples need their own heads to learn along."""
         learner.train_heads("seen")
+        self._learned = []
         self.rng = self.rng or generator(learner.seed, "reservoir")
 
     def on_batch(self, learner: Learner, batch: Batch) -> Batch:
-        """The batch and a draw from the memory; then the batch is offered to the memory."""
+        """The batch and a draw from the memory."""
         assert self.rng is not None
-        learned = batch
-        if self.filled:
-            wanted = self.replay or size(batch)
-            index = torch.randint(self.filled, (wanted,), generator=self.rng)
-            learned = {
-                k: torch.cat([v, self.buffer[k][index].to(v.device)]) for k, v in batch.items()
-            }
-        self._offer(batch)
-        return learned
+        self._learned.append(batch)
+        if not self.filled:
+            return batch
+        wanted = self.replay or size(batch)
+        index = torch.randint(self.filled, (wanted,), generator=self.rng)
+        return {k: torch.cat([v, self.buffer[k][index].to(v.device)]) for k, v in batch.items()}
+
+    def after_step(self, learner: Learner, batch: Batch, out: Tensor) -> None:
+        """Offer what was learned to the memory: what a step accumulates draws from one memory."""
+        for learned in self._learned:
+            self._offer(learned)
+        self._learned.clear()
 
     def _offer(self, batch: Batch) -> None:
         """Reservoir sampling: the m-th sample seen takes slot j ~ U{0..m-1} if there is one."""
@@ -76,7 +81,7 @@ class ER(Strategy):
 
     def load_state_dict(self, state: State) -> None:
         """Inverse of :meth:`state_dict`."""
-        self.buffer, self.seen = _copied(state["buffer"]), state["seen"]
+        self.buffer, self.seen, self._learned = _copied(state["buffer"]), state["seen"], []
         self.filled = min(self.memory, self.seen)
         self.rng = None if state["rng"] is None else torch.Generator()
         if self.rng is not None:
