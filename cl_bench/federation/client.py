@@ -12,6 +12,7 @@ from cl_bench.contracts import State, Strategy, derive_seed, generator
 from cl_bench.federation.partition import ClientTask
 from cl_bench.federation.upload import Upload, floating
 from cl_bench.learners import BaseLearner, DivergedError
+from cl_bench.learners.stepping import short_step
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def client_fit(
     learner.train()
     optimizer = learner.configure_optimizers()
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    device = trained[0].device
+    step, whole, device = short_step(optimizer), None, trained[0].device
     seed_device(turn.derive("fit"), device)
     losses = []
     for epoch in range(local_epochs):
@@ -102,9 +103,10 @@ def client_fit(
             loss = learner.objective(batch)
             for parameter in trained:
                 parameter.grad = None
-            loss.backward()  # type: ignore[no-untyped-call]
+            whole = torch.ones_like(loss) if whole is None else whole
+            loss.backward(whole)  # type: ignore[no-untyped-call]
             strategy.constrain(learner)
-            optimizer.step()
+            step()
             losses.append(loss.detach())
     strategy.release(learner)
     seen = torch.stack(losses)
