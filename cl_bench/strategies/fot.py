@@ -70,7 +70,7 @@ class FOT(Strategy):
 
     def __init__(
         self,
-        eps: float | Sequence[float] | Mapping[str, float] = 0.95,
+        eps: float | Sequence[float] | Mapping[str, float] = 0.8,
         eps_inc: float = 0.0,
         sketch: SketchKind = "gram",
         width: float | Mapping[str, float] = 1.0,
