@@ -30,7 +30,8 @@ from cl_bench.experiment.checkpoint import (
 from cl_bench.experiment.weights import TaskWeights, damaged, encoded, read_weights
 from cl_bench.metrics import tasks_learned
 from cl_bench.report.card import heads_section, model_card
-from cl_bench.tracking.record import read_matrix, write_atomically
+from cl_bench.tracking.files import write_atomically
+from cl_bench.tracking.reading import read_matrix
 
 WEIGHTS, PROGRAM, CARD = "model.safetensors", "network.pt2", "README.md"
 

@@ -35,7 +35,7 @@ from cl_bench.federation import Federation
 from cl_bench.federation.flower import FlowerSite, Node, as_json
 from cl_bench.federation.site import Site
 from cl_bench.learners import BaseLearner
-from cl_bench.tracking.record import is_finished
+from cl_bench.tracking.reading import is_finished
 
 APP = """\
 [build-system]

@@ -77,7 +77,7 @@ def read_recorded(word: str, directory: Path) -> Recorded:
     Raises:
         UsageError: there is none.
     """
-    from cl_bench.tracking.record import CHOICES, COMMAND, CONFIG
+    from cl_bench.tracking.files import CHOICES, COMMAND, CONFIG
 
     if not (directory / CONFIG).is_file():
         raise UsageError(

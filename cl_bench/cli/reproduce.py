@@ -35,7 +35,8 @@ def reproduce(arguments: Sequence[str]) -> bool:
     # torch and lightning load here, not for a listing.
     from cl_bench.cli.build import run_config
     from cl_bench.report.comparison import compare_runs
-    from cl_bench.tracking.record import is_finished, write_atomically
+    from cl_bench.tracking.files import write_atomically
+    from cl_bench.tracking.reading import is_finished
 
     run = read_recorded("reproduce", directory)
     run.require_names("reproduce", "run that code again and compare the two directories")

@@ -25,7 +25,7 @@ def resume(arguments: Sequence[str]) -> None:
     directory = Path(arguments[0].removeprefix("resume="))
     # torch and lightning load here, not for a listing.
     from cl_bench.cli.build import run_config
-    from cl_bench.tracking.record import is_finished
+    from cl_bench.tracking.reading import is_finished
 
     run = read_recorded("resume", directory)
     if is_finished(directory):

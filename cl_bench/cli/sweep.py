@@ -207,7 +207,8 @@ class SweepJob:
             fresh: runs the job, and returns its score.
             go_on: the same for a job that was stopped, from its directory.
         """
-        from cl_bench.tracking.record import CONFIG, is_finished
+        from cl_bench.tracking.files import CONFIG
+        from cl_bench.tracking.reading import is_finished
 
         begun = time.monotonic()
         exists = (self.directory / CONFIG).is_file()

@@ -31,7 +31,7 @@ from cl_bench.experiment import Result
 from cl_bench.experiment.checkpoint import Checkpoints, CheckpointSettings, read_checkpoint
 from cl_bench.learners import BaseLearner
 from cl_bench.tracking import read_matrix
-from cl_bench.tracking.record import SUMMARY
+from cl_bench.tracking.files import SUMMARY
 
 ERROR = "error.txt"
 TRACEBACK = "-traceback.txt"

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cl_bench.contracts import State, UsageError
 from cl_bench.experiment.weights import TaskWeights
-from cl_bench.tracking.record import delete, make_directory, write_atomically
+from cl_bench.tracking.files import delete, make_directory, write_atomically
 
 FORMAT = 2
 

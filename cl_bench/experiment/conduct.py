@@ -32,8 +32,8 @@ from cl_bench.learners.batch_norm import synchronise
 from cl_bench.learners.ranks import decided, rank, world
 from cl_bench.report import print_run, write_figures, write_probe_figures
 from cl_bench.tracking import ProgressDisplay, Record, Sink
+from cl_bench.tracking.files import RESULTS
 from cl_bench.tracking.patience import Patient
-from cl_bench.tracking.record import RESULTS
 
 SinkFactory = Callable[[Path], Sink | None]
 

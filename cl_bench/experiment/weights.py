@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cl_bench.contracts import UsageError
-from cl_bench.tracking.record import delete, make_directory, write_atomically
+from cl_bench.tracking.files import delete, make_directory, write_atomically
 
 SHARED = "shared"
 """Metadata: names whose tensor is another's, as JSON; safetensors holds no tensor twice."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from cl_bench.metrics import summarise
 from cl_bench.report.tables import EXPLANATIONS
-from cl_bench.tracking.record import read_run
+from cl_bench.tracking.reading import read_run
 
 SCENARIOS = {
     "domain": "one head with the same labels for every task",

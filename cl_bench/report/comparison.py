@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from cl_bench.tracking.record import SUMMARY, read_matrix, read_results
+from cl_bench.tracking.files import SUMMARY
+from cl_bench.tracking.reading import read_matrix, read_results
 
 STORAGE = ("checkpoint_bytes", "weights_bytes")
 MEASURED = ("peak_memory_bytes", "peak_device_bytes", "inference_overhead")

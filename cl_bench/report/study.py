@@ -21,7 +21,7 @@ from scipy import stats
 from cl_bench.contracts import UsageError
 from cl_bench.metrics import Matrix, intransigence, summarise, tasks_learned
 from cl_bench.tracking import Run, read_results, read_run
-from cl_bench.tracking.record import CONFIG, LAYERS, RESULTS, SUMMARY
+from cl_bench.tracking.files import CONFIG, LAYERS, RESULTS, SUMMARY
 
 BOUNDS = ("finetune", "joint")
 """Strategies that others lie between: shown with them, never the best of them."""

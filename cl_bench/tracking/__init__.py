@@ -1,15 +1,9 @@
 """What a run writes and shows: plain files, Weights & Biases, the live display."""
 
+from cl_bench.tracking.files import write_atomically
 from cl_bench.tracking.progress import ProgressDisplay
-from cl_bench.tracking.record import (
-    Record,
-    Run,
-    Sink,
-    read_matrix,
-    read_results,
-    read_run,
-    write_atomically,
-)
+from cl_bench.tracking.reading import Run, read_matrix, read_results, read_run
+from cl_bench.tracking.record import Record, Sink
 from cl_bench.tracking.wandb import WandbSink, wandb_sink
 
 __all__ = [

@@ -42,52 +42,42 @@ events after its checkpoint and writes them again: apart from times they are the
 """
 
 import contextlib
-import csv
-import errno
-import importlib.metadata
-import io
 import json
-import math
 import os
-import platform
-import re
-import socket
-import subprocess
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 
-import cl_bench
 from cl_bench.contracts import UsageError
-from cl_bench.metrics import TASK_AWARE, Matrix, empty_matrix, summarise, tasks_learned
-
-RESULTS, MATRIX, SUMMARY, LOCK = "results.jsonl", "accuracy_matrix.csv", "summary.json", "run.lock"
-CONFIG, LAYERS = "config.yaml", "layers.csv"
-COMMAND, CHOICES, RESUMES = "command.txt", "choices.json", "resumes.jsonl"
-
-PACKAGES = (
-    "torch",
-    "lightning",
-    "hydra-core",
-    "omegaconf",
-    "numpy",
-    "datasets",
-    "scikit-learn",
-    "wandb",
-    "pandas",
-    "pillow",
+from cl_bench.metrics import Matrix, empty_matrix, summarise, tasks_learned
+from cl_bench.tracking.environment import describe_environment
+from cl_bench.tracking.files import (
+    CHOICES,
+    COMMAND,
+    CONFIG,
+    LAYERS,
+    LOCK,
+    MATRIX,
+    RESULTS,
+    RESUMES,
+    SUMMARY,
+    explained,
+    to_cell,
+    to_csv,
+    to_json,
+    write,
+    write_atomically,
 )
-"""Whose versions stand in ``environment.json``, beside our own."""
+from cl_bench.tracking.lock import claim, ourselves, take_lock
+from cl_bench.tracking.reading import Event, enter_task_aware, read_results, require_run
 
 Status = Literal["completed", "failed", "interrupted"]
-Event = Mapping[str, Any]
 
 
 class Sink(Protocol):
@@ -150,7 +140,7 @@ class Record:
         self._layers: list[dict[str, Any]] = []
         self._last_row = -1
         self._finished = False
-        with _explained(directory):
+        with explained(directory):
             self._results = os.open(
                 directory / RESULTS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666
             )
@@ -193,12 +183,12 @@ class Record:
                 another process, or its name holds ``=`` or ``,``.
         """
         path = Path(directory)
-        _claim(path)
+        claim(path)
         files = {
             COMMAND: f"{command}\n",
-            **({CHOICES: _json(choices, 2)} if choices else {}),
-            "environment.json": _json({**describe_environment(), **(environment or {})}, 2),
-            "data.json": _json({**(data or {}), "task_names": list(task_names)}, 2),
+            **({CHOICES: to_json(choices, 2)} if choices else {}),
+            "environment.json": to_json({**describe_environment(), **(environment or {})}, 2),
+            "data.json": to_json({**(data or {}), "task_names": list(task_names)}, 2),
             CONFIG: config,  # the last one: a run can be resumed if it is there
         }
         try:
@@ -246,10 +236,10 @@ class Record:
                 the disk refuses.
         """
         path = Path(directory)
-        _require_run(path, data or {})
-        _lock(path)
+        require_run(path, data or {})
+        take_lock(path)
         try:
-            with _explained(path / RESULTS):
+            with explained(path / RESULTS):
                 descriptor = os.open(path / RESULTS, os.O_WRONLY | os.O_CREAT, 0o666)
                 try:
                     os.ftruncate(descriptor, position)
@@ -274,8 +264,8 @@ class Record:
             self._write_matrix()
         if self._layers:
             self._write_layers()
-        line = _json({"time": _now(), "process": _ourselves(), "from": source or "the beginning"})
-        with _explained(self.directory / RESUMES), (self.directory / RESUMES).open("a") as file:
+        line = to_json({"time": _now(), "process": ourselves(), "from": source or "the beginning"})
+        with explained(self.directory / RESUMES), (self.directory / RESUMES).open("a") as file:
             file.write(f"{line}\n")
         self._tell(lambda sink: sink.resume(events))
         if not events:
@@ -324,9 +314,9 @@ class Record:
     def _write_matrix(self) -> None:
         write_atomically(
             self.directory / MATRIX,
-            _csv(
+            to_csv(
                 ["after_task", *self.task_names],
-                ([i, *map(_cell, self.matrix[i])] for i in range(self._last_row + 1)),
+                ([i, *map(to_cell, self.matrix[i])] for i in range(self._last_row + 1)),
             ),
         )
 
@@ -361,7 +351,7 @@ class Record:
         columns = list(dict.fromkeys(key for line in self._layers for key in line))
         write_atomically(
             self.directory / LAYERS,
-            _csv(columns, ([_cell(line.get(c)) for c in columns] for line in self._layers)),
+            to_csv(columns, ([to_cell(line.get(c)) for c in columns] for line in self._layers)),
         )
 
     def round(self, task: int, round: int, **measured: float) -> None:
@@ -419,7 +409,7 @@ class Record:
             "wall_seconds": self.wall_seconds,
             **details,
         }
-        write_atomically(self.directory / SUMMARY, _json(summary, 2).encode())
+        write_atomically(self.directory / SUMMARY, to_json(summary, 2).encode())
         self._finished = True
         self.status(status, **details)
         self._tell(lambda sink: sink.finish(summary, self.task_names, self.matrix))
@@ -463,12 +453,12 @@ class Record:
                 (self.directory / LOCK).unlink(missing_ok=True)
 
     def _event(self, event: str, **fields: Any) -> None:
-        line = _json({"event": event, "time": _now(), **fields})
+        line = to_json({"event": event, "time": _now(), **fields})
         path = self.directory / RESULTS
-        with _explained(path):
+        with explained(path):
             end = os.lseek(self._results, 0, os.SEEK_END)
             try:
-                _write(self._results, f"{line}\n".encode())
+                write(self._results, f"{line}\n".encode())
                 os.fsync(self._results)
             except OSError:
                 # Half a line must not stand before the next one.
@@ -486,7 +476,7 @@ class Record:
             for name, score in event["scores"].items():
                 column = self.task_names.index(name)
                 self.matrix[event["row"], column] = np.nan if score is None else score
-            _enter_task_aware(self.task_aware, self.task_names, event)
+            enter_task_aware(self.task_aware, self.task_names, event)
         elif event["event"] == "layers":
             for layer, values in event["layers"].items():
                 self._layers.append({"task": event["task"], "layer": layer, **values})
@@ -508,111 +498,6 @@ class Record:
                 )
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a report needs of a run, read from its directory.
-
-    Attributes:
-        directory: where it was read.
-        task_names: columns of R.
-        matrix: R, (T + 1, T), NaN where nothing was evaluated.
-        task_id_known: whether the task id was known at test time.
-        status: ``completed``, ``failed``, ``interrupted``, or ``unfinished`` if nobody wrote how
-            it ended: it is still running, or was killed.
-        facts: stream, strategy, seed and whatever else the run was opened with.
-        task_aware: R with the task id known, of class-incremental runs; else all NaN.
-    """
-
-    directory: Path
-    task_names: list[str]
-    matrix: Matrix
-    task_id_known: bool
-    status: str
-    facts: dict[str, Any]
-    task_aware: Matrix
-
-    @property
-    def title(self) -> str:
-        """Stream, strategy and seed, as far as they are known."""
-        named = [str(self.facts[k]) for k in ("stream", "strategy") if k in self.facts]
-        seed = [f"seed {self.facts['seed']}"] if "seed" in self.facts else []
-        return " · ".join(named + seed) or self.directory.name
-
-
-def read_results(directory: Path | str) -> list[dict[str, Any]]:
-    """The events of a run, in order; half a last line, as a kill leaves it, is left out.
-
-    Raises:
-        UsageError: there is no such file, or a line before the last is not JSON.
-    """
-    path = Path(directory) / RESULTS
-    lines = _read(path).split("\n")
-    events = []
-    # What follows the last newline was never completed.
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UsageError(
-                f"{path}, line {number}: not JSON ({error}); restore the file or delete that line"
-            ) from None
-    return events
-
-
-def read_matrix(directory: Path | str) -> tuple[list[str], Matrix]:
-    """Task names and R, (T + 1, T), of a run; rows that were not reached are NaN.
-
-    Raises:
-        UsageError: the run has no matrix yet, or the file is damaged.
-    """
-    path = Path(directory) / MATRIX
-    header, *rows = csv.reader(io.StringIO(_read(path), newline=""))
-    names = header[1:]
-    matrix = empty_matrix(len(names))
-    try:
-        for learned, *cells in rows:
-            for j, cell in zip(range(len(names)), cells, strict=True):
-                matrix[int(learned), j] = float(cell) if cell else np.nan
-    except (ValueError, IndexError) as error:
-        raise UsageError(
-            f"{path} is not an accuracy matrix of {len(names)} tasks ({error})"
-        ) from None
-    return names, matrix
-
-
-def read_run(directory: Path | str) -> Run:
-    """Everything a report shows, from the directory alone.
-
-    Raises:
-        UsageError: the directory holds no run, or one that was never evaluated.
-    """
-    names, matrix = read_matrix(directory)
-    events = read_results(directory)
-    task_aware = empty_matrix(len(names))
-    for event in events:
-        if event["event"] == "evaluation":
-            _enter_task_aware(task_aware, names, event)
-    statuses = [e for e in events if e["event"] == "status"]
-    facts = {k: v for k, v in statuses[0].items() if k not in ("event", "time", "status")}
-    ended = statuses[-1]["status"]
-    return Run(
-        directory=Path(directory),
-        task_names=names,
-        matrix=matrix,
-        task_id_known=bool(facts.pop("task_id_known")),
-        status="unfinished" if ended == "started" else ended,
-        facts=facts,
-        task_aware=task_aware,
-    )
-
-
-def _enter_task_aware(R: Matrix, task_names: Sequence[str], event: Event) -> None:
-    for name, measures in event.get("details", {}).items():
-        score = measures.get(TASK_AWARE)
-        if score is not None:
-            R[event["row"], task_names.index(name)] = score
-
-
 def task_aware_summary(R: Matrix) -> dict[str, float]:
     """The summaries under ``task_aware_...``; none where nothing was scored with the task id."""
     if not np.isfinite(R).any():
@@ -620,275 +505,5 @@ def task_aware_summary(R: Matrix) -> dict[str, float]:
     return {f"task_aware_{name}": value for name, value in summarise(R).items()}
 
 
-def is_finished(directory: Path | str) -> bool:
-    """Whether a run is completed, and its process has left nothing undone (such as figures)."""
-    path = Path(directory)
-    if (path / LOCK).exists() or not (path / RESULTS).exists():
-        return False
-    statuses = [e["status"] for e in read_results(path) if e["event"] == "status"]
-    return statuses[-1:] == ["completed"]
-
-
-def describe_environment() -> dict[str, Any]:
-    """Python, platform, package versions, and the git commit of the current directory."""
-    versions: dict[str, str | None] = {"cl_bench": cl_bench.__version__}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    commit = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain")
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu_count": os.cpu_count(),
-        "packages": versions,
-        # Files that git does not know count as changes: they may hold the strategy that ran.
-        "git": {"commit": commit, "dirty": None if changes is None else bool(changes)},
-    }
-
-
-def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], None]) -> None:
-    """Put ``content`` in place of whatever ``path`` held: a reader sees the old or the new, whole.
-
-    Args:
-        path: of the file.
-        content: bytes, or what writes them to an empty file.
-
-    Raises:
-        UsageError: the file system refuses, for example because it is full.
-    """
-    # One writer per directory (the lock), so a fixed name leaves at most one stray file.
-    scratch = path.with_name(f".{path.name}.tmp")
-    with _explained(path):
-        try:
-            descriptor = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
-            try:
-                if isinstance(content, bytes):
-                    _write(descriptor, content)
-                else:
-                    with os.fdopen(descriptor, "w+b", closefd=False) as file:
-                        content(file)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            scratch.replace(path)
-            _sync_directory(path.parent)
-        except OSError:
-            with contextlib.suppress(OSError):
-                scratch.unlink()
-            raise
-
-
-def make_directory(path: Path) -> None:
-    """Make a directory and its parents; raises :class:`UsageError` where the disk refuses."""
-    with _explained(path):
-        path.mkdir(parents=True, exist_ok=True)
-
-
-def delete(path: Path) -> None:
-    """Delete a file if it is there; raises :class:`UsageError` where the disk refuses."""
-    with _explained(path):
-        path.unlink(missing_ok=True)
-
-
-def _sync_directory(path: Path) -> None:
-    """A name in a directory is lost in a power failure until the directory is on disk too."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _claim(path: Path) -> None:
-    """Make the directory and its lock; of several processes that try, one comes back."""
-    if any(c in str(path) for c in "=,"):
-        raise UsageError(
-            f"run_dir={path}: a name with '=' or ',' could not be given back on the command line; "
-            "use another run_dir=..."
-        )
-    make_directory(path)
-    _lock(path)
-    if any((path / name).exists() for name in (RESULTS, CONFIG, MATRIX, SUMMARY)):
-        (path / LOCK).unlink()
-        raise UsageError(
-            f"run_dir={path} already holds a run: give another run_dir=..., delete {path}, or go "
-            f"on with it: python -m cl_bench resume={path}"
-        )
-
-
-def _lock(path: Path) -> None:
-    """Make the lock of a directory; that of a process which is gone is taken over."""
-    lock = path / LOCK
-    with _explained(lock):
-        try:
-            descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileExistsError:
-            if _take_over(lock):
-                return
-            raise UsageError(
-                f"run_dir={path} is being written by {_holder(lock)}: give another run_dir=...; "
-                f"if that process is gone, delete {lock}"
-            ) from None
-        try:
-            _write(descriptor, f"{_ourselves()}\n".encode())
-        except OSError:
-            with contextlib.suppress(OSError):
-                lock.unlink()
-            raise
-        finally:
-            os.close(descriptor)
-
-
-def _take_over(lock: Path) -> bool:
-    """Whether the lock was that of a dead process, and now is ours; of several that try, one's."""
-    if os.name == "nt":
-        return False
-    import fcntl
-
-    try:
-        descriptor = os.open(lock, os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if not _is_gone(os.read(descriptor, 1000).decode()):
-            return False
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        os.ftruncate(descriptor, 0)
-        _write(descriptor, f"{_ourselves()}\n".encode())
-        # Whoever held it may have been ending, and have deleted the name meanwhile.
-        return lock.exists() and os.path.samestat(os.fstat(descriptor), lock.stat())
-    finally:
-        os.close(descriptor)
-
-
-def _ourselves() -> str:
-    started = _start_time(os.getpid())
-    return f"process {os.getpid()} on {socket.gethostname()}" + (
-        f", started at tick {started}" if started else ""
-    )
-
-
-def _start_time(process: int) -> str | None:
-    """When a process began, in clock ticks since boot: process ids are used again. Linux only."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None
-
-
-def _is_gone(holder: str) -> bool:
-    """Whether the process that a lock names ran on this host, and is there no more."""
-    held = re.fullmatch(r"process (\d+) on (\S+?)(?:, started at tick (\d+))?", holder.strip())
-    if held is None or held[2] != socket.gethostname():
-        return False
-    process = int(held[1])
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    started = _start_time(process)
-    return None not in (held[3], started) and held[3] != started
-
-
-def _require_run(path: Path, data: Mapping[str, Any]) -> None:
-    if not (path / CONFIG).exists():
-        raise UsageError(f"{path} holds no run ({CONFIG} is missing): give the directory of a run")
-    written = json.loads(_read(path / "data.json"))
-    then, now = written.get("fingerprint"), data.get("fingerprint")
-    if then != now:
-        raise UsageError(
-            f"the data of {path} has changed (fingerprint {then}, now {now}): a run is resumed on "
-            "the data it began with"
-        )
-
-
-def _holder(lock: Path) -> str:
-    """Who wrote the lock; it may have vanished, or not have been filled in yet."""
-    try:
-        return lock.read_text().strip() or "another process"
-    except OSError:
-        return "another process"
-
-
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses into a :class:`UsageError` with a remedy."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            remedy = (
-                "free some space or give run_dir=... on another disk; "
-                "what was recorded before is intact"
-            )
-        else:
-            remedy = "give run_dir=... where you may write"
-        raise UsageError(f"cannot write {path} ({error.strerror or error}): {remedy}") from error
-
-
-def _write(descriptor: int, content: bytes) -> None:
-    while content:
-        content = content[os.write(descriptor, content) :]
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_bytes().decode()
-    except FileNotFoundError:
-        what = "holds no run" if not (path.parent / CONFIG).exists() else "has no results yet"
-        raise UsageError(
-            f"{path.parent} {what} ({path.name} is missing): give the directory of a run"
-        ) from None
-
-
-def _json(value: Mapping[str, Any], indent: int | None = None) -> str:
-    return json.dumps(_finite(value), indent=indent, allow_nan=False, default=str)
-
-
-def _finite(value: Any) -> Any:
-    """The same with plain numbers, and None for those that JSON does not know."""
-    if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _csv(header: Sequence[str], rows: Iterator[list[Any]]) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue().encode()
-
-
-def _cell(value: Any) -> Any:
-    """A number with all its digits; nothing for NaN."""
-    if isinstance(value, float):
-        return "" if math.isnan(value) else repr(float(value))
-    return value
-
-
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _git(*arguments: str) -> str | None:
-    """What git says about the current directory; None without git or without a repository."""
-    try:
-        done = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, timeout=20, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

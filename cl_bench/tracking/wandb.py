@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from cl_bench.contracts import UsageError
 from cl_bench.metrics import Matrix
-from cl_bench.tracking.record import Event, write_atomically
+from cl_bench.tracking.files import write_atomically
+from cl_bench.tracking.reading import Event
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
