@@ -23,7 +23,7 @@ from cl_bench.experiment.engine import LightningEngine, LoopSettings, TrainerFac
 from cl_bench.experiment.experiment import EvalSettings, Experiment
 from cl_bench.experiment.faults import memory_explained
 from cl_bench.experiment.interrupts import Interrupts
-from cl_bench.experiment.observer import AlignmentSettings
+from cl_bench.experiment.observer import AlignmentSettings, Observer
 from cl_bench.experiment.pretrain import Pretrained, pretrain
 from cl_bench.experiment.probes import Observers, ProbeSettings, watch
 from cl_bench.experiment.snapshot import RunState
@@ -183,16 +183,15 @@ def conduct(
             loop=loop,
         )
         if stream.pretraining is not None:
-            if observer:
-                observer.before_pretraining(learner)
+            observed = observer or Observer()
+            observed.before_pretraining(learner)
             came = pretrain(
                 learner, stream.pretraining, trainer, loop.seed, progress, interrupts.stop
             )
             progress.note(_from_where(came))
             if last is None:  # a resumed run has said so before
                 record.status("pretrained", **asdict(came))
-            if observer:
-                observer.after_pretraining(learner)
+            observed.after_pretraining(learner)
         state = RunState(
             learner, strategy, observer, record, checkpoints if settings.enabled else None
         )
@@ -213,16 +212,22 @@ def conduct(
             **learning.summary(),
         )
         progress.stop()
-        if not leads:
-            return Result(directory, record.matrix, summary, learner, strategy)
-        pictures = (*write_figures(directory), *write_probe_figures(directory))
-        record.figures([*pictures, *learning.figures(directory)])
-        progress.note("")
-        print_run(directory, progress.console)
-        for remark in (*learning.remarks(), f"\neverything about this run is in {directory}"):
-            progress.note(remark)
-        interrupts.stop()  # one that came since the last task ends a sweep after this run
+        if leads:
+            _show(directory, record, learning, progress)
+            interrupts.stop()  # one that came since the last task ends a sweep after this run
     return Result(directory, record.matrix, summary, learner, strategy)
+
+
+def _show(
+    directory: Path, record: Record, learning: LightningEngine, progress: ProgressDisplay
+) -> None:
+    """Draw and print what the finished run came to."""
+    pictures = (*write_figures(directory), *write_probe_figures(directory))
+    record.figures([*pictures, *learning.figures(directory)])
+    progress.note("")
+    print_run(directory, progress.console)
+    for remark in (*learning.remarks(), f"\neverything about this run is in {directory}"):
+        progress.note(remark)
 
 
 def _reopened(directory: Path, last: Checkpoint | None, begun: Mapping[str, Any]) -> Record:
