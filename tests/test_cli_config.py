@@ -60,7 +60,9 @@ def same(config, defaults, where):
 
 @pytest.mark.parametrize("path", paths("strategy", "model", "also"))
 def test_keys_and_defaults_are_the_constructors(path):
-    config = OmegaConf.to_container(OmegaConf.load(path))
+    widths = OmegaConf.load(CONF / "config.yaml").widths  # what model=mlp refers to
+    root = OmegaConf.create({"widths": widths, "own": OmegaConf.load(path)})
+    config = OmegaConf.to_container(root.own, resolve=True)
     if preset := config.pop("defaults", None):  # other values of a strategy's own keys
         base = OmegaConf.to_container(OmegaConf.load(path.with_name(f"{preset[0]}.yaml")))
         assert path.stem.startswith(f"{preset[0]}_")

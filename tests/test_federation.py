@@ -389,7 +389,7 @@ def test_a_convolution_is_a_linear_layer_on_its_patches(kernel, stride, padding)
 def test_one_client_and_one_step_is_gpm():
     stream = double_stream(tasks=2, n=30)
     gpm = GPM(samples=1000, rank_rule="energy", protect=Protect(bias="free"))
-    fot = FOT()
+    fot = FOT(0.95)
     lr = 0.1
     made = make_learner(stream, mlp(), functools.partial(SGD, lr=lr), batch_size=30).double()
     made.begin(stream[0], gpm)

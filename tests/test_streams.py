@@ -405,7 +405,7 @@ def test_configs_compose_and_leave_the_users_choice(tmp_path):
         for path in CONFIGS:
             config = hydra.compose("config", [f"+stream={path.stem}", "stream.order_seed=2"])
             model = MODELS.get(path.stem, "mlp")
-            optimizer = "sgd_resnet" if path.stem in RESNETS else "sgd"
+            optimizer = "sgd_resnet" if path.stem in RESNETS else "other"
             assert (config.model.name, config.optimizer.name) == (model, optimizer)
             plateau = PLATEAUS[path.stem in RESNETS]
             of_papers = path.stem in MODELS and path.stem != "split_images"
