@@ -95,6 +95,8 @@ CASES: dict = {
     ),
     "adaptive_svd-t5": (words, adam, {"family": "t5"}),
     "adaptive_svd-gpt2": (words, adam, {"family": "gpt2"}),
+    "o_lora-t5": (functools.partial(OLoRA, 2, dropout=0.0), adam, {"family": "t5"}),
+    "o_lora-gpt2": (functools.partial(OLoRA, 2, dropout=0.0), adam, {"family": "gpt2"}),
     "accumulated": (functools.partial(GPM, 0.9, **few), sgd, {"accumulate_grad_batches": 2}),
 }
 

@@ -28,6 +28,7 @@ from cl_bench.experiment.resuming import TaskCheckpoints
 from cl_bench.experiment.snapshot import RunState
 from cl_bench.learners import BaseLearner, ScheduleFactory
 from cl_bench.learners.ranks import decided, rank, world
+from cl_bench.learners.sharding import whole
 from cl_bench.tracking import ProgressDisplay, Record
 
 TrainerFactory = Callable[..., Trainer]
@@ -320,7 +321,8 @@ class TaskHooks(Callback):
             strategy.consolidate(learner, self.task, strategy.collect(learner, self.task))
             strategy.release(learner)
         if world() > 1:  # eigenvectors need not be the same to the last bit
-            strategy.load_state_dict(decided(strategy.state_dict))
+            state = whole(strategy.state_dict())
+            strategy.load_state_dict(decided(lambda: state))
         layers = {name: dict(values) for name, values in strategy.metrics().items()}
         if self.engine.observer:
             with learner.work.paused(), learner.put_together():

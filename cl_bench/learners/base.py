@@ -150,6 +150,8 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         """
         learnable = {name for name, p in self.named_parameters() if p in self._learnable}
         sharding.shard(self, self.blocks())
+        if not hasattr(self, "config"):  # PEFT asks whatever has a device mesh for one
+            self.config = {"model_type": "custom"}
         self._learnable = {p for name, p in self.named_parameters() if name in learnable}
 
     @property
@@ -188,6 +190,8 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
             parameter.requires_grad_(self.learns(parameter))
         self.train_heads("seen" if self.scenario == "class" else "current")
         strategy.setup(self, task)
+        if self.sharded:
+            sharding.agree(self)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """One step, or ``pack`` of them."""

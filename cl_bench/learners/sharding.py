@@ -13,12 +13,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
 from cl_bench.contracts import UsageError
 from cl_bench.learners.ranks import world
-from cl_bench.subspace import is_transposed
+from cl_bench.subspace import is_transposed, shared_out
 
 
 def shard(network: nn.Module, blocks: Sequence[nn.Module]) -> None:
@@ -70,6 +70,13 @@ def is_part(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
+def agree(network: nn.Module) -> None:
+    """What every process holds all of is process 0's, drawn at random though it may be."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        if not is_part(tensor):
+            dist.broadcast(tensor.detach(), 0)
+
+
 @contextmanager
 def put_together(network: nn.Module) -> Iterator[None]:
     """Inside, every process holds all weights, to read and not to write; calls need no other.
@@ -102,14 +109,6 @@ def whole(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(map(whole, value))
     return value
-
-
-def shared_out(value: Tensor, like: Tensor) -> Tensor:
-    """Of a whole tensor the part that this process holds, cut as ``like`` is."""
-    if not isinstance(like, DTensor) or isinstance(value, DTensor):
-        return value
-    value = value.to(like.device, like.dtype)
-    return distribute_tensor(value, like.device_mesh, like.placements)
 
 
 @torch.no_grad()

@@ -32,6 +32,7 @@ from cl_bench.contracts import (
     Task,
     UsageError,
 )
+from cl_bench.subspace import added_weight, shared_out
 
 if TYPE_CHECKING:
     from peft import LoraModel
@@ -62,7 +63,7 @@ class OLoRA(Strategy):
         UsageError: an option is out of range, or has no effect.
     """
 
-    needs = Needs(modalities=frozenset({"text"}), shardable=False)
+    needs = Needs(modalities=frozenset({"text"}))
     freezes_weights: ClassVar[bool] = True
 
     def __init__(
@@ -205,7 +206,11 @@ class OLoRA(Strategy):
     def release(self, learner: Learner) -> None:
         """W <- W + alpha / r B A: PEFT's ``unload`` alone would throw the training away."""
         if self._model is not None:
-            self._model.merge_and_unload()
+            with torch.no_grad():
+                for layer in self.layers.values():
+                    weight: Tensor = layer.get_base_layer().weight  # type: ignore[assignment]
+                    weight.add_(shared_out(added_weight(layer), weight))
+            self._model.unload()
         self._model, self.layers = None, {}
 
     def metrics(self) -> Mapping[str, Mapping[str, float]]:

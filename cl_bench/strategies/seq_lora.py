@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cl_bench.contracts import Learner, State, Statistics, Task
 from cl_bench.strategies.o_lora import OLoRA
+from cl_bench.subspace import shared_out
 
 
 class SeqLoRA(OLoRA):
@@ -47,7 +48,7 @@ class SeqLoRA(OLoRA):
                 kept = self.kept.setdefault(name, {"W": base.detach().clone()})
                 for letter, weight in zip("WAB", (base, *self._weights(name)), strict=True):
                     if letter in kept:
-                        weight.copy_(kept[letter])
+                        weight.copy_(shared_out(kept[letter], weight))
 
     def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
         """Remember the pair."""

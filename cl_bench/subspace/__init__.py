@@ -6,11 +6,13 @@ from cl_bench.subspace.confinement import Confinement, Where, unconfined
 from cl_bench.subspace.growth import empty_basis, grow
 from cl_bench.subspace.linear_maps import (
     LinearMap,
+    added_weight,
     is_transposed,
     linear_maps,
     merged_parameters,
     own_rows,
     plain_modules,
+    shared_out,
 )
 from cl_bench.subspace.moments import Accumulator, Moments, tapped
 from cl_bench.subspace.preservation import (
@@ -56,6 +58,7 @@ __all__ = [
     "Split",
     "StepUpdate",
     "Where",
+    "added_weight",
     "complement",
     "complement_within",
     "effective_rank",
@@ -74,6 +77,7 @@ __all__ = [
     "preserved_rank",
     "rank_to_reach",
     "retention_ratios",
+    "shared_out",
     "snapped_rank",
     "spectra",
     "split_as_published",

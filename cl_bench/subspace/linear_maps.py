@@ -169,6 +169,17 @@ def join_rows(rows: Tensor, like: Tensor, total: int) -> Tensor:
     ).full_tensor()
 
 
+def shared_out(value: Tensor, like: Tensor) -> Tensor:
+    """Of a whole tensor, of which all processes have one, the part that this one holds of ``like``.
+
+    Cut as ``like`` is; all of it where ``like`` is whole. The value is process 0's.
+    """
+    if not isinstance(like, DTensor) or isinstance(value, DTensor):
+        return value
+    value = value.to(like.device, like.dtype)
+    return distribute_tensor(value, like.device_mesh, like.placements)
+
+
 def summed(part: Tensor, like: Tensor) -> Tensor:
     """The sum over the processes that share out the weight ``like``, in place."""
     if isinstance(like, DTensor):
@@ -186,11 +197,11 @@ def is_adapted(module: nn.Module) -> bool:
     return hasattr(module, "base_layer") and hasattr(module, "adapter_layer_names")
 
 
-def added_weight(adapted: nn.Module) -> Tensor:
+def added_weight(adapted: Any) -> Tensor:
     """What PEFT's active adapters add to the weight of the layer they adapt, in its shape."""
-    layer: Any = adapted
     with torch.no_grad():
-        return torch.stack([layer.get_delta_weight(name) for name in layer.active_adapters]).sum(0)
+        added = [adapted.get_delta_weight(name) for name in adapted.active_adapters]
+        return torch.stack(added).sum(0)
 
 
 def plain_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
