@@ -1,5 +1,6 @@
 """The command line as its users meet it: what it prints, leaves behind and returns."""
 
+import itertools
 import json
 import os
 import re
@@ -137,6 +138,17 @@ def test_a_stream_brings_defaults_and_the_user_has_the_last_word(flip):
     assert config.model._target_ == "cl_bench.models.MLP"
     assert config.optimizer._target_ == "torch.optim.Adam"
     assert (config.trainer.max_epochs, config.batch_size) == (3, 7)
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [*itertools.permutations(("+strategy=fot", "+stream=permuted_digits", "+federation=small"))],
+)
+def test_the_small_federation_is_the_same_in_any_order_of_arguments(groups):
+    config = compose(*groups)
+    assert (config.model.hidden, config.optimizer.lr) == ([400, 400], 0.1)
+    chosen = compose(*groups, "model.hidden=[8]", "optimizer.lr=0.5")
+    assert (chosen.model.hidden, chosen.optimizer.lr) == ([8], 0.5)
 
 
 def test_the_published_pmnist_experiment():
