@@ -668,6 +668,27 @@ def test_inputs_are_projected_only_where_that_saves_work():
     assert type(wide) is nn.Linear
 
 
+@pytest.mark.parametrize("where", ["gradient", "input", "step"])
+@pytest.mark.usefixtures("always_inputs")
+def test_one_layer_is_confined_otherwise_and_the_rest_keeps_what_it_prepared(where):
+    modules = {"a": nn.Linear(6, 4, bias=False), "b": nn.Linear(6, 4, bias=False)}
+    bases = {name: orthonormal(6, 2) for name in modules}
+    confined = confine([LinearMap(*pair) for pair in modules.items()], bases, where)
+    prepared = {name: getattr(module, "ahead", None) for name, module in modules.items()}
+    bases["b"] = orthonormal(6, 4)
+    confined.replace({"b": Projection(bases["b"])})
+    assert getattr(modules["a"], "ahead", None) is prepared["a"]
+    for name, module in modules.items():
+        (change,), _ = sgd_step(module, confined, torch.randn(5, 6))
+        assert change.norm() > 1e-3
+        assert (change @ bases[name].float()).norm() < 1e-5 * change.norm()
+    confined.replace({"a": Projection(bases["a"][:, :0]), "b": Projection(bases["b"][:, :0])})
+    assert all(type(module) is nn.Linear for module in modules.values())
+    (change,), _ = sgd_step(modules["a"], confined, torch.randn(5, 6))
+    assert (change @ bases["a"].float()).norm() > 1e-2 * change.norm()
+    confined.release()
+
+
 # -- layers whose gradient is born projected -------------------------------------------------------
 
 

@@ -190,7 +190,7 @@ class ROGO(GPM):
         batch = task.sample(self.relax_samples, derive_seed(learner.seed, "relax", epoch))
         gradients = layer_gradients(learner, self.layers, batch)
         split = split_as_published if self.official_quirks else split_by_angle
-        found = 0
+        found: dict[str, int] = {}
         for i, layer in enumerate(self.layers):
             name, count = layer.name, len(self.layers)
             if name not in gradients or name not in self.rest:
@@ -201,10 +201,10 @@ class ROGO(GPM):
             B, self.rest[name] = split(self.rest[name].to(U), U, eps_s)
             if B.shape[1]:
                 self.relaxed.grow(name, B)
-                found += B.shape[1]
-        if found:
-            self.confine()
-        return found
+                found[name] = B.shape[1]
+        if self.confinement:
+            self.confinement.replace({name: self.projection(name) for name in found})
+        return sum(found.values())
 
     def collect(self, learner: Learner, task: Task) -> Statistics:
         """As GPM, from W_eff."""

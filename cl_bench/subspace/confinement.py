@@ -61,29 +61,45 @@ class Confinement:
         rows: Mapping[str, float],
     ) -> None:
         self.where = where
-        self._projected = [
-            (layer, projections[layer.name])
-            for layer in layers
-            if layer.name in projections and not projections[layer.name].trivial
-        ]
-        self._joined = [layer for layer, _ in self._projected if layer.augmented]
-        for layer, projection in self._projected:
-            if projection.dim != layer.in_features:
-                raise ValueError(
-                    f"layer {layer.name!r} remembers inputs of {projection.dim} dimensions and has "
-                    f"{layer.in_features} now: keep it, and whether its bias is trainable, as it "
-                    "was in earlier tasks"
-                )
+        self._layers = [layer for layer in layers if layer.name in projections]
+        self._rows = rows
+        self._projected: list[tuple[LinearMap, Projection]] = []
+        self._joined: list[LinearMap] = []
         self._swapped: dict[str, ConfinedLinear] = {}
         self._before: list[Tensor] = []
-        if where == "input":
-            for layer, projection in list(self._projected):
-                linear = layer.module
-                saved = projection.cost * (layer.out_features - rows[layer.name])
-                if type(linear) is nn.Linear and saved > WORTHWHILE:
-                    confined = ConfinedLinear.attach(linear, projection, layer.augmented)
-                    self._swapped[layer.name] = confined
-                    self._projected.remove((layer, projection))
+        for layer in self._layers:
+            self._confine(layer, projections[layer.name])
+
+    def _confine(self, layer: LinearMap, projection: Projection) -> None:
+        if projection.trivial:
+            return
+        if projection.dim != layer.in_features:
+            raise ValueError(
+                f"layer {layer.name!r} remembers inputs of {projection.dim} dimensions and has "
+                f"{layer.in_features} now: keep it, and whether its bias is trainable, as it "
+                "was in earlier tasks"
+            )
+        if layer.augmented:
+            self._joined.append(layer)
+        linear = layer.module
+        if self.where == "input" and type(linear) is nn.Linear:
+            saved = projection.cost * (layer.out_features - self._rows[layer.name])
+            if saved > WORTHWHILE:
+                confined = ConfinedLinear.attach(linear, projection, layer.augmented)
+                self._swapped[layer.name] = confined
+                return
+        self._projected.append((layer, projection))
+
+    def replace(self, projections: Mapping[str, Projection]) -> None:
+        """Other projections for some of the layers; what the rest has prepared stays."""
+        for layer in self._layers:
+            if layer.name not in projections:
+                continue
+            if layer.name in self._swapped:
+                ConfinedLinear.detach(self._swapped.pop(layer.name))
+            self._joined = [other for other in self._joined if other is not layer]
+            self._projected = [pair for pair in self._projected if pair[0] is not layer]
+            self._confine(layer, projections[layer.name])
 
     def constrain(self) -> None:
         """Gradients are ready: project them, or remember the weights for :meth:`after_step`.
