@@ -131,16 +131,24 @@ class ROGO(GPM):
         """As GPM; nothing is relaxed yet."""
         self.rest = dict(self.memory)
         super().setup(learner, task)
-        self.relaxed = RelaxedSpaces(self.layers)
+        self.relaxed = RelaxedSpaces(self.layers, self._projected_after())
         self.done, self.searching = 0, bool(self.memory)
         self.turned = {}
 
+    def _projected_after(self) -> set[str]:
+        """Layers whose gradients are projected, neither born so nor projected as steps."""
+        if self.projected_at == "step":
+            return set()
+        return set(self.memory) - (self.confinement.at_inputs if self.confinement else set())
+
     def projection(self, name: str) -> Projection:
-        """W's changes go through I - M M^T; its gradient keeps G B until S has learned from it."""
-        space = self.relaxed.spaces.get(name) if self.relaxed else None
-        if space is None or self.projected_at == "step":
+        """W's changes go through I - M M^T; a gradient born projected keeps G B for S."""
+        relaxed = self.relaxed
+        if relaxed is None or name not in relaxed.spaces or name in relaxed.projected:
             return super().projection(name)
-        return Projection(complement_within(self.memory[name], space.basis))
+        if self.projected_at == "step":
+            return super().projection(name)
+        return Projection(complement_within(self.memory[name], relaxed.spaces[name].basis))
 
     def param_groups(self, learner: Learner) -> Iterable[dict[str, Any]]:
         """The weights, and S without weight decay."""

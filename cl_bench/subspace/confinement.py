@@ -90,6 +90,11 @@ class Confinement:
                 return
         self._projected.append((layer, projection))
 
+    @property
+    def at_inputs(self) -> frozenset[str]:
+        """Names of the layers whose gradients are born projected."""
+        return frozenset(self._swapped)
+
     def replace(self, projections: Mapping[str, Projection]) -> None:
         """Other projections for some of the layers; what the rest has prepared stays."""
         for layer in self._layers:

@@ -6,7 +6,7 @@ as it is, and no product enters its passes: with G = dL/dW_eff the chain rule gi
 dL/dS = (W B)^T (G B), once a step, and a step of S moves the weight by W B (S_new - S_old) B^T.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,8 +46,8 @@ class RelaxedSpace:
             self._followed = self._followed.to(weight)
 
     @torch.no_grad()
-    def take(self, strength: float) -> None:
-        """dL/dS = (W B)^T (G B) + 2 strength (S - I), and G loses what it has in span(B)."""
+    def take(self, strength: float, clear: bool = True) -> None:
+        """dL/dS = (W B)^T G B + 2 strength (S - I); ``clear`` takes from G what is in span(B)."""
         layer, gradient = self.layer, self.layer.weight.grad
         self.change.grad = None
         if gradient is None:
@@ -55,10 +55,10 @@ class RelaxedSpace:
         gradient = own_rows(gradient)
         bias = None if layer.bias is None or layer.bias.grad is None else own_rows(layer.bias.grad)
         G = layer.matrix(gradient, bias)
-        inside = G @ self.basis
-        learned = summed(self.image.t() @ inside, layer.weight)
+        learned = summed((self.image.t() @ G) @ self.basis, layer.weight)
         self.change.grad = learned.add_(self.change, alpha=2 * strength)
-        layer.store(G.addmm_(inside, self.basis.t(), alpha=-1), gradient, bias)
+        if clear:
+            layer.store(G.addmm_(G @ self.basis, self.basis.t(), alpha=-1), gradient, bias)
 
     @torch.no_grad()
     def follow(self) -> None:
@@ -76,10 +76,13 @@ class RelaxedSpaces:
 
     Args:
         layers: those that may have one.
+        projected: names of those whose gradients somebody projects after :meth:`take`, span(B)
+            included.
     """
 
-    def __init__(self, layers: Sequence[LinearMap]) -> None:
+    def __init__(self, layers: Sequence[LinearMap], projected: Collection[str] = ()) -> None:
         self.layers = {layer.name: layer for layer in layers}
+        self.projected = frozenset(projected)
         self.spaces: dict[str, RelaxedSpace] = {}
 
     def grow(self, name: str, basis: Tensor) -> None:
@@ -109,8 +112,8 @@ class RelaxedSpaces:
         Args:
             strength: of a penalty ||S - I||_F^2 on every S.
         """
-        for space in self.spaces.values():
-            space.take(strength)
+        for name, space in self.spaces.items():
+            space.take(strength, clear=name not in self.projected)
 
     def follow(self) -> None:
         """S has moved: the weights follow."""
