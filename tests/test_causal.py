@@ -359,6 +359,29 @@ def test_gpm_keeps_the_outputs_on_the_protected_tokens():
 # -- freeze -----------------------------------------------------------------------------------
 
 
+def test_blocks_are_found_however_deep_a_model_keeps_them():
+    torch.manual_seed(1)
+    config = transformers.OPTConfig(
+        vocab_size=len(world().vocabulary),
+        hidden_size=16,
+        word_embed_proj_dim=16,
+        num_hidden_layers=3,
+        ffn_dim=32,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+    )
+    model = transformers.OPTForCausalLM(config)
+    factory = functools.partial(AdamW, lr=1e-2)
+    learner = Causal(world(), model, factory, batch_size=8, seed=0)
+    assert learner.blocks() == list(model.model.decoder.layers)
+    learner.begin(world()[1], Freeze(2, embeddings=False))
+    frozen = {n for n, p in learner.named_parameters() if not p.requires_grad}
+    assert frozen == {
+        n for n, _ in learner.named_parameters() if ".layers.0." in n or ".layers.1." in n
+    }
+
+
 def frozen_names(learner):
     return {n for n, p in learner.named_parameters() if not p.requires_grad}
 

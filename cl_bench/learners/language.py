@@ -242,7 +242,7 @@ class LanguageLearner(BaseLearner):
         return [m for m in super().embeddings() if id(m) not in inside]
 
     def _layers_of(self, stack: nn.Module, depth: int) -> list[nn.Module]:
-        for module in stack.children():
+        for module in stack.modules():  # from the outside in; OPT's lie two levels down
             if isinstance(module, nn.ModuleList) and len(module) == depth:
                 return list(module)
         raise UsageError(f"{type(stack).__name__} keeps no list of its {depth} layers")
