@@ -482,6 +482,27 @@ def test_the_server_sees_only_sums(monkeypatch, make, extraction):
             assert not {13, 65} & set(value.shape)
 
 
+def test_what_clients_collect_with_dropout_on_can_be_repeated():
+    stream = make_stream(tasks=1)
+    clients = split(stream[0], 2)
+
+    def collected(dropout):
+        torch.manual_seed(0)
+        learner = make_learner(stream, MLP(stream.input_shape, (12, 12), dropout=(0.5, 0.5)))
+        strategy, now = FOT(dropout=dropout), client_weights(learner)
+        uploads = [
+            client_statistics(learner, strategy, now, client, Turn(0, 0, 0, k))
+            for k, client in enumerate(clients)
+        ]
+        return total(uploads).sums
+
+    quiet, dropped, again = collected(False), collected(True), collected(True)
+    assert all(torch.equal(dropped[name], value) for name, value in again.items())
+    changed = {n for n, value in quiet.items() if not torch.allclose(dropped[n], value)}
+    layers = {name.partition("/")[2] for name in changed}
+    assert layers == {"heads.0"}  # the one layer with a dropout before its own
+
+
 @pytest.mark.parametrize("sketch", SKETCHES)
 def test_which_client_is_which_does_not_matter(sketch):
     stream = make_stream(tasks=2)

@@ -19,6 +19,7 @@ from cl_bench.subspace import (
     ahead,
     complement,
     confinement,
+    dropping,
     extend,
     linear_maps,
     mark_drawn,
@@ -515,6 +516,34 @@ def test_gradients_lie_in_the_span_of_the_inputs(case):
         _, directions = moments[layer.name].principal()
         outside = gradient - gradient @ projector(directions)
         assert float(outside.norm()) < 1e-5 * float(gradient.norm())
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_with_dropout_on_a_tap_sees_what_enters_a_layers_own_dropout(inplace):
+    names = ("fc1", "fc2", "fc3")
+    net = nn.Sequential()
+    for name in names:
+        net.add_module(name, nn.Linear(6, 6))
+        net.add_module(f"relu{name}", nn.ReLU())
+        net.add_module(f"drop{name}", nn.Dropout(0.5, inplace=inplace))
+    net.eval()
+    layers = [LinearMap(name, getattr(net, name)) for name in names]
+    x = torch.randn(40, 6)
+    with torch.no_grad(), tapped(layers) as quiet:
+        net(x)
+    torch.manual_seed(0)
+    with torch.no_grad(), dropping(net), tapped(layers) as dropped:
+        net(x)
+    torch.manual_seed(0)
+    first = F.relu(net.fc1(x))
+    second = F.relu(net.fc2(F.dropout(first, 0.5)))
+    for name, rows in zip(names, (x, first, second), strict=True):
+        torch.testing.assert_close(dropped[name].gram, (rows.t() @ rows).double().detach())
+    for name in ("fc1", "fc2"):  # no dropout before these but their own
+        torch.testing.assert_close(dropped[name].gram, quiet[name].gram)
+    assert (dropped["fc3"].gram - quiet["fc3"].gram).norm() > 0.1 * quiet["fc3"].gram.norm()
+    assert not any(m.training or m._forward_hooks for m in net.modules())
+    assert all(m.inplace is inplace for m in net.modules() if isinstance(m, nn.Dropout))
 
 
 # -- Confinement -----------------------------------------------------------------------------------

@@ -119,10 +119,12 @@ class Learner(Protocol):
         layers: "Sequence[LinearMap]",
         batches: Iterable[Batch],
         into: "Mapping[str, Accumulator] | None" = None,
+        dropout: bool = False,
     ) -> "Mapping[str, Moments]":
         """Second moments of the layers' inputs over the batches, in evaluation mode.
 
         With ``into``, the inputs are added to those accumulators instead, by layer name.
+        ``dropout`` leaves dropout on; of a layer right behind one, what enters the dropout counts.
         """
 
     def gradients(

@@ -189,13 +189,14 @@ class Borrowed(NetworkServices):
         layers: Sequence[LinearMap],
         batches: Iterable[Batch],
         into: Mapping[str, Accumulator] | None = None,
+        dropout: bool = False,
     ) -> Mapping[str, Moments]:
         """Second moments of the layers' inputs over the batches, in evaluation mode.
 
         Raises:
             UsageError: the inputs reached none of the layers.
         """
-        moments = super().tap(layers, batches, into)
+        moments = super().tap(layers, batches, into, dropout)
         if not any(inputs.samples for inputs in moments.values()):
             raise UsageError(
                 "the sample reached none of the protected layers: is the network called by "

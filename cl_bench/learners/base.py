@@ -415,6 +415,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         layers: Sequence[LinearMap],
         batches: Iterable[Batch],
         into: Mapping[str, Accumulator] | None = None,
+        dropout: bool = False,
     ) -> Mapping[str, Moments]:
         """Second moments of the layers' inputs over the batches, in evaluation mode."""
         batches = list(batches) if world() > 1 else batches
@@ -428,7 +429,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
                 elif not is_idle(batch):
                     yield share(batch)
 
-        moments = super().tap(layers, counted(), into)
+        moments = super().tap(layers, counted(), into, dropout)
         if apart:
             for layer in layers:
                 moments[layer.name].all_reduce()

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +16,7 @@ from cl_bench.subspace import (
     Accumulator,
     LinearMap,
     Moments,
+    dropping,
     linear_maps,
     plain_modules,
     tapped,
@@ -179,9 +180,15 @@ class NetworkServices:
         layers: Sequence[LinearMap],
         batches: Iterable[Batch],
         into: Mapping[str, Accumulator] | None = None,
+        dropout: bool = False,
     ) -> Mapping[str, Moments]:
         """Second moments of the layers' inputs over the batches, in evaluation mode."""
-        with torch.no_grad(), self._evaluating(), tapped(layers, into) as moments:
+        with ExitStack() as within:
+            within.enter_context(torch.no_grad())
+            within.enter_context(self._evaluating())
+            if dropout:
+                within.enter_context(dropping(self.network))
+            moments = within.enter_context(tapped(layers, into))
             for batch in batches:
                 batch = self._to_device(batch)
                 moments.counted = partial(self.counted, batch)

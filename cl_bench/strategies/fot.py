@@ -58,6 +58,7 @@ class FOT(Strategy):
             direction a task.
         extraction: inputs are those in the ``global`` model after the task, or in each client's own
             ``local`` one from the last round, as published.
+        dropout: leave dropout on while inputs are collected, as the published permuted MNIST does.
         omega: random mixtures are ``seeded``, or ``secret``: from the system's entropy, so that who
             knows the seed cannot undo them; such a run cannot be repeated.
         protect: which layers, and what becomes of biases and normalisation.
@@ -76,6 +77,7 @@ class FOT(Strategy):
         width: float | Mapping[str, float] = 1.0,
         residual_ratio: Literal["energy", "norm"] = "energy",
         extraction: Literal["global", "local"] = "global",
+        dropout: bool = False,
         omega: Literal["seeded", "secret"] = "seeded",
         protect: Protect | None = None,
     ) -> None:
@@ -101,6 +103,7 @@ class FOT(Strategy):
         self.width = width
         self.residual_ratio = residual_ratio
         self.collects_on: Literal["global", "local"] = extraction
+        self.dropout = dropout
         self.omega = omega
         self.protect = protect or Protect()
         self.basis: dict[str, Tensor] = {}
@@ -138,7 +141,7 @@ class FOT(Strategy):
         layers = learner.layers(self.protect)
         sketches = {layer.name: self._sketch(layer, learner.seed, task) for layer in layers}
         index = torch.split(torch.arange(len(task.train)), BATCH)
-        learner.tap(layers, (task.train[i] for i in index), sketches)
+        learner.tap(layers, (task.train[i] for i in index), sketches, self.dropout)
         samples = float(len(task.train))
         found = {"samples": torch.tensor(samples, dtype=torch.float64)}
         for name, s in sketches.items():

@@ -14,7 +14,7 @@ from cl_bench.subspace.linear_maps import (
     plain_modules,
     shared_out,
 )
-from cl_bench.subspace.moments import Accumulator, Moments, tapped
+from cl_bench.subspace.moments import Accumulator, Moments, dropping, tapped
 from cl_bench.subspace.preservation import (
     CosineSum,
     effective_rank,
@@ -61,6 +61,7 @@ __all__ = [
     "added_weight",
     "complement",
     "complement_within",
+    "dropping",
     "effective_rank",
     "empty_basis",
     "extend",

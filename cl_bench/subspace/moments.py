@@ -12,11 +12,15 @@ from typing import Any, Protocol, Self
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from cl_bench.subspace.linear_maps import LinearMap
 
 RESOLUTION = 1e-6
 """Singular values below this share of ||X||_F are rounding, not directions."""
+
+UNDROPPED = "_cl_bench_undropped"
+"""Attribute of what leaves a dropout layer: what entered it."""
 
 
 class Moments:
@@ -191,6 +195,27 @@ class Tapped(dict[str, Any]):
 
 
 @contextmanager
+def dropping(network: nn.Module) -> Iterator[None]:
+    """While the context is open dropout is on, and a tap sees what enters a layer's own dropout."""
+    dropouts = [m for m in network.modules() if isinstance(m, _DropoutNd)]
+    before = [(m, m.training, m.inplace) for m in dropouts]
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        setattr(out, UNDROPPED, args[0])
+
+    handles = [m.register_forward_hook(hook) for m in dropouts]
+    try:
+        for m in dropouts:
+            m.training, m.inplace = True, False
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for m, training, inplace in before:
+            m.training, m.inplace = training, inplace
+
+
+@contextmanager
 def tapped(
     layers: Sequence[LinearMap], into: Mapping[str, "Accumulator"] | None = None
 ) -> Iterator[Tapped]:
@@ -209,7 +234,7 @@ def tapped(
         by_module.setdefault(layer.module, []).append(layer)
 
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x = args[0].detach()
+        x = getattr(args[0], UNDROPPED, args[0]).detach()
         for layer in by_module[module]:
             taken = moments[layer.name]
             limit: int | None = getattr(taken, "limit", None)
