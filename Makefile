@@ -48,6 +48,7 @@ lint: $(VENV)/.dev ## ruff and mypy
 bench: $(VENV)/.dev ## time training steps against bare PyTorch loops
 	$(BIN)/python tests/benchmarks/step.py
 	$(BIN)/python tests/benchmarks/federation.py
+	$(BIN)/python tests/benchmarks/dropout.py
 
 bench-pmnist: $(VENV)/.dev ## time whole PMNIST runs against naive ones (METHOD=gpm|rogo DATA=folder with mnist/)
 	$(BIN)/python tests/benchmarks/pmnist.py --method $(METHOD) --data-dir $(DATA)/mnist

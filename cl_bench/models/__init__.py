@@ -2,6 +2,7 @@
 
 from cl_bench.models.alexnet_cl import AlexNetCL
 from cl_bench.models.cnn import SmallCNN
+from cl_bench.models.dropout import Dropout
 from cl_bench.models.gpt import gpt
 from cl_bench.models.lenet import LeNet
 from cl_bench.models.mlp import MLP
@@ -9,4 +10,14 @@ from cl_bench.models.pretrained import pretrained
 from cl_bench.models.resnet18_small import ResNet18Small
 from cl_bench.models.t5 import t5
 
-__all__ = ["MLP", "AlexNetCL", "LeNet", "ResNet18Small", "SmallCNN", "gpt", "pretrained", "t5"]
+__all__ = [
+    "MLP",
+    "AlexNetCL",
+    "Dropout",
+    "LeNet",
+    "ResNet18Small",
+    "SmallCNN",
+    "gpt",
+    "pretrained",
+    "t5",
+]

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from cl_bench.contracts import UsageError
+from cl_bench.models.dropout import Dropout
 from cl_bench.models.norms import NormPolicy, norm1d, norm2d
 
 
@@ -47,7 +48,7 @@ class AlexNetCL(nn.Sequential):
             layers[f"conv{i}"] = nn.Conv2d(previous, out, kernel, bias=bias)
             layers[f"bn{i}"] = norm2d(norm, out)
             layers[f"relu{i}"] = nn.ReLU()
-            layers[f"drop{i}"] = nn.Dropout(rate)
+            layers[f"drop{i}"] = Dropout(rate)
             layers[f"pool{i}"] = nn.MaxPool2d(2)
             previous = out
         layers["flatten"] = nn.Flatten()
@@ -57,7 +58,7 @@ class AlexNetCL(nn.Sequential):
             layers[f"fc{i}"] = nn.Linear(previous, width, bias=bias)
             layers[f"bn{i + 3}"] = norm1d(norm, width)
             layers[f"relu{i + 3}"] = nn.ReLU()
-            layers[f"drop{i + 3}"] = nn.Dropout(late)
+            layers[f"drop{i + 3}"] = Dropout(late)
             previous = width
         super().__init__(layers)
         self.train()

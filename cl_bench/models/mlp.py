@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from cl_bench.contracts import UsageError
+from cl_bench.models.dropout import Dropout
 
 
 class MLP(nn.Sequential):
@@ -41,6 +42,6 @@ class MLP(nn.Sequential):
             layers[f"fc{i}"] = nn.Linear(width, out, bias=bias)
             layers[f"relu{i}"] = nn.ReLU(inplace=True)
             if dropout:
-                layers[f"drop{i}"] = nn.Dropout(dropout[i - 1])
+                layers[f"drop{i}"] = Dropout(dropout[i - 1])
             width = out
         super().__init__(layers)
