@@ -732,6 +732,24 @@ def test_a_log_has_a_heartbeat_at_most_every_30_seconds(clock):
     assert lines[2] == "task 1/2 perm-1   70%  epoch 3/5  loss 0.1235  8 steps/s  2:47 left"
 
 
+def test_after_a_resume_later_tasks_are_expected_to_take_all_their_steps(clock):
+    shown, out = display(terminal=False)
+    shown.start(NAMES)
+    shown.task(0, steps=1000, before=400)
+    for _ in range(30):
+        clock.now += 1
+        shown.advance(10)
+    # 30 s for 300 steps: 30 s for the 300 left of this task, 100 s for the whole next one.
+    assert out.getvalue().splitlines() == ["task 1/2 perm-1   70%  10 steps/s  2:10 left"]
+    shown.advance(300)
+    shown.evaluated(R, 1, 60.0)
+    shown.task(1, steps=1000)
+    for _ in range(50):
+        clock.now += 1
+        shown.advance(10)
+    assert out.getvalue().splitlines()[-1] == "task 2/2 perm-2   30%  10 steps/s  1:10 left"
+
+
 def test_a_terminal_is_redrawn_at_most_four_times_a_second(clock):
     shown, _ = display(terminal=True)
     with shown:

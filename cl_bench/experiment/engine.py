@@ -240,7 +240,7 @@ class TaskHooks(Callback):
             with self.engine.learner.work.paused(), self.engine.learner.put_together():
                 self.engine.observer.before_task(self.engine.learner, self.task)
         steps = self.loader.steps * int(trainer.max_epochs or 1)
-        self.engine.progress.task(self.task.index, steps - self.checkpoints.batches)
+        self.engine.progress.task(self.task.index, steps, before=self.checkpoints.batches)
         self._epoch_started = time.perf_counter()
         self._rate = trainer.optimizers[0].param_groups[0]["lr"]
         self.checkpoints.begin()

@@ -105,7 +105,7 @@ class FederatedEngine(LightningEngine):
         sizes = {k: -(-len(rows) // learner.batch_size) for k, rows in split.rows.items()}
         each = f.local_epochs * sum(sizes.values()) / max(1, len(sizes))
         per_round = round(each * min(f.per_round, len(sizes)))
-        self.progress.task(task.index, per_round * (rounds - first))
+        self.progress.task(task.index, per_round * rounds, before=per_round * first)
         self.interrupts.install()
         every = self.state.every_steps
         due = (steps // every + 1) * every

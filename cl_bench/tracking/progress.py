@@ -41,6 +41,7 @@ class ProgressDisplay:
         # advance() runs once per training step and reads nothing but these two.
         self._done = 0
         self._next = float("inf")
+        self._before = 0
         self._index = 0
         self._steps = 0
         self._epoch = ""
@@ -70,13 +71,19 @@ class ProgressDisplay:
         """Something that belongs to no task begins; it takes up to ``steps`` steps."""
         self._begin(0, steps, name)
 
-    def task(self, index: int, steps: int) -> None:
-        """Training on the task with index ``index`` begins; it takes up to ``steps`` steps."""
-        self._begin(index, steps)
+    def task(self, index: int, steps: int, before: int = 0) -> None:
+        """Training on the task with index ``index`` begins, or goes on.
 
-    def _begin(self, index: int, steps: int, stage: str = "") -> None:
-        self._index, self._steps, self._done, self._epoch = index, steps, 0, ""
-        self._stage = stage
+        Args:
+            index: of the task.
+            steps: that the whole task takes at most.
+            before: steps of it that were done before a resume.
+        """
+        self._begin(index, steps, before=before)
+
+    def _begin(self, index: int, steps: int, stage: str = "", before: int = 0) -> None:
+        self._index, self._steps, self._before = index, steps, before
+        self._done, self._epoch, self._stage = 0, "", stage
         self._began = time.monotonic()
         self._next = self._began + self._interval
         if self._live:
@@ -113,7 +120,8 @@ class ProgressDisplay:
             seconds: what the task took.
             layers: its numbers per layer, ``{layer: {quantity: value}}``; ``rank`` is shown.
         """
-        self._task_seconds.append(seconds)
+        if not self._before:
+            self._task_seconds.append(seconds)
         self._next = float("inf")
         so_far = summarise(R[: learned + 1, :learned])
         line = f"{self._label(learned - 1)}  acc {_percent(R[learned, learned - 1])}"
@@ -150,14 +158,16 @@ class ProgressDisplay:
             if part
         )
         if self._live is None:
-            share = self._done / max(self._steps, 1)
+            share = (self._before + self._done) / max(self._steps, 1)
             self.note(f"{self._stage or self._label(self._index)}  {share:4.0%}  {facts}")
             return
         label = self._stage or self._label(self._index)
         # The words matter more than the bar where the terminal is narrow.
         room = self.console.width - len(label) - len(facts) - 5
         bar = ProgressBar(
-            total=max(self._steps, 1), completed=self._done, width=max(1, min(BAR_WIDTH, room))
+            total=max(self._steps, 1),
+            completed=self._before + self._done,
+            width=max(1, min(BAR_WIDTH, room)),
         )
         line = Table.grid(padding=(0, 2))
         for _ in range(3):
@@ -168,10 +178,11 @@ class ProgressDisplay:
     def _left(self, seconds: float) -> float:
         """Seconds until the last task is done, if every task takes what they took so far."""
         # A task may stop early, so what finished tasks took counts for more than its step count.
-        this = seconds * max(self._steps / max(self._done, 1) - 1, 0)
+        each = seconds / max(self._done, 1)
+        this = each * max(self._steps - self._before - self._done, 0)
         if self._stage:
             return this
-        known = self._task_seconds or [seconds + this]
+        known = self._task_seconds or [each * self._steps]
         return this + (len(self._names) - self._index - 1) * sum(known) / len(known)
 
     def _label(self, index: int) -> str:
