@@ -851,7 +851,7 @@ def test_scaling_is_trained_apart_from_the_weights_and_without_decay():
     assert weights_group["weight_decay"] == 1e-2
     assert scales["weight_decay"] == 0
     before = accuracy(learner, stream[0])
-    assert all(float(p.norm()) == 0 for p in scales["params"])
+    assert all(float(p.detach().norm()) == 0 for p in scales["params"])
     for p in scales["params"]:
         p.data.normal_()
     # A validation in the middle of a task: old tasks as they were, then back to training.

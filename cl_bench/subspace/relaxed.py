@@ -45,7 +45,6 @@ class RelaxedSpace:
             self.change.data = self.change.data.to(weight)
             self._followed = self._followed.to(weight)
 
-    @torch.no_grad()
     def take(self, strength: float, clear: bool = True) -> None:
         """dL/dS = (W B)^T G B + 2 strength (S - I); ``clear`` takes from G what is in span(B)."""
         layer, gradient = self.layer, self.layer.weight.grad
@@ -55,20 +54,21 @@ class RelaxedSpace:
         gradient = own_rows(gradient)
         bias = None if layer.bias is None or layer.bias.grad is None else own_rows(layer.bias.grad)
         G = layer.matrix(gradient, bias)
-        learned = summed((self.image.t() @ G) @ self.basis, layer.weight)
+        along = G @ self.basis
+        learned = summed(self.image.t() @ along, layer.weight)
         self.change.grad = learned.add_(self.change, alpha=2 * strength)
         if clear:
-            layer.store(G.addmm_(G @ self.basis, self.basis.t(), alpha=-1), gradient, bias)
+            layer.store(G.addmm_(along, self.basis.t(), alpha=-1), gradient, bias)
 
-    @torch.no_grad()
     def follow(self) -> None:
         """W_eff <- W_eff + W B (S_new - S_old) B^T."""
         layer = self.layer
         weight, bias = _held(layer)
-        moved = self.image @ (self.change - self._followed)
+        change = self.change.data
+        moved = self.image @ (change - self._followed)
         W = layer.matrix(weight, bias).addmm_(moved, self.basis.t())
         layer.store(W, weight, bias)
-        self._followed.copy_(self.change)
+        self._followed.copy_(change)
 
 
 class RelaxedSpaces:
@@ -106,6 +106,7 @@ class RelaxedSpaces:
             space.stay_with_layer()
         return [space.change for space in spaces]
 
+    @torch.no_grad()
     def take(self, strength: float) -> None:
         """Gradients are ready: what lies in a relaxed space trains its S instead of the weight.
 
@@ -115,6 +116,7 @@ class RelaxedSpaces:
         for name, space in self.spaces.items():
             space.take(strength, clear=name not in self.projected)
 
+    @torch.no_grad()
     def follow(self) -> None:
         """S has moved: the weights follow."""
         for space in self.spaces.values():
