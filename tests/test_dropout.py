@@ -58,6 +58,16 @@ def test_the_ends_of_the_range_are_those_of_torch(p):
     assert torch.equal(Dropout(p)(x), nn.Dropout(p)(x))
 
 
+def test_in_place_it_is_torchs():
+    x = torch.ones(1000)
+    torch.manual_seed(0)
+    expected = nn.Dropout(0.5)(x)
+    torch.manual_seed(0)
+    Dropout(0.5, inplace=True)(x)
+    assert torch.equal(x, expected)
+    assert 0 < int((x == 0).sum()) < 1000
+
+
 def test_does_nothing_in_evaluation():
     x = torch.randn(100)
     assert torch.equal(Dropout(0.5).eval()(x), x)

@@ -9,12 +9,13 @@ class Dropout(nn.Dropout):
 
     Torch's Bernoulli numbers take a sixth of a training step of FOT's network there and a fifth of
     AlexNet's (``tests/benchmarks/dropout.py``). The mask has the same distribution and follows the
-    same generator, with other draws. Elsewhere this is ``nn.Dropout`` itself.
+    same generator, with other draws. Elsewhere, and in place, this is ``nn.Dropout`` itself.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """The input with a share p of it at 0 and the rest divided by 1 - p, in training."""
-        if not self.training or self.p in (0.0, 1.0) or input.device.type != "cpu":
+        plain = self.inplace or self.p in (0.0, 1.0) or input.device.type != "cpu"
+        if plain or not self.training:
             return super().forward(input)
         uniform = torch.rand(input.shape)  # float32: bfloat16 has too few values near p
         kept = uniform.ge_(self.p).mul_(1.0 / (1.0 - self.p))

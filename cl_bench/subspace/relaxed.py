@@ -17,7 +17,7 @@ from cl_bench.subspace.linear_maps import LinearMap, cut_rows, join_rows, own_ro
 
 
 class RelaxedSpace:
-    """B, W B and S - I of one layer.
+    """B, W B and S - I of one layer; :class:`RelaxedSpaces` calls it without autograd.
 
     Args:
         layer: whose matrix W (o, d) is meant.
@@ -64,11 +64,10 @@ class RelaxedSpace:
         """W_eff <- W_eff + W B (S_new - S_old) B^T."""
         layer = self.layer
         weight, bias = _held(layer)
-        change = self.change.data
-        moved = self.image @ (change - self._followed)
+        moved = self.image @ (self.change - self._followed)
         W = layer.matrix(weight, bias).addmm_(moved, self.basis.t())
         layer.store(W, weight, bias)
-        self._followed.copy_(change)
+        self._followed.copy_(self.change)
 
 
 class RelaxedSpaces:
