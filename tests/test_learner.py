@@ -364,6 +364,27 @@ def test_a_short_step_is_a_step_and_its_hooks_hear_of_it(rule):
     assert heard == [rule, rule]
 
 
+PLAIN = [{}, {"weight_decay": 0.1}, {"momentum": 0.9}, {"maximize": True}, {"foreach": True}]
+
+
+@pytest.mark.parametrize("options", PLAIN, ids=str)
+def test_a_short_step_of_sgd_has_torchs_bits(options):
+    steps, weights = [], []
+    for short in (True, False):
+        rng = torch.Generator().manual_seed(0)
+        w = nn.Parameter(torch.randn(7, 5, generator=rng))
+        idle = nn.Parameter(torch.ones(2))  # has no gradient
+        optimizer = SGD([{"params": [w], "lr": 0.3}, {"params": [idle]}], lr=0.1, **options)
+        steps.append(short_step(optimizer) if short else optimizer.step)
+        for _ in range(3):
+            w.grad = torch.randn(7, 5, generator=rng)
+            steps[-1]()
+        weights.append((w.detach(), idle.detach()))
+    assert steps[0] != steps[1]
+    assert torch.equal(weights[0][0], weights[1][0])
+    assert torch.equal(weights[0][1], torch.ones(2))
+
+
 def scheduled(rule):
     torch.optim.lr_scheduler.StepLR(rule, 1)
 

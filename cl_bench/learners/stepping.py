@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
+from torch import Tensor
+from torch.optim import SGD, Optimizer
 from torch.optim import optimizer as machinery
 
 
@@ -30,6 +31,8 @@ def short_step(optimizer: Optimizer) -> Callable[[], object]:
     if watched:
         return optimizer.step
     inside: Callable[[Optimizer], object] = method.__wrapped__
+    if _is_plain(optimizer):
+        inside = _plain_step
 
     def step() -> None:
         inside(optimizer)
@@ -37,3 +40,22 @@ def short_step(optimizer: Optimizer) -> Callable[[], object]:
             hook(optimizer, (), {})
 
     return step
+
+
+def _is_plain(optimizer: Optimizer) -> bool:
+    """Whether a step is theta <- theta - lr g and keeps nothing."""
+    options = ("momentum", "weight_decay", "maximize", "differentiable", "foreach", "fused")
+    return type(optimizer) is SGD and not any(
+        isinstance(group["lr"], Tensor) or any(group[option] for option in options)
+        for group in optimizer.param_groups
+    )
+
+
+@torch.no_grad()
+def _plain_step(optimizer: Optimizer) -> None:
+    """What torch's SGD comes down to, to the bit, where :func:`_is_plain`."""
+    for group in optimizer.param_groups:
+        rate = -group["lr"]
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.add_(parameter.grad, alpha=rate)

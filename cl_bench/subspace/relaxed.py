@@ -12,12 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from cl_bench.subspace.linear_maps import LinearMap, cut_rows, join_rows, own_rows, summed
 
 
 class RelaxedSpace:
-    """B, W B and S - I of one layer; :class:`RelaxedSpaces` calls it without autograd.
+    """B, W B and S - I of one layer.
 
     Args:
         layer: whose matrix W (o, d) is meant.
@@ -30,44 +31,53 @@ class RelaxedSpace:
     """
 
     def __init__(self, layer: LinearMap, basis: Tensor, image: Tensor, change: Tensor) -> None:
-        weight = own_rows(layer.weight.detach())
         self.layer = layer
-        self.basis = basis.detach().to(weight).contiguous()
-        self.image = image.detach().to(weight).contiguous()
-        self.change = nn.Parameter(change.detach().to(weight).clone())
-        self._followed = self.change.detach().clone()
+        self.weight, self.bias = layer.weight, layer.bias if layer.augmented else None
+        self.basis, self.image = basis.detach(), image.detach()
+        self.change = nn.Parameter(change.detach().clone())
+        self._settle(own_rows(self.weight.detach()))
 
     def stay_with_layer(self) -> None:
         """Be where the layer's weight is."""
-        weight = own_rows(self.layer.weight.detach())
+        weight = own_rows(self.weight.detach())
         if self.basis.device != weight.device or self.basis.dtype != weight.dtype:
-            self.basis, self.image = self.basis.to(weight), self.image.to(weight)
-            self.change.data = self.change.data.to(weight)
-            self._followed = self._followed.to(weight)
+            self._settle(weight)
+
+    def _settle(self, weight: Tensor) -> None:
+        self.basis = self.basis.to(weight).contiguous()
+        self.image = self.image.to(weight).contiguous()
+        self.change.data = self.change.data.to(weight)
+        # These run in every step: views made once, and no autograd to switch off.
+        self._value = self.change.detach()
+        self._basis_t, self._image_t = self.basis.t(), self.image.t()
+        self._followed = self.image @ self._value
 
     def take(self, strength: float, clear: bool = True) -> None:
         """dL/dS = (W B)^T G B + 2 strength (S - I); ``clear`` takes from G what is in span(B)."""
-        layer, gradient = self.layer, self.layer.weight.grad
-        self.change.grad = None
+        gradient = self.weight.grad
         if gradient is None:
+            self.change.grad = None
             return
         gradient = own_rows(gradient)
-        bias = None if layer.bias is None or layer.bias.grad is None else own_rows(layer.bias.grad)
-        G = layer.matrix(gradient, bias)
+        bias = None if self.bias is None or self.bias.grad is None else own_rows(self.bias.grad)
+        G = self.layer.matrix(gradient, bias)
         along = G @ self.basis
-        learned = summed(self.image.t() @ along, layer.weight)
-        self.change.grad = learned.add_(self.change, alpha=2 * strength)
+        if isinstance(self.weight, DTensor):
+            learned = summed(self._image_t @ along, self.weight)
+            self.change.grad = learned.add_(self._value, alpha=2 * strength)
+        else:
+            self.change.grad = torch.addmm(self._value, self._image_t, along, beta=2 * strength)
         if clear:
-            layer.store(G.addmm_(along, self.basis.t(), alpha=-1), gradient, bias)
+            self.layer.store(G.addmm_(along, self._basis_t, alpha=-1), gradient, bias)
 
     def follow(self) -> None:
         """W_eff <- W_eff + W B (S_new - S_old) B^T."""
-        layer = self.layer
-        weight, bias = _held(layer)
-        moved = self.image @ (self.change - self._followed)
-        W = layer.matrix(weight, bias).addmm_(moved, self.basis.t())
-        layer.store(W, weight, bias)
-        self._followed.copy_(self.change)
+        weight = own_rows(self.weight.detach())
+        bias = None if self.bias is None else own_rows(self.bias.detach())
+        image = self.image @ self._value
+        W = self.layer.matrix(weight, bias).addmm_(image - self._followed, self._basis_t)
+        self.layer.store(W, weight, bias)
+        self._followed = image
 
 
 class RelaxedSpaces:
@@ -87,8 +97,8 @@ class RelaxedSpaces:
     def grow(self, name: str, basis: Tensor) -> None:
         """Append ``basis`` (d, q), orthonormal to what is there: S keeps its entries, I is new."""
         layer = self.layers[name]
-        weight, bias = _held(layer)
-        W = layer.matrix(weight, bias)
+        bias = own_rows(layer.bias.detach()) if layer.augmented and layer.bias is not None else None
+        W = layer.matrix(own_rows(layer.weight.detach()), bias)
         basis, q = basis.to(W), basis.shape[1]
         image, change = W @ basis, W.new_zeros(q, q)
         if name in self.spaces:
@@ -105,7 +115,6 @@ class RelaxedSpaces:
             space.stay_with_layer()
         return [space.change for space in spaces]
 
-    @torch.no_grad()
     def take(self, strength: float) -> None:
         """Gradients are ready: what lies in a relaxed space trains its S instead of the weight.
 
@@ -115,7 +124,6 @@ class RelaxedSpaces:
         for name, space in self.spaces.items():
             space.take(strength, clear=name not in self.projected)
 
-    @torch.no_grad()
     def follow(self) -> None:
         """S has moved: the weights follow."""
         for space in self.spaces.values():
@@ -143,9 +151,3 @@ class RelaxedSpaces:
             )
             for name, parts in state.items()
         }
-
-
-def _held(layer: LinearMap) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias, as far as this process holds them, to write into."""
-    bias = layer.bias
-    return own_rows(layer.weight.detach()), None if bias is None else own_rows(bias.detach())
