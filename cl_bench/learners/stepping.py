@@ -44,9 +44,11 @@ def short_step(optimizer: Optimizer) -> Callable[[], object]:
 
 def _is_plain(optimizer: Optimizer) -> bool:
     """Whether a step is theta <- theta - lr g and keeps nothing."""
-    options = ("momentum", "weight_decay", "maximize", "differentiable", "foreach", "fused")
-    return type(optimizer) is SGD and not any(
-        isinstance(group["lr"], Tensor) or any(group[option] for option in options)
+    options = ("momentum", "weight_decay", "maximize", "differentiable", "fused")
+    return type(optimizer) is SGD and all(
+        group["foreach"] is False  # None may mean all at once, on a GPU
+        and not isinstance(group["lr"], Tensor)
+        and not any(group[option] for option in options)
         for group in optimizer.param_groups
     )
 
