@@ -395,6 +395,27 @@ def test_a_short_step_of_sgd_has_torchs_bits(options, plain):
     assert our_state["state"].keys() == torchs_state["state"].keys()
 
 
+def test_a_short_backward_pass_has_torchs_gradients_and_torchs_complaints():
+    rng = torch.Generator().manual_seed(0)
+    w = nn.Parameter(torch.randn(5, 3, generator=rng))
+    idle = nn.Parameter(torch.ones(2))
+
+    def passes(backward):
+        w.grad = None
+        for scale in (1.0, 0.5):  # the second adds up
+            backward((w.tanh() * scale).square().mean(), torch.tensor(0.7))
+        assert idle.grad is None
+        return w.grad
+
+    assert torch.equal(passes(stepping.short_backward), passes(lambda loss, g: loss.backward(g)))
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        stepping.short_backward(torch.ones(()), torch.ones(()))
+    loss = w.tanh().sum()
+    stepping.short_backward(loss, torch.ones(()))
+    with pytest.raises(RuntimeError, match="second time"):
+        stepping.short_backward(loss, torch.ones(()))
+
+
 def scheduled(rule):
     torch.optim.lr_scheduler.StepLR(rule, 1)
 

@@ -12,7 +12,7 @@ from cl_bench.contracts import State, Strategy, derive_seed, generator
 from cl_bench.federation.partition import ClientTask
 from cl_bench.federation.upload import Upload, floating
 from cl_bench.learners import BaseLearner, DivergedError
-from cl_bench.learners.stepping import short_step
+from cl_bench.learners.stepping import short_backward, short_step
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def client_fit(
             for parameter in trained:
                 parameter.grad = None
             whole = torch.ones_like(loss) if whole is None else whole
-            loss.backward(whole)  # type: ignore[no-untyped-call]
+            short_backward(loss, whole)
             strategy.constrain(learner)
             step()
             losses.append(loss.detach())

@@ -22,7 +22,7 @@ from cl_bench.learners import sharding
 from cl_bench.learners.batch_norm import part_of_a_batch
 from cl_bench.learners.ranks import average_, gathered, is_idle, share, world
 from cl_bench.learners.services import NetworkServices
-from cl_bench.learners.stepping import short_step
+from cl_bench.learners.stepping import short_backward, short_step
 from cl_bench.learners.work import Work
 from cl_bench.subspace import Accumulator, LinearMap, Moments
 
@@ -210,7 +210,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
                 parameter.grad = None
             if whole is None:
                 whole = torch.ones_like(loss)
-            loss.backward(whole)  # type: ignore[no-untyped-call]
+            short_backward(loss, whole)
             self.strategy.constrain(self)
             step()
             self._watch(loss)

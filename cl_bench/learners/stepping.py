@@ -1,4 +1,4 @@
-"""An optimizer's step without what torch puts around it, for loops of very short steps."""
+"""Backward passes and optimizer steps without what torch puts around them, for very short steps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +7,21 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 from torch.optim import optimizer as machinery
+
+_ENGINE: Any = torch.autograd.Variable._execution_engine
+
+
+def short_backward(loss: Tensor, gradient: Tensor) -> None:
+    """``loss.backward(gradient)`` without the checks that come before torch's engine.
+
+    They take as long as a layer of a small network, and a learner's own loss passes all of them.
+    """
+    if type(loss) is not Tensor:
+        loss.backward(gradient)  # type: ignore[no-untyped-call]
+        return
+    _ENGINE.run_backward(
+        (loss,), (gradient,), False, False, (), allow_unreachable=True, accumulate_grad=True
+    )
 
 
 def short_step(optimizer: Optimizer) -> Callable[[], object]:
