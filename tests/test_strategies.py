@@ -104,6 +104,27 @@ def test_empirical_fisher_is_the_sum_of_squared_gradients(scenario, model):
         torch.testing.assert_close(found[n], expected[n], atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("samples", "size"), [(70, 20), (40, 7), (5, 20)])
+def test_batched_fisher_is_the_mean_of_squared_batch_gradients(samples, size):
+    stream = make_stream(n=70)
+    learner = make_learner(stream)
+    learner.begin(stream[0], Finetune())
+    rule = EWC(samples=samples, fisher="batched", fisher_batch=size)
+    found = fisher_of(learner, rule, stream[0])
+    batch = stream[0].sample(samples, learner.seed)
+    expected = {n: torch.zeros_like(p) for n, p in learner.named_trainable().items()}
+    for start in range(0, samples, size):
+        piece = {k: v[start : start + size] for k, v in batch.items()}
+        learner.zero_grad()
+        learner.loss(learner(piece), piece).backward()
+        for n, p in learner.named_trainable().items():
+            expected[n] += p.grad.square() * len(piece["y"]) / samples
+    assert found.keys() == expected.keys()
+    for n in expected:
+        assert float(expected[n].norm()) > 0
+        torch.testing.assert_close(found[n], expected[n], atol=1e-8, rtol=1e-4)
+
+
 def test_true_fisher_is_the_expectation_over_the_models_own_labels():
     stream = make_stream(n=4000)
     learner = make_learner(stream, nn.Flatten())
@@ -138,11 +159,11 @@ def test_collecting_the_fisher_changes_nothing():
     assert learner.training
 
 
-def with_quadratics(decay=1.0, tasks=3, strength=7.0):
+def with_quadratics(decay=1.0, tasks=3, strength=7.0, **options):
     """EWC after some tasks of one weight matrix, and each task's own (F, theta)."""
     stream = make_stream(tasks=tasks)
     learner = make_learner(stream, nn.Flatten())
-    ewc = EWC(strength, decay=decay, samples=40)
+    ewc = EWC(strength, decay=decay, samples=40, **options)
     quadratics = []
     for task in stream:
         learner.begin(task, ewc)
@@ -190,6 +211,24 @@ def test_one_quadratic_stands_for_the_sum_of_all(decay):
     # the sum differs from it by a constant alone
     assert values[0][0] - values[1][0] == pytest.approx(whole(one) - whole(other), rel=1e-4)
     torch.testing.assert_close(ewc.information["heads.0.weight"], sum(f for f, _ in faded))
+
+
+@pytest.mark.parametrize("anchor", ["sum", "latest"])
+@pytest.mark.parametrize(("information", "decay"), [("mean", 1.0), ("sum", 1.0), ("sum", 0.6)])
+def test_where_the_pull_points_and_how_strong_it_is(anchor, information, decay):
+    stream, learner, ewc, quadratics = with_quadratics(
+        decay, tasks=3, anchor=anchor, information=information
+    )
+    shares = [1 / 3] * 3 if information == "mean" else [decay ** (2 - j) for j in range(3)]
+    weighted = [share * f for share, (f, _) in zip(shares, quadratics, strict=True)]
+    F_, latest = sum(weighted), quadratics[-1][1]
+    pull = sum(f * old for f, (_, old) in zip(weighted, quadratics, strict=True))
+    expected = latest if anchor == "latest" else pull / F_
+    torch.testing.assert_close(ewc.information["heads.0.weight"], F_)
+    torch.testing.assert_close(ewc.centre["heads.0.weight"], expected, atol=1e-4, rtol=1e-4)
+    theta = torch.randn(CLASSES, DIM)
+    _, gradient = penalty_at(ewc, learner, stream, theta)
+    torch.testing.assert_close(gradient, 7.0 * F_ * (theta - expected), atol=1e-4, rtol=1e-4)
 
 
 def test_weights_without_information_are_not_pulled():
@@ -250,7 +289,7 @@ def test_strength_holds_weights_back():
 
 
 def test_ewc_state_round_trip():
-    one, other = assert_goes_on_the_same(lambda: EWC(10.0, samples=20))
+    one, other = assert_goes_on_the_same(lambda: EWC(10.0, samples=20, information="mean"))
     for n, f in one.information.items():
         assert torch.equal(f, other.information[n])
         assert torch.equal(one.centre[n], other.centre[n])
@@ -265,7 +304,11 @@ def test_ewc_state_round_trip():
     [
         ({"strength": -1.0}, r"strength=-1\.0.*negative"),
         ({"samples": 0}, r"samples=0.*at least one"),
-        ({"fisher": "exact"}, r"fisher='exact'.*'true' or 'empirical'"),
+        ({"fisher_batch": 0}, r"fisher_batch=0.*at least one"),
+        ({"fisher": "exact"}, r"fisher='exact'.*true, empirical, batched"),
+        ({"information": "max"}, r"information='max'.*sum, mean"),
+        ({"anchor": "first"}, r"anchor='first'.*sum, latest"),
+        ({"information": "mean", "decay": 0.9}, r"decay=0\.9.*does not fade"),
         ({"decay": 1.5}, r"decay=1\.5.*\[0, 1\]"),
     ],
 )
@@ -642,7 +685,7 @@ def test_states_of_companions_are_apart():
     assert list(state) == ["gpm", "er", "ewc"]
     assert {"memory", "rows_per_sample"} <= set(state["gpm"])
     assert set(state["er"]) == {"buffer", "seen", "rng"}
-    assert set(state["ewc"]) == {"information", "centre"}
+    assert set(state["ewc"]) == {"information", "centre", "tasks"}
     for a, b in zip(one.members, other.members, strict=True):
         assert a.metrics() == b.metrics()
 

@@ -28,14 +28,25 @@ class EWC(Strategy):
 
     The sum over old tasks is one quadratic, with F = sum F_j and centre
     theta* = sum F_j theta_j / F (its constant has no gradient): memory does not grow with tasks.
+    Much published code keeps another quadratic, around the latest weights and with the mean of the
+    F_j: ``anchor: latest, information: mean, fisher: batched`` (for example github.com/joansj/hat
+    @ ed35d72, whose batches are of 20).
 
     Args:
         strength: lambda.
         samples: training samples that estimate the Fisher information of a task.
-        fisher: labels drawn from the model's own prediction (``true``) or the data's
-            (``empirical``).
-        decay: gamma in [0, 1] on old information at each new task (online EWC, Schwarz et al.,
-            ICML 2018); 1 is the sum of Kirkpatrick et al.
+        fisher: squared gradients of single samples with labels drawn from the model's own
+            prediction (``true``) or the data's (``empirical``); or of the mean loss of small
+            batches with the data's (``batched``), about 1 / ``fisher_batch`` of the second.
+        fisher_batch: samples of such a batch.
+        information: F of old tasks is the ``sum`` of theirs (Kirkpatrick et al.) or the ``mean``.
+        anchor: pull to where the ``sum`` of the tasks' own quadratics is least (Kirkpatrick et
+            al.), or to the ``latest`` weights (Huszár, PNAS 2018; Schwarz et al.).
+        decay: gamma in [0, 1] on old information at each new task, with ``information: sum``
+            (online EWC, Schwarz et al., ICML 2018, which has ``anchor: latest``).
+
+    Raises:
+        UsageError: an option is out of range.
     """
 
     needs = Needs(engine="any", shardable=False)
@@ -44,21 +55,39 @@ class EWC(Strategy):
         self,
         strength: float = 100.0,
         samples: int = 1000,
-        fisher: Literal["true", "empirical"] = "true",
+        fisher: Literal["true", "empirical", "batched"] = "true",
+        fisher_batch: int = 20,
+        information: Literal["sum", "mean"] = "sum",
+        anchor: Literal["sum", "latest"] = "sum",
         decay: float = 1.0,
     ) -> None:
         if strength < 0:
             raise UsageError(f"strategy.strength={strength}: must not be negative")
-        if samples < 1:
-            raise UsageError(f"strategy.samples={samples}: at least one sample is needed")
-        if fisher not in ("true", "empirical"):
-            raise UsageError(f"strategy.fisher={fisher!r}: use 'true' or 'empirical'")
+        for key, count in (("samples", samples), ("fisher_batch", fisher_batch)):
+            if count < 1:
+                raise UsageError(f"strategy.{key}={count}: at least one sample is needed")
+        for key, choice, allowed in (
+            ("fisher", fisher, ("true", "empirical", "batched")),
+            ("information", information, ("sum", "mean")),
+            ("anchor", anchor, ("sum", "latest")),
+        ):
+            if choice not in allowed:
+                raise UsageError(f"strategy.{key}={choice!r}: use {', '.join(allowed)}")
         if not 0.0 <= decay <= 1.0:
             raise UsageError(f"strategy.decay={decay}: must lie in [0, 1]")
+        if decay != 1.0 and information == "mean":
+            raise UsageError(
+                f"strategy.decay={decay}: a mean over tasks does not fade; use "
+                "strategy.information=sum, or decay=1"
+            )
         self.strength = strength
         self.samples = samples
         self.fisher = fisher
+        self.fisher_batch = fisher_batch
+        self.merging = information
+        self.anchor = anchor
         self.decay = decay
+        self.tasks = 0
         self.information: dict[str, Tensor] = {}
         self.centre: dict[str, Tensor] = {}
 
@@ -79,38 +108,48 @@ class EWC(Strategy):
         rng = generator(learner.seed, "fisher", task.index)
         count = len(next(iter(batch.values())))
         total: dict[str, Tensor] = {"samples": torch.tensor(float(count))}
-        for start in range(0, count, 64):
-            piece = {k: v[start : start + 64] for k, v in batch.items()}
+        single = self.fisher != "batched"
+        size = 64 if single else self.fisher_batch
+        for start in range(0, count, size):
+            piece = {k: v[start : start + size] for k, v in batch.items()}
             if self.fisher == "true":
                 piece = learner.draw_labels(piece, rng)
-            for name, gradient in learner.gradients(piece, per_sample=True).items():
-                squared = gradient.square().sum(0)
+            for name, gradient in learner.gradients(piece, per_sample=single).items():
+                squared = gradient.square()
+                squared = squared.sum(0) if single else squared * min(size, count - start)
                 total[name] = total[name] + squared if name in total else squared
         return total
 
     def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
-        """F <- gamma F + F_t, theta* <- the minimum of the summed quadratics."""
+        """F <- gamma F + F_t (or their mean), theta* <- the new anchor."""
         count = stats["samples"]
+        faded = self.decay if self.merging == "sum" else float(self.tasks)
         for name, p in learner.named_trainable().items():
-            new = stats[name] / count  # type: ignore[operator]
-            theta = p.detach().clone()
-            if name not in self.information:
-                self.information[name], self.centre[name] = new, theta
-                continue
-            old = self.decay * self.information[name].to(new)
-            whole = old + new
-            pull = torch.where(whole > 0, new / whole.clamp_min(1e-38), 0.0)
-            self.centre[name] = torch.lerp(self.centre[name].to(theta), theta, pull)
-            self.information[name] = whole
+            whole = stats[name] / count  # type: ignore[operator]
+            centre = p.detach().clone()
+            if name in self.information:
+                new, whole = whole, whole + faded * self.information[name].to(whole)
+                if self.anchor == "sum":
+                    pull = torch.where(whole > 0, new / whole.clamp_min(1e-38), 0.0)
+                    centre = torch.lerp(self.centre[name].to(centre), centre, pull)
+                if self.merging == "mean":
+                    whole /= self.tasks + 1
+            self.information[name], self.centre[name] = whole, centre
+        self.tasks += 1
 
     def metrics(self) -> Mapping[str, Mapping[str, float]]:
         """Mean Fisher information of every parameter tensor."""
         return {n: {"fisher_mean": float(f.mean())} for n, f in self.information.items()}
 
     def state_dict(self) -> State:
-        """Fisher information and centre."""
-        return {"information": dict(self.information), "centre": dict(self.centre)}
+        """Fisher information, centre and the number of tasks that are in them."""
+        return {
+            "information": dict(self.information),
+            "centre": dict(self.centre),
+            "tasks": self.tasks,
+        }
 
     def load_state_dict(self, state: State) -> None:
         """Inverse of :meth:`state_dict`."""
         self.information, self.centre = dict(state["information"]), dict(state["centre"])
+        self.tasks = int(state["tasks"])
