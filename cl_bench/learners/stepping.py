@@ -47,7 +47,7 @@ def short_step(optimizer: Optimizer) -> Callable[[], object]:
         return optimizer.step
     inside: Callable[[Optimizer], object] = method.__wrapped__
     if _is_plain(optimizer):
-        inside = _plain_step
+        inside = _plain_step(optimizer)
 
     def step() -> None:
         inside(optimizer)
@@ -68,11 +68,18 @@ def _is_plain(optimizer: Optimizer) -> bool:
     )
 
 
-@torch.no_grad()
-def _plain_step(optimizer: Optimizer) -> None:
+def _plain_step(optimizer: Optimizer) -> Callable[[Optimizer], None]:
     """What torch's SGD comes down to, to the bit, where :func:`_is_plain`."""
-    for group in optimizer.param_groups:
-        rate = -group["lr"]
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                parameter.add_(parameter.grad, alpha=rate)
+    # Detached, they can be written to without switching autograd off and on in every step.
+    groups = [
+        (group, [(p, p.detach()) for p in group["params"]]) for group in optimizer.param_groups
+    ]
+
+    def step(_: Optimizer) -> None:
+        for group, weights in groups:
+            rate = -group["lr"]
+            for parameter, weight in weights:
+                if parameter.grad is not None:
+                    weight.add_(parameter.grad, alpha=rate)
+
+    return step
