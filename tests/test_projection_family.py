@@ -256,6 +256,19 @@ def relaxed_layer(kind):
     return module, maps, original, relaxed, torch.randn(*shape, dtype=torch.float64)
 
 
+def test_a_weight_in_another_memory_format_follows_too():
+    torch.manual_seed(3)
+    module = nn.Conv2d(3, 4, 2, bias=False).double().to(memory_format=torch.channels_last)
+    (layer,) = linear_maps("l", module)
+    W, B = layer.whole().clone(), orthonormal(layer.in_features, 2)
+    relaxed = RelaxedSpaces([layer])
+    relaxed.grow("l", B)
+    (change,) = relaxed.parameters()
+    change.data.normal_()
+    relaxed.follow()
+    torch.testing.assert_close(layer.whole() - W, W @ B @ change.detach() @ B.t())
+
+
 @pytest.mark.parametrize("kind", LAYERS)
 def test_the_weight_is_where_the_small_matrix_says(kind):
     module, maps, original, relaxed, _ = relaxed_layer(kind)

@@ -299,6 +299,17 @@ def test_importance_scales_directions(seed, d, data):
 
 
 @small
+@given(seeds, st.integers(1, 8), st.data())
+def test_what_is_inside_and_what_the_rest_is_mapped_to(seed, d, data):
+    basis, rows = orthonormal(d, data.draw(st.integers(0, d)), seed), randn(seed + 1, 4, d)
+    W, inside, outside = randn(seed + 2, 3, d), randn(0, 4, d), randn(0, 4, 3)
+    Projection(basis).apart(rows, W, inside, outside)
+    torch.testing.assert_close(inside, rows - rows @ projector(basis))
+    torch.testing.assert_close(outside, rows @ projector(basis) @ W.t())
+    torch.testing.assert_close(inside @ W.t() + outside, rows @ W.t())
+
+
+@small
 @given(seeds, st.integers(1, 8), st.floats(0.1, 2.0), st.data())
 def test_scale_multiplies_what_is_left(seed, d, scale, data):
     basis, rows = orthonormal(d, data.draw(st.integers(0, d)), seed), randn(seed + 1, 4, d)

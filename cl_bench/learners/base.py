@@ -47,7 +47,7 @@ class _Step:
 
 
 def _samples(batch: Batch) -> int:
-    return len(next(iter(batch.values())))
+    return int(next(iter(batch.values())).shape[0])
 
 
 class BaseLearner(NetworkServices, lightning.LightningModule):

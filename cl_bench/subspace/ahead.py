@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from cl_bench.subspace.projection import Projection
@@ -112,7 +111,10 @@ class InputsAhead:
     def _prepare(self, fetched: Tensor, d: int, anchor: Tensor) -> tuple[Tensor, Tensor]:
         drawn: Drawn | None = getattr(fetched, "drawn_from", None)
         if drawn is None or not drawn.usable(fetched, d):
-            return self._split(fetched.view(-1, d), anchor)
+            rows = fetched.view(-1, d)
+            found = torch.empty_like(rows), rows.new_empty(len(rows), anchor.shape[0])
+            self.projection.to(rows).apart(rows, anchor.to(rows), *found)
+            return found
         if drawn.data is not self._data:
             self._data = drawn.data
             rows = self._data.view(-1, d)
@@ -120,14 +122,13 @@ class InputsAhead:
             self._constant_data = rows.new_empty(len(rows), anchor.shape[0])
             for start in range(0, len(rows), CHUNK):
                 piece = slice(start, start + CHUNK)
-                self._projected_data[piece], self._constant_data[piece] = self._split(
-                    rows[piece], anchor
+                self.projection.to(rows).apart(
+                    rows[piece],
+                    anchor.to(rows),
+                    self._projected_data[piece],
+                    self._constant_data[piece],
                 )
         return (
             self._projected_data.index_select(0, drawn.index),
             self._constant_data.index_select(0, drawn.index),
         )
-
-    def _split(self, rows: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
-        projected = self.projection.to(rows)(rows)
-        return projected, F.linear(rows - projected, anchor.to(rows))

@@ -56,3 +56,20 @@ class Projection:
         if self._free:
             return torch.mm(rows @ self._left, self._right, out=rows)
         return rows.addmm_(rows @ self._left, self._right, beta=self.scale, alpha=-self.scale)
+
+    def apart(self, rows: Tensor, W: Tensor, inside: Tensor, outside: Tensor) -> None:
+        """P x into ``inside`` and W (I - P) x into ``outside``, for the rows x of a matrix.
+
+        Args:
+            rows: (n, d).
+            W: (o, d).
+            inside: (n, d), written.
+            outside: (n, o), written; right where the projection is ``exact``.
+        """
+        coefficients, image = rows @ self._left, W @ self._left
+        if self._free:
+            torch.mm(coefficients, self._right, out=inside)
+            torch.mm(rows, W.t(), out=outside).addmm_(coefficients, image.t(), alpha=-1)
+        else:
+            torch.addmm(rows, coefficients, self._right, alpha=-1, out=inside)
+            torch.mm(coefficients, image.t(), out=outside)

@@ -35,22 +35,33 @@ class RelaxedSpace:
         self.weight, self.bias = layer.weight, layer.bias if layer.augmented else None
         self.basis, self.image = basis.detach(), image.detach()
         self.change = nn.Parameter(change.detach().clone())
-        self._settle(own_rows(self.weight.detach()))
+        weight = own_rows(self.weight.detach())
+        self._settle(weight)
+        self._look_at(weight)
 
     def stay_with_layer(self) -> None:
         """Be where the layer's weight is."""
         weight = own_rows(self.weight.detach())
         if self.basis.device != weight.device or self.basis.dtype != weight.dtype:
             self._settle(weight)
+        self._look_at(weight)
 
     def _settle(self, weight: Tensor) -> None:
         self.basis = self.basis.to(weight).contiguous()
         self.image = self.image.to(weight).contiguous()
         self.change.data = self.change.data.to(weight)
-        # These run in every step: views made once, and no autograd to switch off.
+        # What runs in every step uses views made once, and has no autograd to switch off.
         self._value = self.change.detach()
         self._basis_t, self._image_t = self.basis.t(), self.image.t()
         self._followed = self.image @ self._value
+
+    def _look_at(self, weight: Tensor) -> None:
+        self._whole = (
+            self.layer.is_one_tensor
+            and not isinstance(self.weight, DTensor)
+            and weight.is_contiguous()
+        )
+        self._matrix = weight.view(len(weight), -1) if self._whole else weight
 
     def take(self, strength: float, clear: bool = True) -> None:
         """dL/dS = (W B)^T G B + 2 strength (S - I); ``clear`` takes from G what is in span(B)."""
@@ -58,9 +69,14 @@ class RelaxedSpace:
         if gradient is None:
             self.change.grad = None
             return
-        gradient = own_rows(gradient)
-        bias = None if self.bias is None or self.bias.grad is None else own_rows(self.bias.grad)
-        G = self.layer.matrix(gradient, bias)
+        bias = None
+        if self._whole:
+            G = gradient.flatten(1)
+        else:
+            gradient = own_rows(gradient)
+            if self.bias is not None and self.bias.grad is not None:
+                bias = own_rows(self.bias.grad)
+            G = self.layer.matrix(gradient, bias)
         along = G @ self.basis
         if isinstance(self.weight, DTensor):
             learned = summed(self._image_t @ along, self.weight)
@@ -72,12 +88,15 @@ class RelaxedSpace:
 
     def follow(self) -> None:
         """W_eff <- W_eff + W B (S_new - S_old) B^T."""
+        image = self.image @ self._value
+        moved, self._followed = image - self._followed, image
+        if self._whole:
+            self._matrix.addmm_(moved, self._basis_t)
+            return
         weight = own_rows(self.weight.detach())
         bias = None if self.bias is None else own_rows(self.bias.detach())
-        image = self.image @ self._value
-        W = self.layer.matrix(weight, bias).addmm_(image - self._followed, self._basis_t)
+        W = self.layer.matrix(weight, bias).addmm_(moved, self._basis_t)
         self.layer.store(W, weight, bias)
-        self._followed = image
 
 
 class RelaxedSpaces:
