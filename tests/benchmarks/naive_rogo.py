@@ -1,10 +1,11 @@
 """ROGO the way the published scripts compute it, to be timed against ours.
 
 Same update rule as :class:`cl_bench.strategies.rogo.ROGO`, same relaxations and schedule; only the
-arithmetic differs: dense d x d projectors multiply every gradient, a relaxed layer builds its
-weight W - W B B^T + W B S B^T from dense products with a d x d ``scale`` of which the upper left
-q x q block is S, the penalty runs over the whole of it, and bases come from numpy SVDs of
-activations.
+arithmetic differs: dense d x d projectors multiply every gradient; a relaxed layer builds its
+weight W (B S B^T) + W - W (B B^T) anew in every pass, B S B^T and B B^T as d x d matrices, S the
+upper left q x q block of a d x d ``scale``; the penalty runs over the whole of that; bases come
+from numpy SVDs of activations. Read off github.com/THUNLP-MT/ROGO @ 87ec345 (layers.py,
+main_pmnist.py), which also evaluates the training set after every epoch; we do not.
 Linear layers without biases, one shared head.
 """
 
@@ -22,17 +23,17 @@ from cl_bench.subspace import LinearMap
 
 
 class RescaledLinear(nn.Linear):
-    """x (W - W B B^T + W B S B^T)^T."""
+    """x (W (B S B^T) + W - W (B B^T))^T."""
 
     space: Tensor
     scale: nn.Parameter
 
     def forward(self, x: Tensor) -> Tensor:
         """With the weight built anew."""
-        q = self.space.shape[1]
-        outside = self.weight - self.weight @ (self.space @ self.space.t())
-        inside = self.weight @ self.space @ self.scale[:q, :q] @ self.space.t()
-        return F.linear(x, outside + inside)
+        q, B = self.space.shape[1], self.space
+        inside = torch.mm(self.weight, torch.mm(torch.mm(B, self.scale[:q, :q]), B.t()))
+        outside = torch.mm(self.weight, torch.mm(B, B.t()))
+        return F.linear(x, inside + self.weight - outside)
 
 
 class DenseRescaling:
@@ -43,6 +44,7 @@ class DenseRescaling:
         self.scales = {
             name: nn.Parameter(torch.eye(layer.in_features)) for name, layer in self.layers.items()
         }
+        self.identities = {name: scale.detach().clone() for name, scale in self.scales.items()}
         self.spaces: dict[str, Any] = {}
 
     def grow(self, name: str, basis: Tensor) -> None:
@@ -60,7 +62,7 @@ class DenseRescaling:
 
     def distance(self) -> Tensor | None:
         """||scale - I||_F^2 over whole matrices."""
-        parts = [(s - torch.eye(len(s))).norm() ** 2 for s in self.parameters()]
+        parts = [((self.scales[n] - self.identities[n]) ** 2).sum() for n in self.spaces]
         return torch.stack(parts).sum() if parts else None
 
     @torch.no_grad()
