@@ -36,9 +36,7 @@ class MLP(nn.Sequential):
                 f"model.dropout={list(dropout)}: one share in [0, 1) for each of the "
                 f"{len(hidden)} hidden layers, or []"
             )
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        if len(input_shape) != 1:
-            layers["flatten"] = nn.Flatten()
+        layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
         width = math.prod(input_shape)
         for i, out in enumerate(hidden, start=1):
             layers[f"fc{i}"] = nn.Linear(width, out, bias=bias)
