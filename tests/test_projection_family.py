@@ -238,21 +238,25 @@ def test_it_composes_with_projected_inputs(kind):
 # -- relaxed spaces: the same, held by the weight itself -------------------------------------------
 
 
-def relaxed_layer(kind):
-    """A layer whose maps have two relaxed directions, then two more, turned after each."""
+def relaxed_layer(kind, frozen=0, carried=False):
+    """A layer whose maps have two relaxed directions, then two more, turned after each.
+
+    These are the first of ``frozen`` directions that are taken out of its gradient.
+    """
     make, shape = LAYERS[kind]
     torch.manual_seed(3)
     module = make().double()
     maps = linear_maps("l", module, augment=True)
     original = [layer.matrix(module.weight, module.bias).detach().clone() for layer in maps]
-    relaxed = RelaxedSpaces(maps)
+    bases = {m.name: orthonormal(m.in_features, max(4, frozen), i) for i, m in enumerate(maps)}
+    relaxed = RelaxedSpaces(maps, bases if frozen else None, carried)
     for start in (0, 2):
-        for i, layer in enumerate(maps):
-            B = orthonormal(layer.in_features, 4, i)
-            relaxed.grow(layer.name, B[:, start : start + 2])
+        for name, M in bases.items():
+            relaxed.grow(name, M[:, start : start + 2])
         for parameter in relaxed.parameters():
             parameter.data.add_(torch.randn_like(parameter), alpha=0.3)
-        relaxed.follow()
+        for space in relaxed.spaces.values():
+            space.follow()
     return module, maps, original, relaxed, torch.randn(*shape, dtype=torch.float64)
 
 
@@ -282,11 +286,10 @@ def test_the_weight_is_where_the_small_matrix_says(kind):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize("projected_after", [False, True])
-def test_the_small_matrix_gets_the_gradient_of_the_chain_rule(kind, projected_after):
-    module, maps, original, relaxed, x = relaxed_layer(kind)
-    if projected_after:
-        relaxed.projected = frozenset(layer.name for layer in maps)
+@pytest.mark.parametrize("frozen", [0, 5, 7])
+@pytest.mark.parametrize("carried", [False, True])
+def test_the_small_matrix_gets_the_gradient_of_the_chain_rule(kind, frozen, carried):
+    module, maps, original, relaxed, x = relaxed_layer(kind, frozen, carried)
     module(x).square().sum().backward()
     raw = [layer.matrix(module.weight.grad, bias_gradient(module)).clone() for layer in maps]
     relaxed.take(strength=0.7)
@@ -307,9 +310,11 @@ def test_the_small_matrix_gets_the_gradient_of_the_chain_rule(kind, projected_af
     for layer, mine, theirs, G in zip(maps, relaxed.parameters(), changes, raw, strict=True):
         assert float(theirs.grad.norm()) > 1e-3
         torch.testing.assert_close(mine.grad, theirs.grad)
-        B = relaxed.spaces[layer.name].basis
+        space = relaxed.spaces[layer.name]
+        B, M = space.basis, relaxed.frozen.get(layer.name, space.basis)
         left = layer.matrix(module.weight.grad, bias_gradient(module))
-        torch.testing.assert_close(left, G if projected_after else G - G @ B @ B.t())
+        moves = space.image @ mine.grad @ B.t() if carried else 0
+        torch.testing.assert_close(left, G - G @ M @ M.t() + moves)
 
 
 def bias_gradient(module):
@@ -677,6 +682,31 @@ def test_changes_inside_the_memory_are_those_of_the_relaxed_space(network, optim
     assert max(float(c.norm()) for c in rogo.changes.values()) > 1e-3
     kinds = (nn.Linear, nn.Conv2d, nn.ReLU, nn.Flatten)
     assert all(type(m) in kinds for m in learner.backbone.modules() if m is not learner.backbone)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_weights_that_gradients_carry_and_weights_that_follow_go_the_same_way(momentum):
+    ends = {}
+    for carried in (True, False):
+        optimizer = functools.partial(torch.optim.SGD, lr=0.05, momentum=momentum)
+        stream, learner, rogo, engine = relaxed(optimizer=optimizer)
+        new = rogo._nothing_relaxed
+
+        def kept(learner, new=new, carried=carried):
+            spaces = new(learner)
+            assert spaces.carried
+            assert spaces.frozen
+            spaces.carried = carried
+            return spaces
+
+        rogo._nothing_relaxed = kept
+        engine.learn(stream[1], stream[1].train)
+        assert max(float(c.norm()) for c in rogo.changes.values()) > 1e-2
+        ends[carried] = (weights(learner), rogo.changes)
+    for mine, theirs in zip(ends[True], ends[False], strict=True):
+        assert list(mine) == list(theirs)
+        for name, value in mine.items():
+            torch.testing.assert_close(value, theirs[name], atol=1e-4, rtol=1e-3)
 
 
 def test_every_relaxed_direction_lies_close_to_the_gradient():
@@ -1117,7 +1147,8 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, monkeypatch, case, place):
 def turn(rogo, std):
     for parameter in rogo.relaxed.parameters():
         parameter.data.normal_(std=std)
-    rogo.relaxed.follow()
+    for space in rogo.relaxed.spaces.values():
+        space.follow()
 
 
 def test_a_best_epoch_takes_the_relaxed_space_back_with_it():
@@ -1136,7 +1167,8 @@ def test_a_best_epoch_takes_the_relaxed_space_back_with_it():
     learner.load_state_dict(kept[0])
     rogo.load_state_dict(kept[1])
     assert torch.equal(learner(x), expected)
-    rogo.relaxed.follow()  # the weights are where S is
+    for space in rogo.relaxed.spaces.values():
+        space.follow()  # the weights are where S is
     assert torch.equal(learner(x), expected)
     rogo.release(learner)
 

@@ -4,7 +4,8 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from cl_bench.contracts import UsageError
 from cl_bench.models.dropout import Dropout
@@ -36,12 +37,20 @@ class MLP(nn.Sequential):
                 f"model.dropout={list(dropout)}: one share in [0, 1) for each of the "
                 f"{len(hidden)} hidden layers, or []"
             )
-        layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
         width = math.prod(input_shape)
         for i, out in enumerate(hidden, start=1):
             layers[f"fc{i}"] = nn.Linear(width, out, bias=bias)
-            layers[f"relu{i}"] = nn.ReLU(inplace=True)
             if dropout:
                 layers[f"drop{i}"] = Dropout(dropout[i - 1])
             width = out
         super().__init__(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (n, width) of inputs (n, *input_shape)."""
+        x = x.flatten(1)
+        for layer in self:  # to call a module, a ReLU's for example, takes as long as to apply it
+            x = layer(x)
+            if type(layer) is not Dropout:
+                x = torch.relu_(x)
+        return x

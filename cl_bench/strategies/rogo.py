@@ -131,24 +131,26 @@ class ROGO(GPM):
         """As GPM; nothing is relaxed yet."""
         self.rest = dict(self.memory)
         super().setup(learner, task)
-        self.relaxed = RelaxedSpaces(self.layers, self._projected_after())
+        self.relaxed = self._nothing_relaxed(learner)
         self.done, self.searching = 0, bool(self.memory)
         self.turned = {}
 
-    def _projected_after(self) -> set[str]:
-        """Layers whose gradients are projected, neither born so nor projected as steps."""
+    def _nothing_relaxed(self, learner: Learner) -> RelaxedSpaces:
         if self.projected_at == "step":
-            return set()
-        return set(self.memory) - (self.confinement.at_inputs if self.confinement else set())
+            return RelaxedSpaces(self.layers)
+        born = self.confinement.at_inputs if self.confinement else ()
+        frozen = {name: M for name, M in self.memory.items() if name not in born}
+        return RelaxedSpaces(self.layers, frozen, carried=learner.projectable != "step")
 
     def projection(self, name: str) -> Projection:
-        """W's changes go through I - M M^T; a gradient born projected keeps G B for S."""
-        relaxed = self.relaxed
-        if relaxed is None or name not in relaxed.spaces or name in relaxed.projected:
+        """W's changes go through I - M M^T, unless the relaxed space sees to that."""
+        M = self.memory[name]
+        if self.projected_at == "step" or self.relaxed is None or name not in self.relaxed.spaces:
             return super().projection(name)
-        if self.projected_at == "step":
-            return super().projection(name)
-        return Projection(complement_within(self.memory[name], relaxed.spaces[name].basis))
+        if name in self.relaxed.frozen:
+            return Projection(M[:, :0])
+        # A gradient that is born projected keeps G B for S.
+        return Projection(complement_within(M, self.relaxed.spaces[name].basis))
 
     def param_groups(self, learner: Learner) -> Iterable[dict[str, Any]]:
         """The weights, and S without weight decay."""
@@ -156,7 +158,7 @@ class ROGO(GPM):
         return [*super().param_groups(learner), {"params": scales, "weight_decay": 0.0}]
 
     def constrain(self, learner: Learner) -> None:
-        """dL/dS = (W B)^T G B + 2 beta (S - I); then G <- G - (G M) M^T."""
+        """dL/dS = (W B)^T G B + 2 beta (S - I), and G <- G - (G M) M^T."""
         if self.relaxed:
             self.relaxed.take(self.strength)
         super().constrain(learner)
@@ -265,7 +267,7 @@ class ROGO(GPM):
         self.done, self.searching = state["done"], state["searching"]
         self.turned = {name: (int(q), float(s)) for name, (q, s) in state["turned"].items()}
         if self.relaxed:
-            self.relaxed.load_state_dict(state["relaxed"])
             self.memory = dict(state["memory"])
+            self.relaxed.load_state_dict(state["relaxed"])
             self.confine()
         super().load_state_dict(state)

@@ -85,9 +85,11 @@ class Relaxed(ROGO):
         """Relax as many directions of every layer as ``RELAXED`` says, and no more later."""
         super().setup(learner, task)
         assert self.relaxed is not None
+        assert self.confinement is not None
         for layer, count in zip(self.layers, RELAXED, strict=True):
             if count:
                 self.relaxed.grow(layer.name, self.memory[layer.name][:, :count])
+        self.confinement.replace({name: self.projection(name) for name in self.relaxed.spaces})
         self.searching = False
 
 
