@@ -6,8 +6,8 @@ as it is, and no product enters its passes: with G = dL/dW_eff the chain rule gi
 dL/dS = (W B)^T (G B), once a step, and a step of S moves the weight by W B (S_new - S_old) B^T.
 
 Where an optimizer's step is linear in the gradients, S and the weight make the same one: then
-W B (dL/dS) B^T in the weight's gradient carries it along, with fewer products than to follow. A norm
-that gradients are clipped by then counts what is carried as well.
+W B (dL/dS) B^T in the weight's gradient carries it along, with fewer products than to follow. A
+norm that gradients are clipped by then counts what is carried as well.
 """
 
 from collections.abc import Mapping, Sequence
