@@ -164,7 +164,7 @@ class ROGO(GPM):
         super().constrain(learner)
 
     def after_step(self, learner: Learner, batch: Batch, out: Tensor) -> None:
-        """W_eff <- W_eff + W B (S_new - S_old) B^T."""
+        """W_eff <- W_eff + W B (S_new - S_old) B^T, unless the gradient has carried that."""
         super().after_step(learner, batch, out)
         if self.relaxed:
             self.relaxed.follow()

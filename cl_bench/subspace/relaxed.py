@@ -123,7 +123,7 @@ class RelaxedSpace:
             G.addmm_(self._parts, self._both_t, alpha=-1)
 
     def follow(self) -> None:
-        """W_eff <- W_eff + W B (S_new - S_old) B^T."""
+        """W_eff <- W_eff + W B (S_new - S_old) B^T, for steps of S that nothing has carried."""
         image = self.image @ self._value
         moved, self._followed = image - self._followed, image
         if self._whole:
