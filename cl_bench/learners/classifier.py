@@ -65,12 +65,12 @@ class Classifier(BaseLearner):
 
     def forward(self, batch: Batch, head: int | None = None) -> Tensor:
         """Logits (n, classes seen), or (n, classes of that head) for an explicit ``head``."""
-        features, heads = self.backbone(batch["x"]).flatten(1), self.heads
+        features, heads = self.backbone(batch["x"]).flatten(1), list(self.heads)
         if head is not None or len(heads) == 1:
             logits: Tensor = heads[head or 0](features)
             return logits
         seen = max(1, self.seen_heads)
-        logits = torch.cat([h(features) for h in list(heads)[:seen]], dim=1)
+        logits = torch.cat([h(features) for h in heads[:seen]], dim=1)
         if self.scenario == "task":
             logits = self._of_heads(logits, batch["task"])
         return logits

@@ -79,7 +79,7 @@ def _plain_step(optimizer: Optimizer) -> Callable[[Optimizer], None]:
         for group, weights in groups:
             rate = -group["lr"]
             for parameter, weight in weights:
-                if parameter.grad is not None:
-                    weight.add_(parameter.grad, alpha=rate)
+                if (gradient := parameter.grad) is not None:
+                    weight.add_(gradient, alpha=rate)
 
     return step

@@ -200,10 +200,10 @@ class ConfinedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """As ``nn.Linear``; only the gradient of the weight differs."""
+        # A module looks its parameters up slowly, which in a small network shows.
+        weight, bias = cast(Tensor, self._parameters["weight"]), self._parameters["bias"]
         if not torch.is_grad_enabled() or _lifted.get():
-            return F.linear(x, self.weight, self.bias)
-        weight = self.weight
-        bias: Tensor | None = self.bias
+            return F.linear(x, weight, bias)
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):  # subspaces need full precision
                 return self.forward(x.to(weight.dtype))

@@ -38,8 +38,10 @@ class ImageData:
 
     def __getitem__(self, index: Tensor) -> Batch:
         """``x`` float32 (n, c, h, w), ``y`` int64 (n,) and perhaps ``task`` int64 (n,)."""
-        y = self.y[index]
-        batch = {"x": self.view(self.pixels[self.rows[index]]), "y": y}
+        y, rows, pixels = self.y[index], self.rows[index], self.pixels
+        # On images of few bytes a tensor's own indexing is several times slower.
+        images = pixels.index_select(0, rows) if isinstance(pixels, Tensor) else pixels[rows]
+        batch = {"x": self.view(images), "y": y}
         if self.task is not None:
             batch["task"] = torch.full_like(y, self.task)
         return batch

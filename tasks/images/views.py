@@ -38,7 +38,8 @@ class Permutation:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """(n, c, h, w) of any type, permuted."""
-        return pixels.flatten(2).index_select(2, self.order).view(pixels.shape)
+        flat = pixels.flatten(2)
+        return flat.gather(2, self.order.expand(flat.shape)).view(pixels.shape)
 
 
 @dataclass(frozen=True)
