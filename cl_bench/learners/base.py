@@ -196,15 +196,15 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """One step, or ``pack`` of them."""
         if self.automatic_optimization:
-            loss = self._learn(batch, world())
+            loss = self._learn(batch)
             self._watch(loss)
             return loss
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
         trained = [p for group in optimizer.param_groups for p in group["params"]]
-        step, whole, processes = short_step(optimizer), None, world()
+        step, whole = short_step(optimizer), None
         for values in zip(*batch.values(), strict=True):
-            loss = self._learn(dict(zip(batch, values, strict=True)), processes)
+            loss = self._learn(dict(zip(batch, values, strict=True)))
             for parameter in trained:  # optimizer.zero_grad() takes as long as a small layer
                 parameter.grad = None
             if whole is None:
@@ -217,12 +217,12 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
 
     def objective(self, batch: Batch) -> Tensor:
         """What a batch's gradient is taken of, for engines that step by themselves."""
-        return self._learn(batch, world())
+        return self._learn(batch)
 
-    def _learn(self, batch: Batch, processes: int) -> Tensor:
+    def _learn(self, batch: Batch) -> Tensor:
         whole = self.strategy.on_batch(self, batch)
         self.work.both(_samples(whole))
-        batch = whole if processes == 1 else share(whole)
+        batch = share(whole)
         if batch is whole:
             out = self(batch)
             loss = self.loss(out, batch)
@@ -232,7 +232,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
                 out = self(batch)
             # The mean over processes of what each makes of its part is the mean over the batch.
             part = 0 if idle else self.loss_terms(batch)
-            loss = self.loss(out, batch) * (processes * part / self.loss_terms(whole))
+            loss = self.loss(out, batch) * (world() * part / self.loss_terms(whole))
         penalty = self.strategy.penalty(self, batch, out)
         self._step.batch, self._step.out = batch, out.detach()
         return loss if penalty is None else loss + penalty

@@ -84,11 +84,7 @@ class RelaxedSpace:
         self._carrier = self.image if self._stays else -self.image
 
     def _look_at(self, weight: Tensor) -> None:
-        self._whole = (
-            self.layer.is_one_tensor
-            and not self._shared
-            and weight.is_contiguous()
-        )
+        self._whole = self.layer.is_one_tensor and not self._shared and weight.is_contiguous()
         self._matrix = weight.view(len(weight), -1) if self._whole else weight
 
     def take(self, strength: float) -> None:
