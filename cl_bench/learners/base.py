@@ -20,6 +20,7 @@ from cl_bench.contracts import Batch, State, Strategy, Stream, Task, UsageError
 from cl_bench.contracts.strategy import overrides, penalises_weights
 from cl_bench.learners import sharding
 from cl_bench.learners.batch_norm import part_of_a_batch
+from cl_bench.learners.chain import Chain
 from cl_bench.learners.ranks import average_, gathered, is_idle, share, world
 from cl_bench.learners.services import NetworkServices
 from cl_bench.learners.stepping import short_backward, short_step
@@ -44,6 +45,7 @@ class _Step:
     batch: Batch
     out: Tensor
     validation: MeanMetric
+    chain: Chain | None = None
 
 
 def _samples(batch: Batch) -> int:
@@ -118,6 +120,10 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
     @abstractmethod
     def draw_labels(self, batch: Batch, generator: torch.Generator) -> Batch:
         """The batch with labels drawn from the model's own predictions."""
+
+    def chain(self) -> Chain | None:
+        """The network as a chain of linear layers, where it is one that nobody watches."""
+        return None
 
     def details(self, out: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         """Further scores of every sample (n,), recorded beside the matrix; NaN does not count."""
@@ -203,17 +209,29 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         assert isinstance(optimizer, Optimizer)
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         step, whole = short_step(optimizer), None
-        for values in zip(*batch.values(), strict=True):
-            loss = self._learn(dict(zip(batch, values, strict=True)))
-            for parameter in trained:  # optimizer.zero_grad() takes as long as a small layer
-                parameter.grad = None
-            if whole is None:
-                whole = torch.ones_like(loss)
-            short_backward(loss, whole)
-            self.strategy.constrain(self)
-            step()
-            self._watch(loss)
+        with self._by_hand() as chain:
+            for values in zip(*batch.values(), strict=True):
+                loss = self._learn(dict(zip(batch, values, strict=True)))
+                for parameter in trained:  # optimizer.zero_grad() takes as long as a small layer
+                    parameter.grad = None
+                if whole is None:
+                    whole = torch.ones_like(loss)
+                short_backward(loss, whole)
+                if chain is not None:
+                    chain.backward()
+                self.strategy.constrain(self)
+                step()
+                self._watch(loss)
         return None
+
+    @contextmanager
+    def _by_hand(self) -> Iterator[Chain | None]:
+        """Within, :meth:`_learn` passes the network by hand where it can be."""
+        self._step.chain = self.chain() if world() == 1 else None
+        try:
+            yield self._step.chain
+        finally:
+            self._step.chain = None
 
     def objective(self, batch: Batch) -> Tensor:
         """What a batch's gradient is taken of, for engines that step by themselves."""
@@ -224,7 +242,8 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         self.work.both(_samples(whole))
         batch = share(whole)
         if batch is whole:
-            out = self(batch)
+            chain = self._step.chain
+            out = self(batch) if chain is None else chain(batch)
             loss = self.loss(out, batch)
         else:
             idle = is_idle(whole)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cl_bench.contracts import Batch, Stream, UsageError, derive_seed
 from cl_bench.learners.base import BaseLearner, OptimizerFactory
+from cl_bench.learners.chain import Chain
 from cl_bench.metrics import TASK_AWARE
 
 
@@ -74,6 +75,15 @@ class Classifier(BaseLearner):
         if self.scenario == "task":
             logits = self._of_heads(logits, batch["task"])
         return logits
+
+    def chain(self) -> Chain | None:
+        """Of the backbone's layers and the only head."""
+        layers = getattr(self.backbone, "relu_chain", lambda: None)()
+        if layers is None or len(self.heads) > 1 or type(self).forward is not Classifier.forward:
+            return None
+        layers = [*layers, self.heads[0]]
+        around = [self, self.backbone, self.heads]
+        return Chain(layers) if Chain.stands_for(around, layers, self.device) else None
 
     def loss(self, out: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy."""

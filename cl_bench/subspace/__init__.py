@@ -2,7 +2,7 @@
 
 from cl_bench.subspace.ahead import mark_drawn
 from cl_bench.subspace.basis import complement, complement_within, extend, rank_to_reach
-from cl_bench.subspace.confinement import Confinement, Where, unconfined
+from cl_bench.subspace.confinement import ConfinedLinear, Confinement, Where, unconfined
 from cl_bench.subspace.growth import empty_basis, grow
 from cl_bench.subspace.linear_maps import (
     LinearMap,
@@ -39,6 +39,7 @@ from cl_bench.subspace.spectrum import Spectrum, Split, largest_value, spectra
 
 __all__ = [
     "Accumulator",
+    "ConfinedLinear",
     "Confinement",
     "CoreUpdate",
     "CosineSum",
