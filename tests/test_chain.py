@@ -1,14 +1,17 @@
 """Passes by hand: autograd's gradients to the bit, and only where nobody else watches them."""
 
+import copy
 import functools
 
 import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, Adam
-from toys import DIM, make_engine, make_learner, make_stream, mlp, weights
+from toys import DIM, WIDTH, make_engine, make_learner, make_stream, mlp, weights
 
+from cl_bench.experiment import Together
 from cl_bench.learners import Classifier
+from cl_bench.learners.chain import Chain
 from cl_bench.models import MLP
 from cl_bench.strategies.er import ER
 from cl_bench.strategies.ewc import EWC
@@ -23,8 +26,6 @@ STRATEGIES = {
     "finetune": Finetune,
     "gpm": functools.partial(GPM, 0.8, samples=40),
     "rogo": functools.partial(ROGO, 0.9, cosine=0.3, samples=40, relax_samples=30),
-    "ewc": functools.partial(EWC, 5.0, samples=20),
-    "er": functools.partial(ER, 20),
     "sgp": functools.partial(SGP, 0.8, samples=40),
     "freeze": functools.partial(Freeze, n_blocks=1),
 }
@@ -102,16 +103,10 @@ def test_tasks_are_learned_the_same_to_the_bit(name, optimizer, monkeypatch):
             engine.learn(task, strategy.train_data(stream, t))
         return weights(learner)
 
-    make, passes, chain = STRATEGIES[name], [], Classifier.chain
-
-    def counted(learner):
-        passes.append(found := chain(learner))
-        return found
-
-    monkeypatch.setattr(Classifier, "chain", counted)
+    make, passes, backward = STRATEGIES[name], [], Chain.backward
+    monkeypatch.setattr(Chain, "backward", lambda it: passes.append(backward(it)))
     found = learned()
-    assert passes
-    assert None not in passes
+    assert len(passes) == 2 * 3 * 5  # tasks, epochs, steps
     monkeypatch.setattr(Classifier, "chain", lambda learner: None)
     expected = learned()
     for parameter, weight in expected.items():
@@ -197,6 +192,62 @@ def test_several_heads_and_other_learners_are_no_chains():
     stream = make_stream()
     other = TwiceAsSure(stream, mlp(), functools.partial(SGD, lr=0.1), batch_size=10, seed=0)
     assert other.chain() is None
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [EWC(5.0, samples=20), ER(20), Together({"er": ER(20), "gpm": GPM(0.8, samples=40)})],
+    ids=["a penalty", "other batches", "a companion with other batches"],
+)
+def test_strategies_with_a_say_in_the_loss_see_autograds_pass(strategy):
+    learner, _ = begun(strategy=strategy)
+    assert learner.chain() is not None
+    with learner._by_hand() as chain:
+        assert chain is None
+
+
+def test_a_loss_of_ones_own_is_left_to_autograd():
+    class Doubled(Classifier):
+        def loss(self, out, batch):
+            return 2 * super().loss(out, batch)
+
+    stream = make_stream()
+    learner = Doubled(stream, mlp(), functools.partial(SGD, lr=0.1), batch_size=10, seed=0)
+    assert learner.chain() is None
+
+
+def test_one_layer_passed_twice_gets_the_sum_of_both():
+    shared = nn.Linear(WIDTH, WIDTH, bias=False)
+    model = mlp(hidden=(WIDTH, WIDTH, WIDTH))
+    model.fc2 = model.fc3 = shared
+    learner, batch = begun(model)
+    _, expected = gradients(learner, batch, by_hand=False)
+    _, found = gradients(learner, batch, by_hand=True)
+    for name, gradient in expected.items():
+        assert torch.equal(found[name], gradient), name
+
+
+def test_a_copy_made_between_two_steps_passes_its_own_layers():
+    learner, batch = begun()
+    with learner._by_hand() as chain:
+        assert chain is not None
+        copied = copy.deepcopy(learner)
+    copied.objective(batch).backward()
+    assert copied.backbone.fc1.weight.grad.abs().max() > 0
+
+
+def test_a_step_that_fails_leaves_no_chain_behind():
+    learner, batch = begun()
+    with pytest.raises(RuntimeError, match="stop"), learner._by_hand():
+        raise RuntimeError("stop")
+    learner.objective(batch).backward()
+    assert learner.backbone.fc1.weight.grad.abs().max() > 0
+
+
+def test_anomalies_are_looked_for_by_torch():
+    learner, _ = begun()
+    with torch.autograd.detect_anomaly(check_nan=True):
+        assert learner.chain() is None
 
 
 def test_a_loss_that_does_not_ask_the_network_leaves_it_alone():

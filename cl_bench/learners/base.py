@@ -122,7 +122,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         """The batch with labels drawn from the model's own predictions."""
 
     def chain(self) -> Chain | None:
-        """The network as a chain of linear layers, where it is one that nobody watches."""
+        """The network as a chain of linear layers, where it is one and a call does no more."""
         return None
 
     def details(self, out: Tensor, batch: Batch) -> Mapping[str, Tensor]:
@@ -226,8 +226,9 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
 
     @contextmanager
     def _by_hand(self) -> Iterator[Chain | None]:
-        """Within, :meth:`_learn` passes the network by hand where it can be."""
-        self._step.chain = self.chain() if world() == 1 else None
+        """Within, :meth:`_learn` passes the network by hand where nobody can tell."""
+        curious = overrides(self.strategy, "on_batch") or overrides(self.strategy, "penalty")
+        self._step.chain = None if curious or world() > 1 else self.chain()
         try:
             yield self._step.chain
         finally:

@@ -3,7 +3,9 @@
 Autograd and a module's call take as long as the products themselves where a batch is a handful of
 samples and a layer a hundred units wide. The loss, and whatever joins it, stays autograd's: it
 begins at the network's output, a leaf, and :meth:`Chain.backward` goes on from the gradient there.
-The products are those that autograd makes, in its order.
+The products are those that autograd makes, in its order. Whoever hooks into the pass, or wants to
+differentiate through it, would miss it: a chain is for where there are no hooks, no ``forward`` put
+in a module's place, no autocast, and no strategy that has a say in the loss.
 """
 
 from collections.abc import Sequence
@@ -31,7 +33,8 @@ class Chain:
     """Linear layers with a ReLU between each two.
 
     Args:
-        layers: in order. Their gradients may be born projected.
+        layers: in order, none of them lifted by :func:`~cl_bench.subspace.unconfined`. Their
+            gradients may be born projected.
     """
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
@@ -39,15 +42,19 @@ class Chain:
         self._passed: list[tuple[Tensor, Tensor | None, Tensor, Tensor]] = []
         self._out = torch.empty(0)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A learner that is copied between two steps has layers of its own."""
+        return
+
     @staticmethod
-    def stands_for(
+    def can_replace(
         around: Sequence[nn.Module], layers: Sequence[nn.Module], device: torch.device
     ) -> bool:
-        """Whether a call does what ``layers`` do and nothing else, now.
+        """Whether calling modules that apply ``layers``, with ReLUs between, does no more, now.
 
         Args:
-            around: the modules that call them, and each other.
-            layers: in order.
+            around: the modules whose ``forward`` does so.
+            layers: what they apply.
             device: where they are.
         """
         return (
@@ -55,6 +62,7 @@ class Chain:
             and not any(_is_watched(module) for module in (*around, *layers))
             and not machinery._has_any_global_hook()  # type: ignore[no-untyped-call]
             and not torch.is_autocast_enabled(device.type)
+            and not torch.is_anomaly_enabled()
         )
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -77,7 +85,10 @@ class Chain:
         return self._out
 
     def backward(self) -> None:
-        """Add dL/dW = delta^T x of every layer, from the gradient at the output."""
+        """Add dL/dW = delta^T x, or delta^T (x P), and dL/db = sum delta to what autograd has left.
+
+        Called after autograd, it adds in autograd's order.
+        """
         delta = self._out.grad
         first = len(self._passed) - 1
         with torch.no_grad():
@@ -101,9 +112,12 @@ def _add(parameter: Any, gradient: Tensor) -> None:
 
 
 def _is_linear(layer: nn.Module) -> bool:
+    weight = layer._parameters.get("weight")
     return (
         type(layer) in (nn.Linear, ConfinedLinear)
         and layer._parameters.keys() == {"weight", "bias"}
+        and weight is not None
+        and weight.is_contiguous()
         and not getattr(layer, "augmented", False)
     )
 

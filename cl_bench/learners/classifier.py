@@ -78,12 +78,14 @@ class Classifier(BaseLearner):
 
     def chain(self) -> Chain | None:
         """Of the backbone's layers and the only head."""
-        layers = getattr(self.backbone, "relu_chain", lambda: None)()
-        if layers is None or len(self.heads) > 1 or type(self).forward is not Classifier.forward:
+        kind, layers = type(self), getattr(self.backbone, "relu_chain", lambda: None)()
+        own = kind.forward is Classifier.forward and kind.loss is Classifier.loss
+        if not own or layers is None or len(self.heads) > 1:
             return None
         layers = [*layers, self.heads[0]]
-        around = [self, self.backbone, self.heads]
-        return Chain(layers) if Chain.stands_for(around, layers, self.device) else None
+        return (
+            Chain(layers) if Chain.can_replace([self, self.backbone], layers, self.device) else None
+        )
 
     def loss(self, out: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy."""
