@@ -226,7 +226,10 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
 
     @contextmanager
     def _by_hand(self) -> Iterator[Chain | None]:
-        """Within, :meth:`_learn` passes the network by hand where nobody can tell."""
+        """Within, :meth:`_learn` passes the network by hand where nobody can tell.
+
+        Hooks are looked for here, once a pack.
+        """
         curious = overrides(self.strategy, "on_batch") or overrides(self.strategy, "penalty")
         self._step.chain = None if curious or world() > 1 else self.chain()
         try:

@@ -77,7 +77,7 @@ class Classifier(BaseLearner):
         return logits
 
     def chain(self) -> Chain | None:
-        """Of the backbone's layers and the only head."""
+        """Of the layers that the backbone names in ``relu_chain()``, and the only head."""
         kind, layers = type(self), getattr(self.backbone, "relu_chain", lambda: None)()
         own = kind.forward is Classifier.forward and kind.loss is Classifier.loss
         if not own or layers is None or len(self.heads) > 1:

@@ -13,12 +13,10 @@ from cl_bench.contracts import Batch
 
 T = TypeVar("T")
 
-_AVAILABLE = dist.is_available()
-
 
 def world() -> int:
     """How many processes there are."""
-    return dist.get_world_size() if _AVAILABLE and dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:

@@ -200,10 +200,10 @@ class ConfinedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """As ``nn.Linear``; only the gradient of the weight differs."""
-        # A module looks its parameters up slowly, which in a small network shows.
-        weight, bias = cast(Tensor, self._parameters["weight"]), self._parameters["bias"]
         if not torch.is_grad_enabled() or _lifted.get():
-            return F.linear(x, weight, bias)
+            return F.linear(x, self.weight, self.bias)
+        weight = self.weight
+        bias: Tensor | None = self.bias
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):  # subspaces need full precision
                 return self.forward(x.to(weight.dtype))
@@ -219,8 +219,10 @@ class ConfinedLinear(nn.Linear):
     def by_hand(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What :meth:`forward` returns for ``x`` (n, d), and x P; for whoever needs no autograd.
 
-        The weight's gradient is delta^T (x P). The bias must not be part of the matrix.
+        The weight's gradient is delta^T (x P). The bias must not be part of the matrix; autocast
+        and :func:`unconfined` are not asked for.
         """
+        # A module looks its parameters up slowly, which in a small network shows.
         weight, bias = cast(Tensor, self._parameters["weight"]), self._parameters["bias"]
         known = self._ahead_of(x, weight, bias)
         if known is None:

@@ -52,7 +52,6 @@ class RelaxedSpace:
         self.change = nn.Parameter(change.detach().clone())
         self.frozen = self.basis if frozen is None else frozen
         self.carried = carried
-        self._shared = isinstance(self.weight, DTensor)
         weight = own_rows(self.weight.detach())
         self._settle(weight)
         self._look_at(weight)
@@ -80,11 +79,14 @@ class RelaxedSpace:
         self._both_t = self._both.t()
         self._parts = weight.new_empty(len(self.image), self._both.shape[1])
         self._along = self._parts[:, : self.basis.shape[1]]
-        self._learned = torch.empty_like(self._value)
         self._carrier = self.image if self._stays else -self.image
 
     def _look_at(self, weight: Tensor) -> None:
-        self._whole = self.layer.is_one_tensor and not self._shared and weight.is_contiguous()
+        self._whole = (
+            self.layer.is_one_tensor
+            and not isinstance(self.weight, DTensor)
+            and weight.is_contiguous()
+        )
         self._matrix = weight.view(len(weight), -1) if self._whole else weight
 
     def take(self, strength: float) -> None:
@@ -105,12 +107,11 @@ class RelaxedSpace:
 
     def _take_from(self, G: Tensor, strength: float) -> None:
         torch.mm(G, self._both, out=self._parts)  # [G B, G M] or [G B, G N]
-        learned = self._learned
-        if self._shared:
-            torch.mm(self._image_t, self._along, out=learned)
-            summed(learned, self.weight).add_(self._value, alpha=2 * strength)
+        if isinstance(self.weight, DTensor):
+            learned = summed(self._image_t @ self._along, self.weight)
+            learned.add_(self._value, alpha=2 * strength)
         else:
-            torch.addmm(self._value, self._image_t, self._along, beta=2 * strength, out=learned)
+            learned = torch.addmm(self._value, self._image_t, self._along, beta=2 * strength)
         self.change.grad = learned
         if self.carried:
             torch.mm(self._carrier, learned, out=self._along)
