@@ -19,7 +19,8 @@ class PMNIST(Stream):
         validation_fraction: share of the training data held out.
         validation_split: hold out the ``first`` or ``random`` rows.
         task_id_at_test: let strategies know the task at test time (TRGP needs it); recorded with
-            every score, and never compared with scores reached without it.
+            every score, and never compared with scores reached without it. None is no; from the
+            command line None lets the strategies know that need it.
         data_dir: folder with MNIST (see ``load_mnist``); None for the hub.
 
     Raises:
@@ -33,13 +34,13 @@ class PMNIST(Stream):
         identity_first: bool = False,
         validation_fraction: float = 0.1,
         validation_split: str = "first",
-        task_id_at_test: bool = False,
+        task_id_at_test: bool | None = None,
         data_dir: str | None = None,
     ) -> None:
         holdout = Holdout(validation_fraction, validation_split, order_seed)
         source = load_mnist(data_dir, alternative="permuted_digits")
         tasks = permuted_tasks(
-            source, num_tasks, order_seed, holdout, identity_first, task_id_at_test
+            source, num_tasks, order_seed, holdout, identity_first, bool(task_id_at_test)
         )
         super().__init__(
             "pmnist",

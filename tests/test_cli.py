@@ -556,12 +556,24 @@ def own(cli, tmp_path):
 
 
 def test_a_strategy_that_needs_the_task_id_is_refused_where_there_is_none(own, tmp_path):
-    status, out, err = own("+strategy=needs_id", "+stream=permuted_digits")
+    withheld = ("+stream=permuted_digits", "stream.task_id_at_test=false")
+    status, out, err = own("+strategy=needs_id", *withheld)
     assert (status, out) == (2, "")
     assert "'needs_id' needs the task id at test time, stream 'permuted_digits'" in err
     assert "+stream=split_digits" in err
     assert not (tmp_path / "out").exists()
     assert own("+strategy=needs_id", "+stream=toy", "trainer.max_epochs=1")[0] == 0
+
+
+@pytest.mark.parametrize("needs_it", [True, False])
+def test_a_permuted_stream_gives_the_task_id_to_strategies_that_need_it(own, tmp_path, needs_it):
+    strategy = "needs_id" if needs_it else "rewriting"
+    short = ("stream.num_tasks=2", "trainer.max_epochs=1")
+    status, out, err = own(f"+strategy={strategy}", "+stream=permuted_digits", *short)
+    assert status == 0, err
+    assert ("needs_id is given the task id at test time" in out) == needs_it
+    assert ("task id known at test time" in out) == needs_it
+    assert summary(tmp_path / "out")["task_id_known"] is needs_it
 
 
 def test_two_companions_that_rewrite_gradients_are_refused(own, tmp_path):

@@ -152,8 +152,9 @@ def _run_config(
     trainer = _trainer(options)
     optimizer = given["optimizer"] if "optimizer" in given else _optimizer(cfg.optimizer)
     with memory_explained(loop, evaluation.batch_size):
-        stream = given["stream"] if "stream" in given else build(cfg.stream)
+        stream = given["stream"] if "stream" in given else build_stream(cfg.stream, strategy)
         stream = for_search(stream, search)
+    told = strategy.needs.task_id_at_test and stream.scenario != "task"
     federation = build(cfg.federation) if "federation" in cfg else None
     stream_name = str(choices.get("stream", stream.name))
     check_pair(strategy_name, strategy, stream, federation is not None)
@@ -204,7 +205,10 @@ def _run_config(
             "effective_batch": loop.batch_size * int(cfg.trainer.accumulate_grad_batches),
             "reproducible": says,
         },
-        notes=[says] if deterministic else [],
+        notes=[
+            *([says] if deterministic else []),
+            *([f"{strategy_name} is given the task id at test time"] if told else []),
+        ],
         facts={
             **search_facts(stream, search),
             **({"selection": settings["selected"]} if settings.get("selected") else {}),
@@ -299,6 +303,18 @@ def _in_processes(
     run_dir = Path(cfg.run_dir) if cfg.run_dir else new_directory(identity, cfg.seed)
     count = processes(cfg.trainer)
     return start(cfg, command, choices, resume, run_dir, count, learner, strategy)
+
+
+def build_stream(cfg: DictConfig, strategy: Strategy) -> Stream:
+    """The stream that a configuration names.
+
+    Where it leaves open whether the task id is known at test time (``task_id_at_test: null``), a
+    strategy that needs it is given it, and every score says so.
+    """
+    left_open = "task_id_at_test" in cfg and cfg.task_id_at_test is None
+    told = {"task_id_at_test": True} if left_open and strategy.needs.task_id_at_test else {}
+    stream: Stream = build(cfg, **told)
+    return stream
 
 
 def build_model(cfg: DictConfig, stream: Stream) -> nn.Module:

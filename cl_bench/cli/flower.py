@@ -27,7 +27,7 @@ from flwr.simulation import run_simulation
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from cl_bench.cli.build import build, build_model, run_config
+from cl_bench.cli.build import build, build_model, build_stream, run_config
 from cl_bench.cli.together import read_result
 from cl_bench.contracts import Strategy, Stream, UsageError, derive_seed
 from cl_bench.experiment import Result, seed_training
@@ -83,7 +83,8 @@ def _assembled(config: str) -> tuple[Stream, Strategy, BaseLearner, Federation]:
     """A node's side of a configuration that the server has checked."""
     cfg = OmegaConf.create(json.loads(config)["config"])
     seed = cfg.seed
-    stream = build(cfg.stream)
+    strategy = build(cfg.strategy)
+    stream = build_stream(cfg.stream, strategy)
     seed_training(derive_seed(seed, "model"))
     learner = build(
         cfg.learner,
@@ -94,7 +95,7 @@ def _assembled(config: str) -> tuple[Stream, Strategy, BaseLearner, Federation]:
         seed=seed,
         pack=cfg.pack,
     )
-    return stream, build(cfg.strategy), learner, build(cfg.federation)
+    return stream, strategy, learner, build(cfg.federation)
 
 
 def _fit(message: Message, context: Context) -> Message:
