@@ -18,6 +18,7 @@ from cl_bench.cli.main import conf_directory, quote
 from cl_bench.cli.recorded import OBJECT
 from cl_bench.contracts import Strategy, Stream, UsageError
 from cl_bench.experiment import Result
+from cl_bench.experiment.reopen import Resume
 from cl_bench.learners.base import OptimizerFactory
 
 GROUPS = {"stream": "+stream", "strategy": "+strategy", "model": "model", "optimizer": "optimizer"}
@@ -33,7 +34,7 @@ def run(
     overrides: Sequence[str] = (),
     run_dir: Path | str | None = None,
     seed: int = 0,
-    resume: bool = False,
+    resume: Resume = False,
 ) -> Result:
     """Run one experiment, and record it as the command line does.
 
@@ -52,7 +53,8 @@ def run(
         overrides: further settings, as on the command line: ``["trainer.max_epochs=3"]``.
         run_dir: where to; None takes ``runs/<stream>/<strategy>/<time>-seed<k>``.
         seed: of everything but a model that is given as an object.
-        resume: go on with the run in ``run_dir``; everything else must be as it was.
+        resume: go on with the run in ``run_dir``; everything else must be as it was. ``"start"``
+            begins it again and moves what it recorded to ``superseded`` in its directory.
 
     Returns:
         The accuracy matrix, the summary, the directory, and what has learned.

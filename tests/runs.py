@@ -18,8 +18,9 @@ def contents(directory, ignore=()):
         if path.is_dir() or path.name in ELSEWHERE:
             continue
         if path.suffix == ".jsonl":
+            events = map(json.loads, path.read_text().splitlines())
             found[path.name] = [
-                timeless(json.loads(line), ignore) for line in path.read_text().splitlines()
+                timeless(e, ignore) for e in events if not (ignore and e["event"] == "weights")
             ]
         elif path.name == "summary.json":
             found[path.name] = timeless(json.loads(path.read_text()), ignore)
@@ -35,7 +36,7 @@ def timeless(event, ignore=()):
     return {
         k: v
         for k, v in event.items()
-        if k != "time" and not k.endswith("seconds") and k not in {*ignore, *MEASURED}
+        if k not in {"time", "chain", "files", *ignore, *MEASURED} and not k.endswith("seconds")
     }
 
 

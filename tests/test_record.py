@@ -369,7 +369,7 @@ def test_a_full_disk_is_explained_and_takes_nothing_back(tmp_path, monkeypatch):
     assert {p.name: p.read_bytes() for p in run.iterdir()} == before
     # The event fits, the matrix after it does not: the old one stands.
     with monkeypatch.context() as patch:
-        FullDisk(patch, room=200)
+        FullDisk(patch, room=240)
         with pytest.raises(UsageError, match=r"cannot write .*accuracy_matrix\.csv"):
             record.row(row=1, task=0, scores={"perm-1": 0.9}, seconds=0.0)
     assert (run / "accuracy_matrix.csv").read_bytes() == before["accuracy_matrix.csv"]

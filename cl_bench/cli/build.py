@@ -55,6 +55,7 @@ from cl_bench.experiment import (
 )
 from cl_bench.experiment.determinism import deterministically, statement
 from cl_bench.experiment.faults import memory_explained
+from cl_bench.experiment.reopen import Resume
 from cl_bench.federation import FederatedEngine, Federation, check_federation
 from cl_bench.learners import BaseLearner
 from cl_bench.learners.ranks import world
@@ -79,7 +80,7 @@ def run_config(
     cfg: DictConfig,
     command: str,
     choices: Mapping[str, Any],
-    resume: bool = False,
+    resume: Resume = False,
     given: Mapping[str, Any] | None = None,
 ) -> Result:
     """Run one experiment.
@@ -116,7 +117,7 @@ def _run_config(
     cfg: DictConfig,
     command: str,
     choices: Mapping[str, Any],
-    resume: bool,
+    resume: Resume,
     given: Mapping[str, Any],
     deterministic: bool,
 ) -> Result:
@@ -238,7 +239,7 @@ def _in_flower(
     cfg: DictConfig,
     command: str,
     choices: Mapping[str, Any],
-    resume: bool,
+    resume: Resume,
     given: Mapping[str, Any],
     federation: Federation,
     learner: BaseLearner,
@@ -279,7 +280,7 @@ def _in_processes(
     cfg: DictConfig,
     command: str,
     choices: Mapping[str, Any],
-    resume: bool,
+    resume: Resume,
     given: Mapping[str, Any],
     learner: BaseLearner,
     strategy: Strategy,

@@ -30,8 +30,8 @@ from cl_bench.experiment.checkpoint import (
 from cl_bench.experiment.weights import TaskWeights, damaged, encoded, read_weights
 from cl_bench.metrics import tasks_learned
 from cl_bench.report.card import heads_section, model_card
-from cl_bench.tracking.files import write_atomically
-from cl_bench.tracking.reading import read_matrix
+from cl_bench.tracking import read_matrix, read_results
+from cl_bench.tracking.files import DATA, read_json, write_atomically
 
 WEIGHTS, PROGRAM, CARD = "model.safetensors", "network.pt2", "README.md"
 
@@ -135,7 +135,7 @@ def _order(arguments: Sequence[str]) -> Order:
     target = Path(options["to"]) if options.get("to") else default
     if target.exists():
         raise UsageError(f"to={target} is there already: delete it, or give another to=<folder>")
-    data = json.loads((directory / "data.json").read_text())
+    data = read_json(directory / DATA)
     if "input_shape" not in data:
         raise UsageError(
             f"export={directory}: recorded by a version that did not write down the shape of "
@@ -174,7 +174,9 @@ def find_weights(directory: Path, learned: int) -> dict[str, Tensor]:
     """
     weights = TaskWeights(directory)
     if weights.path(learned).exists():
-        return read_weights(weights.path(learned))
+        name = weights.path(learned).relative_to(directory).as_posix()
+        told = [e for e in read_results(directory) if e["event"] == "weights" and e["file"] == name]
+        return read_weights(weights.path(learned), told[-1]["sha256"] if told else None)
     checkpoints = Checkpoints(directory, CheckpointSettings())
     between = {int(p.stem[4:8]): p for p in checkpoints.paths() if p.stem.endswith("step000000000")}
     if learned in between:

@@ -31,6 +31,7 @@ from cl_bench.cli.build import build, build_model, build_stream, run_config
 from cl_bench.cli.together import read_result
 from cl_bench.contracts import Strategy, Stream, UsageError, derive_seed
 from cl_bench.experiment import Result, seed_training
+from cl_bench.experiment.reopen import Resume
 from cl_bench.federation import Federation
 from cl_bench.federation.flower import FlowerSite, Node, as_json
 from cl_bench.federation.site import Site
@@ -119,7 +120,7 @@ def _serve(grid: Grid, context: Context) -> None:
         cfg,
         str(context.run_config["command"]),
         given["choices"],
-        bool(context.run_config["resume"]),
+        "start" if context.run_config["resume"] == "start" else bool(context.run_config["resume"]),
         {
             "site": lambda strategy: FlowerSite(
                 grid, as_json(given["config"], given["choices"]), strategy, nodes
@@ -169,7 +170,7 @@ def simulate(run: Callable[[Callable[..., Site]], Result], config: str, nodes: i
 def submit(
     config: str,
     command: str,
-    resume: bool,
+    resume: Resume,
     superlink: str,
     nodes: int,
     run_dir: Path,

@@ -1,7 +1,6 @@
 """A run that is there already, as its own files tell it."""
 
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from cl_bench.errors import UsageError
 
@@ -71,27 +70,46 @@ class Recorded:
             yield
 
 
-def read_recorded(word: str, directory: Path) -> Recorded:
+def read_recorded(word: str, directory: Path, whole: bool = True) -> Recorded:
     """The run that ``word=directory`` names.
 
+    Args:
+        word: of the command line.
+        directory: of the run.
+        whole: whether all its files have to be as the run wrote them, not those read here alone.
+
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or a file of it is damaged; says which.
     """
-    from cl_bench.tracking.files import CHOICES, COMMAND, CONFIG
+    from cl_bench.tracking.files import (
+        CHOICES,
+        COMMAND,
+        CONFIG,
+        ENVIRONMENT,
+        PUT_BACK,
+        RESULTS,
+        read_json,
+        read_text,
+    )
+    from cl_bench.tracking.reading import read_config
+    from cl_bench.tracking.verify import verified
 
     if not (directory / CONFIG).is_file():
         raise UsageError(
             f"{word}={directory}: that directory holds no run ({CONFIG} is missing); give the "
             "directory that the run named in its first line"
         )
-    cfg = OmegaConf.load(directory / CONFIG)
-    assert isinstance(cfg, DictConfig)
-    found: dict[str, dict[str, Any]] = {CHOICES: {}, "environment.json": {}}
+    if whole and (directory / RESULTS).exists():
+        verified(directory)
+    cfg = read_config(directory)
+    if not {"strategy", "stream"} <= set(cfg):
+        raise UsageError(f"{directory / CONFIG} holds no configuration of a run; {PUT_BACK}")
+    found: dict[str, dict[str, Any]] = {CHOICES: {}, ENVIRONMENT: {}}
     for name in found:
-        with contextlib.suppress(FileNotFoundError):
-            found[name] = json.loads((directory / name).read_text())
-    command = (directory / COMMAND).read_text().strip()
-    return Recorded(directory, cfg, found[CHOICES], found["environment.json"], command)
+        if (directory / name).exists():
+            found[name] = read_json(directory / name)
+    command = read_text(directory / COMMAND).strip()
+    return Recorded(directory, cfg, found[CHOICES], found[ENVIRONMENT], command)
 
 
 def named(arguments: list[str], word: str) -> tuple[Path, list[str]]:

@@ -29,6 +29,7 @@ from cl_bench.cli.signals import Stopped
 from cl_bench.contracts import Strategy, UsageError
 from cl_bench.experiment import Result
 from cl_bench.experiment.checkpoint import Checkpoints, CheckpointSettings, read_checkpoint
+from cl_bench.experiment.reopen import Resume
 from cl_bench.learners import BaseLearner
 from cl_bench.tracking import read_matrix
 from cl_bench.tracking.files import SUMMARY
@@ -81,7 +82,7 @@ def start(
     cfg: DictConfig,
     command: str,
     choices: Mapping[str, Any],
-    resume: bool,
+    resume: Resume,
     run_dir: Path,
     count: int,
     learner: BaseLearner,

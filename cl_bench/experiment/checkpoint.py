@@ -6,11 +6,9 @@ short or changed since does not pass for a checkpoint.
 """
 
 import hashlib
-import pickle
 import re
 import struct
 import time
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from cl_bench.contracts import State, UsageError
 from cl_bench.experiment.weights import TaskWeights
+from cl_bench.tracking.aside import Aside
 from cl_bench.tracking.files import delete, make_directory, write_atomically
 
 FORMAT = 2
@@ -82,6 +81,11 @@ class Checkpoint:
         """Bytes of the record that it knows of."""
         return int(self.state["position"])
 
+    @property
+    def chain(self) -> str | None:
+        """Of the record up to :attr:`position`; None in those of older versions."""
+        return self.state.get("chain")
+
 
 class Checkpoints:
     """The checkpoints of one run.
@@ -128,16 +132,21 @@ class Checkpoints:
             delete(old)
         self.seconds += time.perf_counter() - begun
 
-    def save_weights(self, learned: int, weights: Mapping[str, Tensor]) -> None:
+    def save_weights(self, learned: int, weights: Mapping[str, Tensor]) -> bytes | None:
         """Keep the network's weights after ``learned`` tasks, if they are wanted.
+
+        Returns:
+            What was written to the file; None where nothing was.
 
         Raises:
             UsageError: the disk takes no more; the files before stay.
         """
-        if self.writes and self.settings.weights == "all":
-            begun = time.perf_counter()
-            self.weights.save(learned, weights)
-            self.seconds += time.perf_counter() - begun
+        if not self.writes or self.settings.weights != "all":
+            return None
+        begun = time.perf_counter()
+        content = self.weights.save(learned, weights)
+        self.seconds += time.perf_counter() - begun
+        return content
 
     def newest(
         self, against: Callable[[Checkpoint], str | None], say: Callable[[str], None]
@@ -147,29 +156,33 @@ class Checkpoints:
         Args:
             against: what speaks against an undamaged one, or None.
             say: told about every one that is passed over.
+
+        Raises:
+            UsageError: one cannot be read just now, or by this version. Nothing is wrong with it,
+                so none before it is taken in its place.
         """
         for path in reversed(self.paths()):
             try:
                 found = Checkpoint(path, read_checkpoint(path))
             except DamagedError as damage:
-                say(f"checkpoint {path} is damaged ({damage}): the one before it is used")
+                say(f"checkpoint {path} is damaged ({damage})")
                 continue
             reason = against(found)
             if reason is None:
                 return found
-            say(f"checkpoint {path} cannot be used ({reason}): the one before it is used")
+            say(f"checkpoint {path} cannot be used ({reason})")
         return None
 
-    def forget_after(self, found: Checkpoint | None) -> None:
-        """Delete what is newer than ``found``, or was never finished. None deletes all."""
+    def set_aside_after(self, found: Checkpoint | None, aside: Aside) -> None:
+        """Move away what is newer than ``found``; None moves all. Unfinished files are deleted."""
         if not self.writes:
             return
         for stray in self.directory.glob(".task*.tmp"):
             delete(stray)
         for other in self.paths():
             if found is None or other.name > found.path.name:
-                delete(other)
-        self.weights.forget_after(int(found.state["task"]) if found else -1)
+                aside.take(other)
+        self.weights.set_aside_after(int(found.state["task"]) if found else -1, aside)
 
 
 class _Hashing:
@@ -213,15 +226,23 @@ def read_checkpoint(path: Path) -> State:
 
     Raises:
         DamagedError: the file is not as it was written.
+        UsageError: it is, but cannot be read just now or by this version: memory, permissions, a
+            disk that is not there, another format.
     """
     try:
         _verify(path)
         where = None if torch.cuda.is_available() else "cpu"
         state: State = torch.load(path, map_location=where, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise DamagedError(str(error).splitlines()[0]) from error
+    except DamagedError:
+        raise
+    except Exception as error:  # the contents are those that were written: it is not the file's
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise UsageError(f"cannot read the checkpoint {path} now ({said[0]})") from error
     if state.get("format") != FORMAT:
-        raise DamagedError(f"format {state.get('format')}, this version reads {FORMAT}")
+        raise UsageError(
+            f"the checkpoint {path} has format {state.get('format')}, and this version of cl_bench "
+            f"reads {FORMAT}: use the version that wrote it (environment.json says which)"
+        )
     return state
 
 

@@ -26,13 +26,13 @@ from cl_bench.experiment.interrupts import Interrupts
 from cl_bench.experiment.observer import AlignmentSettings, Observer
 from cl_bench.experiment.pretrain import Pretrained, pretrain
 from cl_bench.experiment.probes import Observers, ProbeSettings, watch
+from cl_bench.experiment.reopen import Resume, follow, reopen
 from cl_bench.experiment.snapshot import RunState
 from cl_bench.learners import BaseLearner, DivergedError
 from cl_bench.learners.batch_norm import synchronise
 from cl_bench.learners.ranks import decided, rank, world
 from cl_bench.report import print_run, write_figures, write_probe_figures
 from cl_bench.tracking import ProgressDisplay, Record, Sink
-from cl_bench.tracking.files import RESULTS
 from cl_bench.tracking.patience import Patient
 
 SinkFactory = Callable[[Path], Sink | None]
@@ -89,7 +89,7 @@ def conduct(
     probe: ProbeSettings | None = None,
     checkpoint: CheckpointSettings | None = None,
     run_dir: Path | str | None = None,
-    resume: bool = False,
+    resume: Resume = False,
     sinks: Sequence[SinkFactory] = (),
     environment: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
@@ -111,8 +111,8 @@ def conduct(
         probe: what else is measured on the way; None is nothing.
         checkpoint: when checkpoints are written; None takes the defaults.
         run_dir: where to; None takes ``runs/<stream>/<strategy>/<time>-seed<k>``.
-        resume: go on with the run in ``run_dir`` from its newest checkpoint, or from its beginning
-            if it has none.
+        resume: go on with the run in ``run_dir`` from its newest checkpoint; ``"start"`` begins it
+            again and moves what is there aside.
         sinks: each makes a logger for the run's directory, or None.
         environment: joins the record's ``environment.json``.
         facts: join stream, strategy and seed in the record's first event and summary.
@@ -148,9 +148,9 @@ def conduct(
             Patient(sink) for make in sinks if leads and (sink := make(directory)) is not None
         ],
     }
-    last = checkpoints.newest(_doubts(directory), progress.note) if resume else None
+    last: Checkpoint | None = None
     if resume and leads:
-        opened = _reopened(directory, last, begun)
+        opened, last = reopen(directory, checkpoints, begun, resume, progress.note)
     else:
         opened = Record.open(
             directory if scratch is None else scratch.name,
@@ -170,7 +170,7 @@ def conduct(
         for note in (title, *notes):
             progress.note(note)
         if resume:
-            checkpoints.forget_after(last)
+            last = follow(checkpoints, last)
             progress.note(_where_from(last, stream))
         progress.start(record.task_names)
         observer = watch(
@@ -230,17 +230,6 @@ def _show(
         progress.note(remark)
 
 
-def _reopened(directory: Path, last: Checkpoint | None, begun: Mapping[str, Any]) -> Record:
-    """The record of a run that goes on from ``last``, or from its beginning."""
-    return Record.resume(
-        directory,
-        **begun,
-        position=last.position if last else 0,
-        seconds=last.state["wall_seconds"] if last else 0.0,
-        source=last.path.name if last else "",
-    )
-
-
 def _from_where(came: Pretrained) -> str:
     source = "from the cache" if came.from_cache else f"{came.seconds:.0f} s"
     return f"pre-trained for {came.steps} steps ({source})"
@@ -258,20 +247,9 @@ def _saying_where(directory: Path, checkpoints: Checkpoints) -> Iterator[None]:
         raise
 
 
-def _doubts(directory: Path) -> Callable[[Checkpoint], str | None]:
-    """What speaks against a checkpoint, seen from the record."""
-    results = directory / RESULTS
-    size = results.stat().st_size if results.exists() else 0
-
-    def against(found: Checkpoint) -> str | None:
-        return f"{results} is shorter than it was then" if found.position > size else None
-
-    return against
-
-
 def _where_from(found: Checkpoint | None, stream: Stream) -> str:
     if found is None:
-        return "there is no checkpoint to go on from: the run begins again from its beginning"
+        return "the run begins again from its beginning"
     task, step = found.state["task"], found.state["step"]
     if task == len(stream):
         return f"resumed from {found.path.name}: all tasks are learned"

@@ -81,7 +81,10 @@ class RunState:
         if self.checkpoints is None:
             return
         # First the weights: wherever a run is resumed, those of the rows before are there.
-        self.checkpoints.save_weights(task, self.learner.weights())
+        content = self.checkpoints.save_weights(task, self.learner.weights())
+        if content is not None:
+            file = self.checkpoints.weights.path(task).relative_to(self.record.directory)
+            self.record.weights(task, file.as_posix(), content)
         self._start = copied({**self._parts(), "optimizer_steps": self.optimizer_steps})
         self._save(task, 0, {"start": self._start, "inside": None}, counts=True)
 
@@ -100,6 +103,7 @@ class RunState:
 
     def _save(self, task: int, step: int, state: State, counts: bool) -> None:
         assert self.checkpoints is not None
+        self.record.require_lock()
         self.checkpoints.save(
             task,
             step,
@@ -110,6 +114,7 @@ class RunState:
                 **state,
                 "random": gathered(random_states()) if world() > 1 else random_states(),
                 "position": self.record.position,
+                "chain": self.record.chain,
                 "wall_seconds": self.record.wall_seconds,
                 "largest": self.largest,
                 "counts": counts,

@@ -4,15 +4,17 @@ One safetensors file for each number of tasks learned: nothing but the learner's
 run is never resumed from them; :mod:`cl_bench.experiment.checkpoint` has what that takes.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from cl_bench.contracts import UsageError
+from cl_bench.tracking.aside import Aside
 from cl_bench.tracking.files import delete, make_directory, write_atomically
 
 SHARED = "shared"
@@ -42,22 +44,24 @@ class TaskWeights:
         """Size of all files."""
         return sum(self.path(learned).stat().st_size for learned in self.kept())
 
-    def save(self, learned: int, weights: Mapping[str, Tensor]) -> None:
-        """Write the weights after ``learned`` tasks.
+    def save(self, learned: int, weights: Mapping[str, Tensor]) -> bytes:
+        """Write the weights after ``learned`` tasks, and return what the file holds.
 
         Raises:
             UsageError: the disk takes no more; the files before stay.
         """
         make_directory(self.directory)
-        write_atomically(self.path(learned), encoded(weights))
+        content = encoded(weights)
+        write_atomically(self.path(learned), content)
+        return content
 
-    def forget_after(self, learned: int) -> None:
-        """Delete those of more than ``learned`` tasks, and what was never finished."""
+    def set_aside_after(self, learned: int, aside: Aside) -> None:
+        """Move those of more than ``learned`` tasks; what was never finished is deleted."""
         for stray in self.directory.glob(".task*.tmp"):
             delete(stray)
         for other in self.kept():
             if other > learned:
-                delete(self.path(other))
+                aside.take(self.path(other))
 
 
 def encoded(weights: Mapping[str, Tensor], **metadata: str) -> bytes:
@@ -82,21 +86,32 @@ def encoded(weights: Mapping[str, Tensor], **metadata: str) -> bytes:
     return save(own, {SHARED: json.dumps(shared), **metadata})
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     """What :func:`encoded` wrote.
 
+    Args:
+        path: of the file.
+        sha256: of its content, where the record tells.
+
     Raises:
-        UsageError: the file is damaged.
+        UsageError: the file is damaged, or cannot be read.
     """
     try:
-        with safe_open(path, "pt") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            shared = json.loads((file.metadata() or {}).get(SHARED, "{}"))
-    except (SafetensorError, OSError) as error:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {path} ({error.strerror or error})") from None
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise damaged(path, "its contents have changed since the run wrote it")
+    try:
+        found = load(content)
+        # Behind the length of the header, 8 bytes.
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        shared = json.loads(header.get("__metadata__", {}).get(SHARED, "{}"))
+    except (SafetensorError, ValueError) as error:
         raise damaged(path, error) from None
     return {**found, **{name: found[owner] for name, owner in shared.items()}}
 
 
-def damaged(path: Path, error: Exception) -> UsageError:
-    """What to say about weights that cannot be read."""
-    return UsageError(f"{path} is damaged ({error}): export another task, or reproduce the run")
+def damaged(path: Path, reason: object) -> UsageError:
+    """What to say about weights that cannot be used."""
+    return UsageError(f"{path} is damaged ({reason}): export another task, or reproduce the run")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from cl_bench.tracking import read_matrix, read_results
 from cl_bench.tracking.files import SUMMARY
-from cl_bench.tracking.reading import read_matrix, read_results
 
 STORAGE = ("checkpoint_bytes", "weights_bytes")
 MEASURED = ("peak_memory_bytes", "peak_device_bytes", "inference_overhead")
@@ -84,10 +84,9 @@ def _matrix(directory: Path) -> dict[str, Any]:
 
 
 def _events(directory: Path) -> dict[str, Any]:
-    return {
-        f"{event['event']}, line {number}": _timeless(event)
-        for number, event in enumerate(read_results(directory), start=1)
-    }
+    # Weights are compared themselves, where both runs keep them.
+    events = [e for e in read_results(directory) if e["event"] != "weights"]
+    return {f"{e['event']}, event {i}": _timeless(e) for i, e in enumerate(events, start=1)}
 
 
 def _summary(directory: Path) -> Any:
@@ -100,6 +99,7 @@ def _timeless(value: Any) -> Any:
         return value
     left_out = (
         "time",
+        "files",
         *STORAGE,
         *MEASURED,
         *(CACHE if value.get("status") == "pretrained" else ()),

@@ -6,7 +6,6 @@ and what is known at test time is: they make a block.
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,11 @@ from scipy import stats
 from cl_bench.contracts import UsageError
 from cl_bench.metrics import Matrix, intransigence, summarise, tasks_learned
 from cl_bench.tracking import Run, read_results, read_run
-from cl_bench.tracking.files import CONFIG, LAYERS, RESULTS, SUMMARY
+from cl_bench.tracking.aside import SUPERSEDED
+from cl_bench.tracking.files import LAYERS, MATRIX, RESULTS, SUMMARY, read_json
+from cl_bench.tracking.journal import read_journal
+from cl_bench.tracking.reading import read_config
+from cl_bench.tracking.verify import verify_weights
 
 BOUNDS = ("finetune", "joint")
 """Strategies that others lie between: shown with them, never the best of them."""
@@ -347,8 +350,9 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise UsageError(f"{path}: there is no such directory; name a run, or what holds runs")
-        for results in sorted(path.rglob(RESULTS)):
-            found.setdefault(results.parent.resolve(), results.parent)
+        for left in sorted([*path.rglob(RESULTS), *path.rglob(MATRIX)]):
+            if SUPERSEDED not in left.parts:
+                found.setdefault(left.parent.resolve(), left.parent)
     return list(found.values())
 
 
@@ -394,20 +398,15 @@ def differences(rows: Sequence[Row]) -> dict[str, list[Any]]:
 
 def _read_trial(directory: Path) -> Trial:
     run = read_run(directory)
-    config: Any = {}
-    if (directory / CONFIG).exists():
-        config = OmegaConf.to_container(OmegaConf.load(directory / CONFIG)) or {}
+    verify_weights(directory, read_journal(directory))
+    config: Any = OmegaConf.to_container(read_config(directory))
     return Trial(
         run=run,
-        summary=_json(directory / SUMMARY) or {},
+        summary=read_json(directory / SUMMARY) if (directory / SUMMARY).exists() else {},
         settings=dict(flat(config)) if config else {},
         reference=config.get("reference"),
         selection=run.facts.get("selection"),
     )
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def _blocks(trials: Sequence[Trial], left_out: list[str]) -> list[Block]:

@@ -18,6 +18,7 @@ from cl_bench.contracts import UsageError
 RESULTS, MATRIX, SUMMARY, LOCK = "results.jsonl", "accuracy_matrix.csv", "summary.json", "run.lock"
 CONFIG, LAYERS = "config.yaml", "layers.csv"
 COMMAND, CHOICES, RESUMES = "command.txt", "choices.json", "resumes.jsonl"
+ENVIRONMENT, DATA = "environment.json", "data.json"
 
 
 def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], None]) -> None:
@@ -97,15 +98,51 @@ def write(descriptor: int, content: bytes) -> None:
         content = content[os.write(descriptor, content) :]
 
 
-def read_text(path: Path) -> str:
-    """What a file of a run holds; raises :class:`UsageError` where there is no such run."""
+def read_bytes(path: Path) -> bytes:
+    """What a file of a run holds.
+
+    Raises:
+        UsageError: there is no such run or file, or it cannot be read.
+    """
     try:
-        return path.read_bytes().decode()
+        return path.read_bytes()
     except FileNotFoundError:
         what = "holds no run" if not (path.parent / CONFIG).exists() else "has no results yet"
         raise UsageError(
             f"{path.parent} {what} ({path.name} is missing): give the directory of a run"
         ) from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path} ({error.strerror or error})") from None
+
+
+def read_text(path: Path) -> str:
+    """The same as text.
+
+    Raises:
+        UsageError: as :func:`read_bytes`, or it is not UTF-8.
+    """
+    try:
+        return read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is damaged: it is not UTF-8 ({error}); {PUT_BACK}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of a run.
+
+    Raises:
+        UsageError: as :func:`read_text`, or it holds none.
+    """
+    try:
+        found = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UsageError(f"{path} is damaged: it is not JSON ({error}); {PUT_BACK}") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} is damaged: it holds no JSON object; {PUT_BACK}")
+    return found
+
+
+PUT_BACK = "put back a copy of the file as it was"
 
 
 def to_json(value: Mapping[str, Any], indent: int | None = None) -> str:

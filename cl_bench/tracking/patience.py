@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cl_bench.metrics import Matrix
-from cl_bench.tracking.reading import Event
 from cl_bench.tracking.record import Sink
+from cl_bench.tracking.tables import Event
 
 ANSWER_SECONDS = 60.0
 """How long a call may take."""

@@ -1,20 +1,20 @@
 """What a run has left in its directory."""
 
-import csv
-import io
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from cl_bench.contracts import UsageError
-from cl_bench.metrics import TASK_AWARE, Matrix, empty_matrix
-from cl_bench.tracking.files import CONFIG, LOCK, MATRIX, RESULTS, read_text
-
-Event = Mapping[str, Any]
+from cl_bench.metrics import Matrix
+from cl_bench.tracking.files import CONFIG, DATA, LOCK, PUT_BACK, RESULTS, read_json, read_text
+from cl_bench.tracking.journal import read_journal
+from cl_bench.tracking.tables import Tables
+from cl_bench.tracking.verify import read_matrix, verified, verify_tables
 
 
 @dataclass(frozen=True)
@@ -52,75 +52,56 @@ def read_results(directory: Path | str) -> list[dict[str, Any]]:
     """The events of a run, in order; half a last line, as a kill leaves it, is left out.
 
     Raises:
-        UsageError: there is no such file, or a line before the last is not JSON.
+        UsageError: there is no such file, or a line is not what the run wrote; says which.
     """
-    path = Path(directory) / RESULTS
-    lines = read_text(path).split("\n")
-    events = []
-    # What follows the last newline was never completed.
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UsageError(
-                f"{path}, line {number}: not JSON ({error}); restore the file or delete that line"
-            ) from None
-    return events
-
-
-def read_matrix(directory: Path | str) -> tuple[list[str], Matrix]:
-    """Task names and R, (T + 1, T), of a run; rows that were not reached are NaN.
-
-    Raises:
-        UsageError: the run has no matrix yet, or the file is damaged.
-    """
-    path = Path(directory) / MATRIX
-    header, *rows = csv.reader(io.StringIO(read_text(path), newline=""))
-    names = header[1:]
-    matrix = empty_matrix(len(names))
-    try:
-        for learned, *cells in rows:
-            for j, cell in zip(range(len(names)), cells, strict=True):
-                matrix[int(learned), j] = float(cell) if cell else np.nan
-    except (ValueError, IndexError) as error:
-        raise UsageError(
-            f"{path} is not an accuracy matrix of {len(names)} tasks ({error})"
-        ) from None
-    return names, matrix
+    return [line.event for line in read_journal(Path(directory))]
 
 
 def read_run(directory: Path | str) -> Run:
     """Everything a report shows, from the directory alone.
 
     Raises:
-        UsageError: the directory holds no run, or one that was never evaluated.
+        UsageError: the directory holds no run, one that was never evaluated, or files that are not
+            as the run wrote them.
     """
-    names, matrix = read_matrix(directory)
-    events = read_results(directory)
-    task_aware = empty_matrix(len(names))
-    for event in events:
-        if event["event"] == "evaluation":
-            enter_task_aware(task_aware, names, event)
-    statuses = [e for e in events if e["event"] == "status"]
-    facts = {k: v for k, v in statuses[0].items() if k not in ("event", "time", "status")}
+    path = Path(directory)
+    names, _ = read_matrix(path)
+    lines = verified(path, names)
+    tables = Tables(names)
+    for line in lines:
+        tables.take(line.event)
+    verify_tables(path, lines, tables)
+    statuses = [line.event for line in lines if line.event["event"] == "status"]
+    if not statuses or "task_id_known" not in statuses[0]:
+        raise UsageError(f"{path / RESULTS} does not begin with how the run started; {PUT_BACK}")
+    facts = {k: v for k, v in statuses[0].items() if k not in ("event", "time", "status", "files")}
     ended = statuses[-1]["status"]
     return Run(
-        directory=Path(directory),
+        directory=path,
         task_names=names,
-        matrix=matrix,
+        matrix=tables.matrix,
         task_id_known=bool(facts.pop("task_id_known")),
         status="unfinished" if ended == "started" else ended,
         facts=facts,
-        task_aware=task_aware,
+        task_aware=tables.task_aware,
     )
 
 
-def enter_task_aware(R: Matrix, task_names: Sequence[str], event: Event) -> None:
-    """Enter an evaluation's scores with the task id known, if it has any, into R in place."""
-    for name, measures in event.get("details", {}).items():
-        score = measures.get(TASK_AWARE)
-        if score is not None:
-            R[event["row"], task_names.index(name)] = score
+def read_config(directory: Path) -> DictConfig:
+    """The configuration that a run recorded.
+
+    Raises:
+        UsageError: ``config.yaml`` is missing or damaged.
+    """
+    path = directory / CONFIG
+    try:
+        found = OmegaConf.create(read_text(path))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        said = " ".join(str(error).split())
+        raise UsageError(f"{path} is damaged ({said}); {PUT_BACK}") from None
+    if not isinstance(found, DictConfig):
+        raise UsageError(f"{path} holds no configuration of a run; {PUT_BACK}")
+    return found
 
 
 def is_finished(directory: Path | str) -> bool:
@@ -132,7 +113,7 @@ def is_finished(directory: Path | str) -> bool:
     return statuses[-1:] == ["completed"]
 
 
-def require_run(path: Path, data: Mapping[str, Any]) -> None:
+def require_data(path: Path, data: Mapping[str, Any]) -> None:
     """Make sure that a directory holds a run on this data.
 
     Raises:
@@ -140,8 +121,7 @@ def require_run(path: Path, data: Mapping[str, Any]) -> None:
     """
     if not (path / CONFIG).exists():
         raise UsageError(f"{path} holds no run ({CONFIG} is missing): give the directory of a run")
-    written = json.loads(read_text(path / "data.json"))
-    then, now = written.get("fingerprint"), data.get("fingerprint")
+    then, now = read_json(path / DATA).get("fingerprint"), data.get("fingerprint")
     if then != now:
         raise UsageError(
             f"the data of {path} has changed (fingerprint {then}, now {now}): a run is resumed on "

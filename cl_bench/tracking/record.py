@@ -13,12 +13,16 @@
 ``resumes.jsonl``         when the run was resumed, and from where
 ``checkpoints``           what a run is resumed from; see :mod:`cl_bench.experiment.checkpoint`
 ``weights``               of the network after each task; see :mod:`cl_bench.experiment.weights`
+``superseded``            what a resumed run no longer stands on; only where there is any
 ``run.lock``              only while a process writes: which one
 ========================  ======================================================================
 
-``results.jsonl`` is the truth from which the tables can be rebuilt. Its events, by ``event``:
+``results.jsonl`` is the truth from which the tables can be rebuilt; its lines are chained
+(:mod:`cl_bench.tracking.journal`). Its events, by ``event``:
 
-* ``status``: ``status`` (``started``, ``completed``, ``failed``, ``interrupted``) and facts.
+* ``status``: ``status`` (``started``, ``completed``, ``failed``, ``interrupted``) and facts;
+  ``files`` {name: SHA-256} are those that were written before it.
+* ``weights``: ``learned`` (tasks), ``file``, ``bytes``, ``sha256``: weights that were written.
 * ``evaluation``: ``row`` (tasks learned), ``task`` (index of the task just learned, or null),
   ``task_name``, ``scores`` {task name: value}, ``task_id_known``, ``seconds`` and, where a stream
   has more to measure, ``details`` {task name: {measure: value}}. Class-incremental streams have
@@ -38,11 +42,12 @@
   :mod:`cl_bench.experiment.probes`.
 
 Tasks are indices from 0; a number that is not finite is null. A run that is resumed drops the
-events after its checkpoint and writes them again: apart from times they are the same.
+events after its checkpoint and writes them again: apart from times they are the same. Those that
+were dropped stand in ``resumes.jsonl``.
 """
 
 import contextlib
-import json
+import hashlib
 import os
 import time
 import warnings
@@ -55,12 +60,15 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 
 from cl_bench.contracts import UsageError
-from cl_bench.metrics import Matrix, empty_matrix, summarise, tasks_learned
+from cl_bench.metrics import Matrix, summarise, tasks_learned
+from cl_bench.tracking.aside import SUPERSEDED, Aside
 from cl_bench.tracking.environment import describe_environment
 from cl_bench.tracking.files import (
     CHOICES,
     COMMAND,
     CONFIG,
+    DATA,
+    ENVIRONMENT,
     LAYERS,
     LOCK,
     MATRIX,
@@ -68,14 +76,14 @@ from cl_bench.tracking.files import (
     RESUMES,
     SUMMARY,
     explained,
-    to_cell,
-    to_csv,
     to_json,
-    write,
     write_atomically,
 )
-from cl_bench.tracking.lock import claim, ourselves, take_lock
-from cl_bench.tracking.reading import Event, enter_task_aware, read_results, require_run
+from cl_bench.tracking.journal import Journal, Line
+from cl_bench.tracking.lock import Lock, claim, ourselves, take_lock
+from cl_bench.tracking.reading import require_data
+from cl_bench.tracking.tables import Event, Tables
+from cl_bench.tracking.verify import verified
 
 Status = Literal["completed", "failed", "interrupted"]
 
@@ -116,34 +124,28 @@ class Record:
         directory: where the files are.
         task_names: columns of the accuracy matrix.
         task_id_known: whether every score was reached with the task id known at test time.
-        matrix: R so far, (T + 1, T), NaN where nothing was evaluated.
-        task_aware: the same with the task id known; all NaN where the stream has no such score
-            beside the other.
     """
 
     def __init__(
         self,
-        directory: Path,
+        lock: Lock,
+        lines: list[Line],
         task_names: Sequence[str],
         task_id_known: bool,
         facts: Mapping[str, Any],
         sinks: Sequence[Sink],
         seconds: float = 0.0,
     ) -> None:
-        self.directory = directory
+        self.directory = lock.path.parent
         self.task_names = list(task_names)
         self.task_id_known = task_id_known
-        self.matrix = empty_matrix(len(self.task_names))
-        self.task_aware = empty_matrix(len(self.task_names))
+        self._lock = lock
+        self._tables = Tables(task_names)
         self._facts = dict(facts)
         self._sinks = list(sinks)
-        self._layers: list[dict[str, Any]] = []
-        self._last_row = -1
+        self._files: dict[str, str] = {}
         self._finished = False
-        with explained(directory):
-            self._results = os.open(
-                directory / RESULTS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666
-            )
+        self._journal = Journal(self.directory, lines)
         self._tell(lambda sink: sink.start(self.task_names))
         self._started = time.monotonic() - seconds
 
@@ -183,24 +185,26 @@ class Record:
                 another process, or its name holds ``=`` or ``,``.
         """
         path = Path(directory)
-        claim(path)
+        lock = claim(path)
         files = {
             COMMAND: f"{command}\n",
             **({CHOICES: to_json(choices, 2)} if choices else {}),
-            "environment.json": to_json({**describe_environment(), **(environment or {})}, 2),
-            "data.json": to_json({**(data or {}), "task_names": list(task_names)}, 2),
+            ENVIRONMENT: to_json({**describe_environment(), **(environment or {})}, 2),
+            DATA: to_json({**(data or {}), "task_names": list(task_names)}, 2),
             CONFIG: config,  # the last one: a run can be resumed if it is there
         }
         try:
             for name, text in files.items():
                 write_atomically(path / name, text.encode())
-            record = cls(path, task_names, task_id_known, facts or {}, sinks)
-            record.status("started", task_id_known=task_id_known, **record._facts)
+            record = cls(lock, [], task_names, task_id_known, facts or {}, sinks)
+            record._files = {name: digest(text.encode()) for name, text in files.items()}
+            record._begin()
         except BaseException:
             # Nothing happened here yet: the same directory can be given again.
-            for name in (*files, RESULTS, LOCK):
+            for name in (*files, RESULTS):
                 with contextlib.suppress(OSError):  # must not hide what came before
                     (path / name).unlink(missing_ok=True)
+            lock.release()
             raise
         return record
 
@@ -211,70 +215,97 @@ class Record:
         task_names: Sequence[str],
         *,
         task_id_known: bool,
-        position: int,
-        seconds: float = 0.0,
-        source: str = "",
+        find: Callable[[list[Line]], tuple[int, float, str]] | None,
         data: Mapping[str, Any] | None = None,
         facts: Mapping[str, Any] | None = None,
         sinks: Sequence[Sink] = (),
     ) -> "Record":
-        """Go on with a run whose process is gone.
+        """Go on with a run whose process is gone. Nothing is changed before all was checked.
 
         Args:
             directory: of the run.
             task_names: as the run was opened with.
             task_id_known: as the run was opened with.
-            position: what :attr:`position` was; later events are dropped. 0 begins anew.
-            seconds: what :attr:`wall_seconds` was.
-            source: what the run is resumed from, for ``resumes.jsonl``.
+            find: from where: what :attr:`position` and :attr:`wall_seconds` were there, and what
+                the run is resumed from, for ``resumes.jsonl``. It is given the events. None begins
+                the run again, whatever there is: that is moved to ``superseded``.
             data: as the run was opened with; another fingerprint is refused.
             facts: as the run was opened with.
             sinks: loggers that get every event from here on.
 
         Raises:
-            UsageError: the directory holds no run, its process is alive, its data has changed, or
-                the disk refuses.
+            UsageError: the directory holds no run, its process is alive, its files or its data
+                have changed, or the disk refuses. What was recorded is as it was.
         """
         path = Path(directory)
-        require_run(path, data or {})
-        take_lock(path)
+        require_data(path, data or {})
+        lock = take_lock(path)
         try:
-            with explained(path / RESULTS):
-                descriptor = os.open(path / RESULTS, os.O_WRONLY | os.O_CREAT, 0o666)
-                try:
-                    os.ftruncate(descriptor, position)
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
-                for name in (MATRIX, LAYERS, SUMMARY):
-                    (path / name).unlink(missing_ok=True)
-            events = read_results(path)
-            record = cls(path, task_names, task_id_known, facts or {}, sinks, seconds)
-            record._go_on(events, source)
+            if find is None:
+                set_aside(path)
+                lines: list[Line] = []
+                position, seconds, source = 0, 0.0, ""
+            else:
+                lines = verified(path, task_names)
+                position, seconds, source = find(lines)
+            kept = [line for line in lines if line.end <= position]
+            dropped = [line.event for line in lines[len(kept) :]]
+            record = cls(lock, kept, task_names, task_id_known, facts or {}, sinks, seconds)
+            record._go_on([line.event for line in kept], dropped, source)
         except BaseException:
-            with contextlib.suppress(OSError):
-                (path / LOCK).unlink(missing_ok=True)
+            lock.release()
             raise
         return record
 
-    def _go_on(self, events: Sequence[Event], source: str) -> None:
-        for event in events:
-            self._take(event)
-        if self._last_row >= 0:
-            self._write_matrix()
-        if self._layers:
-            self._write_layers()
-        line = to_json({"time": _now(), "process": ourselves(), "from": source or "the beginning"})
+    def _begin(self) -> None:
+        self.status("started", task_id_known=self.task_id_known, files=self._files, **self._facts)
+        self._files = {}
+
+    def _go_on(self, events: Sequence[Event], dropped: Sequence[Event], source: str) -> None:
+        told = {"process": ourselves(), "from": source or "the beginning", "dropped": dropped}
+        line = to_json({"time": _now(), **told})
         with explained(self.directory / RESUMES), (self.directory / RESUMES).open("a") as file:
             file.write(f"{line}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._journal.cut()
+        for event in events:
+            self._tables.take(event)
+        for name in (MATRIX, LAYERS, SUMMARY):  # they follow from the events
+            (self.directory / name).unlink(missing_ok=True)
+        if self._tables.last_row >= 0:
+            self._write(MATRIX, self._tables.matrix_csv())
+        if self._tables.layers:
+            self._write(LAYERS, self._tables.layers_csv())
         self._tell(lambda sink: sink.resume(events))
         if not events:
-            self.status("started", task_id_known=self.task_id_known, **self._facts)
+            there = [n for n in BEGUN_WITH if (self.directory / n).exists()]
+            self._files = {name: digest((self.directory / name).read_bytes()) for name in there}
+            self._begin()
 
     @property
     def position(self) -> int:
         """Bytes of ``results.jsonl`` so far."""
-        return os.lseek(self._results, 0, os.SEEK_END)
+        return self._journal.position
+
+    @property
+    def chain(self) -> str:
+        """Of ``results.jsonl`` so far; with :attr:`position`, what a checkpoint belongs to."""
+        return self._journal.chain
+
+    @property
+    def matrix(self) -> Matrix:
+        """R so far, (T + 1, T), NaN where nothing was evaluated."""
+        return self._tables.matrix
+
+    @property
+    def task_aware(self) -> Matrix:
+        """The same with the task id known; all NaN where the stream has no such score beside it."""
+        return self._tables.task_aware
+
+    def require_lock(self) -> None:
+        """Raise :class:`UsageError` if the directory is no longer ours to write."""
+        self._lock.require()
 
     @property
     def wall_seconds(self) -> float:
@@ -309,16 +340,12 @@ class Record:
             seconds=seconds,
             **({"details": found} if found else {}),
         )
-        self._write_matrix()
+        self._write(MATRIX, self._tables.matrix_csv())
 
-    def _write_matrix(self) -> None:
-        write_atomically(
-            self.directory / MATRIX,
-            to_csv(
-                ["after_task", *self.task_names],
-                ([i, *map(to_cell, self.matrix[i])] for i in range(self._last_row + 1)),
-            ),
-        )
+    def _write(self, name: str, content: bytes) -> None:
+        self._lock.require()
+        write_atomically(self.directory / name, content)
+        self._files[name] = digest(content)
 
     def epoch(
         self,
@@ -345,14 +372,12 @@ class Record:
     def layers(self, task: int, layers: Mapping[str, Mapping[str, float]]) -> None:
         """Numbers per layer after the task with index ``task``: {layer: {quantity: value}}."""
         self._event("layers", task=task, layers={k: dict(v) for k, v in layers.items()})
-        self._write_layers()
+        self._write(LAYERS, self._tables.layers_csv())
 
-    def _write_layers(self) -> None:
-        columns = list(dict.fromkeys(key for line in self._layers for key in line))
-        write_atomically(
-            self.directory / LAYERS,
-            to_csv(columns, ([to_cell(line.get(c)) for c in columns] for line in self._layers)),
-        )
+    def weights(self, learned: int, file: str, content: bytes) -> None:
+        """That the network's weights after ``learned`` tasks were written to ``file``."""
+        sizes = {"bytes": len(content), "sha256": digest(content)}
+        self._event("weights", learned=learned, file=file, **sizes)
 
     def round(self, task: int, round: int, **measured: float) -> None:
         """A round of a federation on the task with index ``task``; rounds count from 1."""
@@ -409,9 +434,9 @@ class Record:
             "wall_seconds": self.wall_seconds,
             **details,
         }
-        write_atomically(self.directory / SUMMARY, to_json(summary, 2).encode())
+        self._write(SUMMARY, to_json(summary, 2).encode())
         self._finished = True
-        self.status(status, **details)
+        self.status(status, files=self._files, **details)
         self._tell(lambda sink: sink.finish(summary, self.task_names, self.matrix))
         return summary
 
@@ -445,41 +470,14 @@ class Record:
         """Let go of the directory and of the sinks."""
         self._tell(lambda sink: sink.close(failed))
         self._sinks = []
-        if self._results >= 0:
-            os.close(self._results)
-            self._results = -1
-            # A lock that cannot be deleted is taken over once this process is gone.
-            with contextlib.suppress(OSError):
-                (self.directory / LOCK).unlink(missing_ok=True)
+        self._journal.close()
+        self._lock.release()
 
     def _event(self, event: str, **fields: Any) -> None:
-        line = to_json({"event": event, "time": _now(), **fields})
-        path = self.directory / RESULTS
-        with explained(path):
-            end = os.lseek(self._results, 0, os.SEEK_END)
-            try:
-                write(self._results, f"{line}\n".encode())
-                os.fsync(self._results)
-            except OSError:
-                # Half a line must not stand before the next one.
-                with contextlib.suppress(OSError):
-                    os.ftruncate(self._results, end)
-                raise
-        written = json.loads(line)
-        self._take(written)
+        self._lock.require()
+        written = self._journal.append({"event": event, "time": _now(), **fields})
+        self._tables.take(written)
         self._tell(lambda sink: sink.event(written))
-
-    def _take(self, event: Event) -> None:
-        """Enter an event as a reader gets it: tables are the same, live and rebuilt."""
-        if event["event"] == "evaluation":
-            self._last_row = max(self._last_row, event["row"])
-            for name, score in event["scores"].items():
-                column = self.task_names.index(name)
-                self.matrix[event["row"], column] = np.nan if score is None else score
-            enter_task_aware(self.task_aware, self.task_names, event)
-        elif event["event"] == "layers":
-            for layer, values in event["layers"].items():
-                self._layers.append({"task": event["task"], "layer": layer, **values})
 
     def _tell(self, call: Callable[[Sink], None]) -> None:
         """Call every sink; one that raises is dropped with a warning, and the run goes on."""
@@ -503,6 +501,24 @@ def task_aware_summary(R: Matrix) -> dict[str, float]:
     if not np.isfinite(R).any():
         return {}
     return {f"task_aware_{name}": value for name, value in summarise(R).items()}
+
+
+BEGUN_WITH = (COMMAND, CHOICES, ENVIRONMENT, DATA, CONFIG)
+"""Files that are written before anything happens."""
+
+
+def digest(content: bytes) -> str:
+    """SHA-256, in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def set_aside(directory: Path) -> Aside:
+    """Move all that a run has reached to ``superseded``; what it began with stays."""
+    aside = Aside(directory)
+    for path in sorted(directory.iterdir()):
+        if path.name not in (*BEGUN_WITH, LOCK, RESUMES, SUPERSEDED) and path.name != "wandb":
+            aside.take(path)
+    return aside
 
 
 def _now() -> str:

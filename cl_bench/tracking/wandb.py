@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from cl_bench.contracts import UsageError
 from cl_bench.metrics import Matrix
 from cl_bench.tracking.files import write_atomically
-from cl_bench.tracking.reading import Event
+from cl_bench.tracking.tables import Event
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger

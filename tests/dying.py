@@ -1,0 +1,100 @@
+"""Toy runs that die in the middle, as if their process had been killed."""
+
+import functools
+
+import pytest
+from lightning import Trainer
+from torch.optim import SGD
+from toys import make_stream, mlp
+
+from cl_bench.experiment import (
+    AlignmentSettings,
+    CheckpointSettings,
+    EvalSettings,
+    Identity,
+    LoopSettings,
+    conduct,
+)
+from cl_bench.learners import Classifier
+from cl_bench.strategies.finetune import Finetune
+from runs import differences, final_weights
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+class Mortal(Classifier):
+    """Dies before the ``dies_at``-th batch."""
+
+    dies_at = -1
+    batches = 0
+
+    def _learn(self, batch):
+        if self.batches == self.dies_at:
+            raise Killed
+        self.batches += 1
+        return super()._learn(batch)
+
+
+sgd = functools.partial(SGD, lr=0.05)
+
+
+def learn(
+    directory,
+    strategy=Finetune,
+    *,
+    dies_at=-1,
+    resume=False,
+    optimizer=sgd,
+    model=mlp,
+    pack=1,
+    every=4,
+    keep=2,
+    enabled=True,
+    scenario="domain",
+    sinks=(),
+    num_workers=0,
+    epochs=3,
+    schedule=None,
+    **trainer_options,
+):
+    stream = make_stream(scenario, n=44)
+    learner = Mortal(stream, model(), optimizer, 10, 0, pack)
+    learner.dies_at = dies_at
+    trainer = functools.partial(
+        Trainer,
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **trainer_options,
+    )
+    made = strategy()
+    conduct(
+        stream,
+        made,
+        learner,
+        trainer,
+        Identity("toy", "strategy", "seed: 0\n", "python -m cl_bench"),
+        loop=LoopSettings(0, 10, pack, num_workers, schedule),
+        evaluation=EvalSettings(),
+        alignment=AlignmentSettings(samples=20, batches=2),
+        checkpoint=CheckpointSettings(enabled, every, keep),
+        run_dir=directory,
+        resume=resume,
+        sinks=sinks,
+    )
+    return learner, made
+
+
+def die(directory, *arguments, **options):
+    with pytest.raises(Killed):
+        learn(directory, *arguments, **options)
+
+
+def same(a, b):
+    assert differences(a, b) == [], differences(a, b)
+    assert final_weights(a) == final_weights(b)
