@@ -54,11 +54,7 @@ def read_journal(directory: Path) -> list[Line]:
         body = raw if seal is None else raw[: seal.start()] + b"}"
         chain = _next(chain, body)
         # A seal that is missing where the line before has one was cut off.
-        if seal is None:
-            broken = sealed or "chain" in event
-        else:
-            broken = seal[1].decode() != chain
-        if broken:
+        if (seal[1].decode() != chain) if seal else (sealed or "chain" in event):
             raise UsageError(_broken(path, number, doubled=number > 1 and _again(raw, content)))
         sealed = seal is not None
         event.pop("chain", None)
