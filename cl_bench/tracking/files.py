@@ -107,7 +107,9 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        what = "holds no run" if not (path.parent / CONFIG).exists() else "has no results yet"
+        if (path.parent / CONFIG).exists() and path.name not in (RESULTS, MATRIX):
+            raise UsageError(f"{path} is missing; {PUT_BACK}") from None
+        what = "has no results yet" if (path.parent / CONFIG).exists() else "holds no run"
         raise UsageError(
             f"{path.parent} {what} ({path.name} is missing): give the directory of a run"
         ) from None

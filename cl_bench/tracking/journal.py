@@ -175,8 +175,8 @@ def _broken(path: Path, number: int, doubled: bool) -> str:
     what = (
         "it stands there twice"
         if doubled
-        else f"it is not what the run wrote after line {number - 1} (it was changed, or lines "
-        "before it were taken out or put in)"
+        else f"it is not what the run wrote{f' after line {number - 1}' if number > 1 else ''} (it "
+        "was changed, or lines before it were taken out or put in)"
     )
     return f"{path}, line {number}: {what}; {PUT_BACK}"
 
