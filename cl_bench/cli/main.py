@@ -4,6 +4,7 @@ import errno
 import importlib.util
 import os
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -24,12 +25,14 @@ from rich.console import Console
 import cl_bench
 from cl_bench.cli.explain import explain, refuse_lists, searched
 from cl_bench.cli.listing import print_listing
+from cl_bench.cli.output import patient_output
 from cl_bench.cli.reproduce import reproduce
 from cl_bench.cli.resume import resume
 from cl_bench.cli.search import apply_selection, write_chosen
 from cl_bench.cli.signals import Stopped, deferred, stopping
-from cl_bench.cli.sweep import Ledger, SweepJob, end_with_parent, place, score
+from cl_bench.cli.sweep import Ledger, SweepJob, ourselves, place, score
 from cl_bench.cli.sweep import command as sweep_command
+from cl_bench.cli.workers import end_with_parent, go_through
 from cl_bench.errors import UsageError
 
 DIFFERENT = 1
@@ -64,8 +67,14 @@ def main() -> int:
 
     Returns:
         The exit status: 0, 1 after a reproduction that differs, 2 after an error that the user can
-        put right, 130 after Ctrl-C, 143 after SIGTERM.
+        put right, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, which a closed terminal
+        sends, and we ourselves once nobody reads the output.
     """
+    with patient_output():
+        return _main()
+
+
+def _main() -> int:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print_listing([conf_directory()], Console())
         print("\n--cfg job prints every setting instead of running; --hydra-help has all flags")
@@ -86,13 +95,18 @@ def main() -> int:
             if command is None:
                 if jobs.sweep:
                     Ledger(jobs.sweep).begin()
-                run(jobs.run)()
+                    go_through(jobs.sweep, run(jobs.run))
+                else:
+                    run(jobs.run)()
             elif not command(sys.argv[1:]):
                 return DIFFERENT
-    except Stopped as stopped:
+    except KeyboardInterrupt as interrupt:
         if jobs.wants_traceback:
             raise
-        _say(f"interrupted ({stopped}): {_notes(stopped) or 'nothing was recorded yet'}", "yellow")
+        # A launcher hands over the interrupt of a worker as what Python makes of it.
+        stopped = interrupt if isinstance(interrupt, Stopped) else Stopped(signal.SIGINT)
+        notes = _notes(interrupt) or "nothing was recorded yet"
+        _say(f"interrupted ({stopped}): {notes}", "yellow")
         if jobs.sweep:
             _say(f"go on with the sweep: {sweep_command(sys.argv[1:])}", "yellow")
         return stopped.exit_status
@@ -117,7 +131,23 @@ def main() -> int:
             numbers = ", ".join(map(str, failed))
             _say_error(f"{len(failed)} of the jobs failed: {numbers}")
         return FAILED
-    return 0
+    return _all_finished(jobs.sweep) if jobs.sweep else 0
+
+
+def _all_finished(sweep: Path) -> int:
+    """The exit status of a sweep in which nothing failed: of none that did nothing is it 0."""
+    ledger = Ledger(sweep)
+    unfinished = ledger.unfinished()
+    if not ledger.latest():
+        _say_error("no job of the sweep was run: name a strategy and a stream, as for one run")
+    elif unfinished:
+        _say_error(
+            f"{len(unfinished)} of the jobs did not finish ({', '.join(unfinished)}): give the "
+            "same command again, which goes on with them"
+        )
+    else:
+        return 0
+    return FAILED
 
 
 def _on_a_run(arguments: Sequence[str]) -> Callable[[Sequence[str]], bool] | None:
@@ -161,7 +191,7 @@ class Jobs:
         self.sweep: Path | None = None
         # Launchers may run jobs in processes that have another command line, and no way to tell
         # this object what failed: the sweep's ledger does.
-        self._process = os.getpid()
+        self._starter = ourselves()
         self._arguments = list(arguments)
 
     def run(self, cfg: DictConfig) -> float | None:
@@ -193,13 +223,15 @@ class Jobs:
     def _run_in_sweep(self, cfg: DictConfig) -> float | None:
         """A job that fails, however it does, stops no other."""
         job = HydraConfig.get()
-        apart = os.getpid() != self._process
+        apart = os.getpid() != self._starter["process"]
         if apart:
-            end_with_parent()
+            end_with_parent(self._starter)
         try:
             # Before the sweep gives every job a directory of its own.
             self._refuse_one_directory(cfg, list(job.overrides.task))
             sweep_job = SweepJob(cfg, self._arguments, apart)
+            if sweep_job.has_failed:
+                return None
 
             def go_on(directory: Path) -> float:
                 resume([f"resume={directory}"])

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: end the run in order, whatever it is doing."""
+"""Ctrl-C, SIGTERM and SIGHUP: end the run in order, whatever it is doing."""
 
 import signal
 import threading
@@ -9,8 +9,12 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from cl_bench.ends import ending_signals
+
 CLOSING_SECONDS = 1.0
 """A key pressed again and again counts once: the record is being closed meanwhile."""
+
+HUNG_UP = "the terminal was closed, or what reads the output has ended"
 
 
 class Stopped(KeyboardInterrupt):
@@ -21,12 +25,16 @@ class Stopped(KeyboardInterrupt):
     """
 
     def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
+        name = signal.Signals(number).name
+        super().__init__(f"{name}: {HUNG_UP}" if name == "SIGHUP" else name)
         self.number = number
 
     @property
     def exit_status(self) -> int:
-        """What shells expect of a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
+        """What shells expect of a process that a signal ended.
+
+        130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+        """
         return 128 + self.number
 
 
@@ -53,7 +61,7 @@ def deferred() -> Iterator[None]:
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM raise :class:`Stopped` in the main thread."""
+    """Inside, signals that ask for an end raise :class:`Stopped` in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -68,9 +76,7 @@ def stopping() -> Iterator[None]:
         if last - previous > CLOSING_SECONDS:
             raise Stopped(number)
 
-    before: dict[signal.Signals, Any] = {
-        number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    before: dict[int, Any] = {number: signal.signal(number, stop) for number in ending_signals()}
     try:
         yield
     finally:

@@ -13,7 +13,6 @@ import os
 import re
 import shlex
 import socket
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,9 +33,6 @@ UNCOMPARED = ("run_dir", "logger", "selected")
 """Settings that may differ when a job is gone on with: they change where, not what."""
 
 DONE = ("finished", "skipped")
-
-ORPHAN_SECONDS = 0.2
-"""How often a job in a process of its own looks whether the sweep is still there."""
 
 
 def place(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
@@ -115,7 +111,7 @@ class Ledger:
     def write(self, event: str, job: str, **facts: Any) -> None:
         """Note that something happened to a job."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        line = {"event": event, "job": job, "time": time.time(), **_ourselves(), **facts}
+        line = {"event": event, "job": job, "time": time.time(), **ourselves(), **facts}
         descriptor = os.open(self.directory / JOBS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             os.write(descriptor, f"{json.dumps(line)}\n".encode())
@@ -141,6 +137,23 @@ class Ledger:
         """The jobs that failed since the command was issued, as :meth:`latest` has them."""
         return [e for e in self.latest().values() if e["event"] == "failed"]
 
+    def unfinished(self) -> list[str]:
+        """The jobs that began, and neither ended nor failed."""
+        known = (*DONE, "failed")
+        return [job for job, event in self.latest().items() if event["event"] not in known]
+
+    def processes(self) -> set[int]:
+        """Those on this host that are at a job, as far as was told."""
+        latest, host = self.latest().values(), socket.gethostname()
+        return {e["process"] for e in latest if e["event"] == "started" and e["host"] == host}
+
+    def size(self) -> int:
+        """Bytes written so far."""
+        try:
+            return (self.directory / JOBS).stat().st_size
+        except OSError:
+            return 0
+
     def _events(self) -> Iterator[dict[str, Any]]:
         with contextlib.suppress(FileNotFoundError):
             for line in (self.directory / JOBS).read_text().splitlines():
@@ -152,7 +165,7 @@ class Ledger:
         latest = self.latest()
         done = sum(e["event"] in DONE for e in latest.values())
         failed = sum(e["event"] == "failed" for e in latest.values())
-        running = [e for e in latest.values() if e["event"] == "started" and _alive(e)]
+        running = [e for e in latest.values() if e["event"] == "started" and alive(e)]
         facts = [f"{done} of {self.total} jobs done", f"{len(running)} running", f"{failed} failed"]
         left = self._seconds_left(done + failed, running)
         return "  ".join(["sweep:", *facts, *([f"{_clock(left)} left"] if left else [])])
@@ -200,6 +213,11 @@ class SweepJob:
             if "logger" in cfg and "group" in cfg.logger and cfg.logger.group is None:
                 cfg.logger.group = sweep.name
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether it failed since the command was issued: once is enough."""
+        return self.ledger.latest().get(self.name, {}).get("event") == "failed"
+
     def run(self, fresh: Callable[[], float], go_on: Callable[[Path], float]) -> float:
         """Skip, resume or run it; whatever it raises is noted, and raised.
 
@@ -219,7 +237,7 @@ class SweepJob:
                 self.ledger.write("skipped", self.name)
                 self._say(f"{self.name}  was finished before")
                 return score(self.directory)
-            self.ledger.write("started", self.name)
+            self.ledger.write("started", self.name, number=self.number)
             self._say(f"{self.name}  {'goes on' if exists else 'begins'}")
             with self._output():
                 reached = go_on(self.directory) if exists else fresh()
@@ -272,23 +290,6 @@ class SweepJob:
         print(f"{what}\n{self.ledger.standing()}", flush=True)
 
 
-def end_with_parent() -> None:
-    """End this process soon after the one that started it: nobody else would see its result.
-
-    A launcher that is killed cannot tell its workers, and a worker that goes on would hold the
-    directory of its job against the next sweep.
-    """
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(ORPHAN_SECONDS)
-        os._exit(143)
-
-    if not any(t.name == "end-with-parent" for t in threading.enumerate()):
-        threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
-
-
 def command(arguments: Sequence[str]) -> str:
     """The command of the sweep, for somebody to issue it again."""
     words = [a for a in arguments if not a.startswith("hydra.sweep.dir=")]
@@ -330,12 +331,13 @@ def score(directory: Path) -> float:
     return float("nan") if found is None else float(found)
 
 
-def _ourselves() -> dict[str, Any]:
+def ourselves() -> dict[str, Any]:
+    """The current process, as :func:`alive` takes it."""
     return {"process": os.getpid(), "host": socket.gethostname()}
 
 
-def _alive(event: Mapping[str, Any]) -> bool:
-    """Whether the process that wrote an event is there; one on another host counts as such."""
+def alive(event: Mapping[str, Any]) -> bool:
+    """Whether the process that an event names is there; one on another host counts as such."""
     if event["host"] != socket.gethostname():
         return True
     try:

@@ -25,8 +25,12 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from cl_bench.cli.output import patient_output
 from cl_bench.cli.signals import Stopped
+from cl_bench.cli.sweep import ourselves
+from cl_bench.cli.workers import end_with_parent
 from cl_bench.contracts import Strategy, UsageError
+from cl_bench.ends import ending_signals
 from cl_bench.experiment import Result
 from cl_bench.experiment.checkpoint import Checkpoints, CheckpointSettings, read_checkpoint
 from cl_bench.experiment.reopen import Resume
@@ -110,7 +114,13 @@ def start(
         config["run_dir"] = str(run_dir)
         job.write_text(
             json.dumps(
-                {"config": config, "command": command, "choices": dict(choices), "resume": resume}
+                {
+                    "config": config,
+                    "command": command,
+                    "choices": dict(choices),
+                    "resume": resume,
+                    "starter": ourselves(),
+                }
             )
         )
         settings = LaunchConfig(
@@ -130,8 +140,21 @@ def start(
             error.add_note(_go_on(run_dir))
             raise error from None
         except ChildFailedError as failed:
-            raise _explained(failed, Path(folder) / ERROR, run_dir, count) from None
+            raise _stopped(failed, run_dir) or _explained(
+                failed, Path(folder) / ERROR, run_dir, count
+            ) from None
     return read_result(run_dir, learner, strategy)
+
+
+def _stopped(failed: ChildFailedError, run_dir: Path) -> Stopped | None:
+    """What to raise where a signal to one of them ended all in order."""
+    statuses = {failure.exitcode for failure in failed.failures.values()}
+    for number in ending_signals():
+        if statuses == {128 + number}:
+            error = Stopped(number)
+            error.add_note(_go_on(run_dir))
+            return error
+    return None
 
 
 def _explained(failed: ChildFailedError, told: Path, run_dir: Path, count: int) -> UsageError:
@@ -175,8 +198,9 @@ def main(job: Path) -> int:
     from cl_bench.cli.signals import stopping
 
     given = json.loads(job.read_text())
+    end_with_parent(given["starter"])
     try:
-        with stopping():
+        with patient_output(), stopping():
             run_config(
                 OmegaConf.create(given["config"]),
                 given["command"],

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cl_bench.contracts import Strategy, Stream, UsageError
+from cl_bench.contracts import Strategy, Stream, Task, UsageError
 from cl_bench.contracts.strategy import members
 from cl_bench.experiment.loader import require_labels, require_samples
 from cl_bench.experiment.plateau import Plateau
@@ -17,16 +18,91 @@ GLANCE = 100
 
 
 def check_tasks(stream: Stream) -> None:
-    """Raise :class:`UsageError` if a task is empty or its labels lie outside its head.
+    """Raise :class:`UsageError` if a task is empty, or its data is not what a learner can take.
 
     Looks at a few samples of each task, so that the last one does not fail after hours of training;
     the engine looks at all labels of a task before it learns it.
     """
     for task in stream:
+        check_name(task.name)
         drawn = task.sample(GLANCE, 0)
+        check_batch(stream, task, drawn, "training")
         require_samples(next(iter(drawn.values()), ()), task.name, "training")
         require_labels(task, drawn)
         require_samples(task.scored, task.name, "test")
+        scored = task.scored[torch.arange(min(GLANCE, len(task.scored)))]
+        check_batch(stream, task, scored, "test")
+        require_labels(task, scored)
+
+
+def check_name(name: object) -> None:
+    """Raise :class:`UsageError` if a task's name cannot be written into a file."""
+    try:
+        written = isinstance(name, str) and name.strip() and name.encode()
+    except UnicodeEncodeError:
+        written = False
+    if not written:
+        raise UsageError(f"a task is called {name!r}: give it a name of characters that UTF-8 has")
+
+
+def check_batch(stream: Stream, task: Task, batch: object, split: str) -> None:
+    """Raise :class:`UsageError` if a batch is not as :data:`~cl_bench.contracts.Batch` says.
+
+    Text has forms of its own, which its learners check.
+
+    Args:
+        stream: whose task it is.
+        task: whose data it is.
+        batch: what ``data[index]`` gave.
+        split: which of its data.
+    """
+    where = f"stream {stream.name!r}, task {task.name!r}, {split} data"
+    if not isinstance(batch, Mapping) or not all(map(torch.is_tensor, batch.values())):
+        kinds = (
+            {k: type(v).__name__ for k, v in dict(batch).items()}
+            if isinstance(batch, Mapping)
+            else type(batch).__name__
+        )
+        raise UsageError(
+            f"{where}: data[index] gives {kinds}, and must give a dictionary of tensors, such as "
+            '{"x": ..., "y": ...}'
+        )
+    if stream.modality == "text":
+        return
+    wanted = ["x", "y", *(["task"] if stream.task_id_at_test else [])]
+    missing = [name for name in wanted if name not in batch]
+    if missing:
+        why = ", since the task id is known at test time" if missing == ["task"] else ""
+        raise UsageError(
+            f"{where}: batches hold {', '.join(batch)} and must hold {missing[0]!r} too{why}; "
+            f"{KEYS[missing[0]]}"
+        )
+    n = len(batch["x"]) if batch["x"].ndim else 0
+    form = {"x": (torch.float32, stream.input_shape), "y": (torch.int64, ())}
+    if "task" in batch:
+        form["task"] = (torch.int64, ())
+    for name, (dtype, shape) in form.items():
+        values: torch.Tensor = batch[name]
+        if values.dtype != dtype or values.shape != (n, *shape):
+            had = f"{str(values.dtype).removeprefix('torch.')} of shape {tuple(values.shape)}"
+            needed = f"{str(dtype).removeprefix('torch.')} of shape {(n, *shape)}"
+            raise UsageError(f"{where}: {name!r} is {had} and must be {needed}; {KEYS[name]}")
+    if not batch["x"].isfinite().all():
+        raise UsageError(f"{where}: 'x' holds values that are NaN or infinite; clean them first")
+    if "task" in batch and (batch["task"] != task.index).any():
+        raise UsageError(
+            f"{where}: 'task' is {batch['task'].unique().tolist()} and must be the task's index, "
+            f"{task.index}, for every sample"
+        )
+
+
+KEYS = {
+    "x": "inputs are x.float(), images scaled as well, x.float() / 255, each of the stream's "
+    "input_shape",
+    "y": "labels are positions of classes, y.long(), one number a sample, y.flatten()",
+    "task": "it is torch.full_like(y, task.index)",
+}
+"""How a stream makes what a learner takes."""
 
 
 def check_pair(name: str, strategy: Strategy, stream: Stream, federated: bool = False) -> None:

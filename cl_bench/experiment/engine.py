@@ -14,7 +14,7 @@ from torch.distributed.tensor.experimental import implicit_replication
 from torch.optim import Optimizer
 
 from cl_bench.contracts import Data, Progress, Strategy, Task, UsageError, derive_seed
-from cl_bench.experiment.interrupts import Interrupts
+from cl_bench.experiment.interrupts import Interrupts, without_signals
 from cl_bench.experiment.loader import (
     EvalLoader,
     TrainLoader,
@@ -137,7 +137,7 @@ class LightningEngine:
             apart = (rank(),) if rank() else ()
             seed_training(derive_seed(s.seed, "training", task.index, *apart))
             epochs = {} if task.epochs is None else {"max_epochs": task.epochs}
-            trainer = self.trainer(callbacks=[hooks], **epochs)
+            trainer = without_signals(self.trainer(callbacks=[hooks], **epochs))
             trainer.fit(self.learner, loader, validation)
         packed = not self.learner.automatic_optimization
         steps = self.learner.learned_steps if packed else trainer.global_step
@@ -197,7 +197,7 @@ class LightningEngine:
     def _test(self, loaders: Sequence[EvalLoader]) -> None:
         """Have the learner score the data of every expected test."""
         with quiet_lightning(), as_interrupt():
-            self.trainer(callbacks=[]).test(self.learner, loaders, verbose=False)
+            without_signals(self.trainer(callbacks=[])).test(self.learner, loaders, verbose=False)
 
 
 class TaskHooks(Callback):

@@ -1,5 +1,6 @@
-"""Ctrl-C and SIGTERM while a run learns: wait for the next checkpoint, then end."""
+"""Ctrl-C, SIGTERM and SIGHUP while a run learns: wait for the next checkpoint, then end."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -7,6 +8,9 @@ import time
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from lightning import Trainer
+
+from cl_bench.ends import ending_signals
 from cl_bench.learners.ranks import gathered
 
 PATIENCE_SECONDS = 1.0
@@ -35,8 +39,9 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         if self.enabled and threading.current_thread() is threading.main_thread():
-            self._before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-            self.install()
+            self._before = {n: signal.getsignal(n) for n in ending_signals()}
+            for number in self._before:
+                signal.signal(number, self._hold)
         return self
 
     def __exit__(
@@ -47,11 +52,6 @@ class Interrupts:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-    def install(self) -> None:
-        """Take the signals (again): Lightning's Trainer puts a handler of its own before ours."""
-        for number in self._before:
-            signal.signal(number, self._hold)
 
     def agree(self) -> bool:
         """Whether a signal came, here or in another process of the run; they then all hold it.
@@ -72,7 +72,8 @@ class Interrupts:
         if self.requested is None:
             self.requested, self._at = number, time.monotonic()
             # Nothing that buffers: the signal may have come in the middle of a print.
-            os.write(2, NOTICE % signal.Signals(number).name.encode())
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                os.write(2, NOTICE % signal.Signals(number).name.encode())
         elif time.monotonic() - self._at > PATIENCE_SECONDS:
             self._pass_on(number, frame)
 
@@ -83,3 +84,23 @@ class Interrupts:
         elif handler == signal.SIG_DFL:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+
+def without_signals(trainer: Trainer) -> Trainer:
+    """The Trainer, which leaves the end of the process to us.
+
+    Lightning takes SIGTERM for itself while it trains or tests, and then leaves the process with
+    status 0 between two batches, without a checkpoint of ours.
+    """
+    connector = trainer._signal_connector
+    theirs = connector.register_signal_handlers
+
+    def register() -> None:
+        before = {number: signal.getsignal(number) for number in ending_signals()}
+        theirs()
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    connector.register_signal_handlers = register  # type: ignore[method-assign]
+    return trainer

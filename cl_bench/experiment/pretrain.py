@@ -24,6 +24,7 @@ from torch.utils.data import IterableDataset
 
 from cl_bench.contracts import Batch, Pretraining, UsageError, derive_seed
 from cl_bench.experiment.engine import TrainerFactory, as_interrupt, quiet_lightning, seed_training
+from cl_bench.experiment.interrupts import without_signals
 from cl_bench.learners import BaseLearner
 from cl_bench.tracking import ProgressDisplay
 from tasks.images.cache import cache_directory, cached, digest
@@ -146,7 +147,8 @@ def _train(
         warnings.filterwarnings("ignore", ".*IterableDataset.*__len__.*")
         seed_training(derive_seed(seed, "pretraining"))
         texts = _Texts(recipe, derive_seed(seed, "pretraining order"))
-        trainer(callbacks=[hooks], max_epochs=-1, max_steps=recipe.steps).fit(module, texts)
+        learning = trainer(callbacks=[hooks], max_epochs=-1, max_steps=recipe.steps)
+        without_signals(learning).fit(module, texts)
 
 
 class _Texts(IterableDataset[Batch]):

@@ -73,8 +73,7 @@ class TaskCheckpoints:
             self.plateau.load_state_dict(self.resumed["plateau"])
 
     def begin(self) -> None:
-        """The last thing before the first step: random states, signals."""
-        self.interrupts.install()
+        """The last thing before the first step: random states."""
         if self.resumed is not None:
             set_random_states(self.resumed["random"])
             self.resumed = None

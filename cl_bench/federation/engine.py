@@ -106,7 +106,6 @@ class FederatedEngine(LightningEngine):
         each = f.local_epochs * sum(sizes.values()) / max(1, len(sizes))
         per_round = round(each * min(f.per_round, len(sizes)))
         self.progress.task(task.index, per_round * rounds, before=per_round * first)
-        self.interrupts.install()
         every = self.state.every_steps
         due = (steps // every + 1) * every
         statistics = self._reducer([], 0)

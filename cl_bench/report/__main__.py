@@ -56,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for table in published_tables(study) if given.published else ():
         console.print(table)
         console.print()
-    console.print(f"{out / NAMES[0]}  and {', '.join(NAMES[1:])} beside it", soft_wrap=True)
+    console.print(
+        f"{out / NAMES[0]}  and {', '.join(NAMES[1:])} beside it", markup=False, soft_wrap=True
+    )
     return 0
 
 

@@ -19,6 +19,7 @@ from cl_bench.tracking import Run, read_run, write_atomically
 DPI = 150
 
 STYLE: Any = {
+    "text.parse_math": False,  # a task may have any name
     "font.family": "sans-serif",
     "font.size": 10.0,
     "axes.titlesize": 11.0,

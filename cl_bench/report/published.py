@@ -70,7 +70,7 @@ def published_tables(study: Study) -> list[Table]:
     for block in study.blocks:
         known = "known" if block.task_id_known else "not known"
         table = Table(
-            title=f"{block.title}  task id {known} at test time",
+            title=Text(f"{block.title}  task id {known} at test time"),
             title_justify="left",
             caption_justify="left",
             box=None,
@@ -82,17 +82,17 @@ def published_tables(study: Study) -> list[Table]:
             table.add_column(name, justify="right" if right else "left", no_wrap=True)
         sources = {str(r.reference.get("source")) for r in block.rows if r.reference}
         if sources:
-            table.caption = "published: " + "; ".join(sorted(sources))
+            table.caption = Text("published: " + "; ".join(sorted(sources)))
         for row in block.rows:
             found = verdicts(row)
             if not found:
                 ours = " / ".join(f"{100 * row.mean(key):.2f}" for key in METRICS)
-                table.add_row(row.label, str(row.n), "ACC / BWT", "", ours, NONE)
+                table.add_row(Text(row.label), str(row.n), "ACC / BWT", "", ours, NONE)
             for i, verdict in enumerate(found):
                 key = verdict.metric.lower()
                 missed = verdict.text.startswith("BELOW")
                 table.add_row(
-                    row.label if i == 0 else "",
+                    Text(row.label if i == 0 else ""),
                     str(row.n) if i == 0 else "",
                     verdict.metric,
                     f"{verdict.published:.2f} ± {verdict.band:.2f}",

@@ -60,13 +60,14 @@ def matrix_table(R: Matrix, task_names: Sequence[str], width: int = WIDTH) -> Ta
     table.title = Text("accuracy (%)", style="bold not italic")
     table.add_column("after task", no_wrap=True)
     for j in shown:
-        table.add_column(task_names[j] if named else str(j + 1), justify="right", no_wrap=True)
+        title = Text(task_names[j] if named else str(j + 1))
+        table.add_column(title, justify="right", no_wrap=True)
     for i in [0, *(j + 1 for j in shown)]:
         if not np.isfinite(R[i]).any():
             continue
         name = task_names[i - 1] if i else "untrained"
         cells = [_cell(R[i, j], learned=j < i, fresh=j == i - 1, decimals=decimals) for j in shown]
-        table.add_row(f"{i:{number}} {_shorten(name, label)}", *cells)
+        table.add_row(Text(f"{i:{number}} {_shorten(name, label)}"), *cells)
     if stride > 1:
         table.caption = Text(
             f"{len(shown)} of {T} tasks; the others are in accuracy_matrix.csv", style="dim"

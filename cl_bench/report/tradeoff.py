@@ -20,6 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cl_bench.contracts import UsageError
 from cl_bench.metrics import matched
@@ -125,7 +126,7 @@ def matched_table(paths: Sequence[Passage], level: float) -> Table:
         if at is not None:
             cells = [str(path.steps[at]), f"{100 * path.new[at]:.1f}", f"{100 * path.old[at]:.1f}"]
         old, new = (f"{100 * score:.1f}" for score in path.end)
-        table.add_row(path.label, path.where, *cells, new, old)
+        table.add_row(Text(path.label), Text(path.where), *cells, new, old)
     return table
 
 
