@@ -3,10 +3,11 @@
 import difflib
 import functools
 import inspect
+import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,10 +16,11 @@ from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 from torch.optim import SGD
 
+from cl_bench.cli.threads import AUTO, check_threads, computing_with
 from cl_bench.contracts import Strategy, Stream, UsageError, derive_seed
 from cl_bench.experiment import (
     AlignmentSettings,
@@ -82,6 +84,7 @@ def run_config(
     choices: Mapping[str, Any],
     resume: Resume = False,
     given: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
 ) -> Result:
     """Run one experiment.
 
@@ -92,6 +95,7 @@ def run_config(
         resume: go on with the run in ``cfg.run_dir``.
         given: objects in place of what ``cfg`` says: ``strategy``, ``stream``, ``model``,
             ``optimizer``, and what makes a federation's ``site`` from the strategy.
+        notes: said where the run begins.
 
     Raises:
         UsageError: whatever the user can put right.
@@ -100,8 +104,25 @@ def run_config(
     if not isinstance(asked, bool):
         raise UsageError(f"deterministic={asked}: use true or false")
     count = processes(cfg.trainer)
-    with deterministically(asked), _company(count, _on_cuda(cfg.trainer)):
-        return _run_config(cfg, command, choices, resume, given or {}, asked)
+    with (
+        computing_with(_threads(cfg, resume)),
+        deterministically(asked),
+        _company(count, _on_cuda(cfg.trainer)),
+    ):
+        return _run_config(cfg, command, choices, resume, given or {}, asked, notes)
+
+
+def _threads(cfg: DictConfig, resume: bool) -> int | None:
+    """How many threads a run says it wants, or began with; None leaves them as they are."""
+    threads = cfg.trainer.get("threads", AUTO)
+    check_threads(threads)
+    if threads != AUTO:
+        return int(threads)
+    if resume and cfg.run_dir is not None:
+        with suppress(OSError, ValueError, TypeError):
+            then = json.loads((Path(cfg.run_dir) / "environment.json").read_text())
+            return int(then["threads"]) if "threads" in then else None
+    return None
 
 
 def _company(count: int, on_cuda: bool) -> AbstractContextManager[None]:
@@ -120,6 +141,7 @@ def _run_config(
     resume: Resume,
     given: Mapping[str, Any],
     deterministic: bool,
+    notes: Sequence[str],
 ) -> Result:
     seed = cfg.seed
     if not isinstance(seed, int) or seed < 0:
@@ -150,6 +172,8 @@ def _run_config(
     check_schedule(strategy, loop.schedule)
     options = OmegaConf.merge(cfg.trainer, {"deterministic": True} if deterministic else {})
     assert isinstance(options, DictConfig)
+    with open_dict(options):
+        options.pop("threads", None)  # ours, not Lightning's
     trainer = _trainer(options)
     optimizer = given["optimizer"] if "optimizer" in given else _optimizer(cfg.optimizer)
     with memory_explained(loop, evaluation.batch_size):
@@ -182,7 +206,7 @@ def _run_config(
         check_sharded(strategy, probe)
     if count > 1 and world() == 1:
         check_together(stream, learner)
-        return _in_processes(cfg, command, choices, resume, given, learner, strategy)
+        return _in_processes(cfg, command, choices, resume, given, learner, strategy, notes)
     says = statement(deterministic, _on_cuda(cfg.trainer))
     return conduct(
         stream,
@@ -207,6 +231,7 @@ def _run_config(
             "reproducible": says,
         },
         notes=[
+            *notes,
             *([says] if deterministic else []),
             *([f"{strategy_name} is given the task id at test time"] if told else []),
         ],
@@ -284,6 +309,7 @@ def _in_processes(
     given: Mapping[str, Any],
     learner: BaseLearner,
     strategy: Strategy,
+    notes: Sequence[str],
 ) -> Result:
     from cl_bench.cli.together import start
 
@@ -303,7 +329,7 @@ def _in_processes(
     identity = Identity(stream_name, "+".join(map(str, names)))
     run_dir = Path(cfg.run_dir) if cfg.run_dir else new_directory(identity, cfg.seed)
     count = processes(cfg.trainer)
-    return start(cfg, command, choices, resume, run_dir, count, learner, strategy)
+    return start(cfg, command, choices, resume, run_dir, count, learner, strategy, notes)
 
 
 def build_stream(cfg: DictConfig, strategy: Strategy) -> Stream:

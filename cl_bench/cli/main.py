@@ -32,6 +32,7 @@ from cl_bench.cli.search import apply_selection, write_chosen
 from cl_bench.cli.signals import Stopped, deferred, stopping
 from cl_bench.cli.sweep import Ledger, SweepJob, ourselves, place, score
 from cl_bench.cli.sweep import command as sweep_command
+from cl_bench.cli.threads import AUTO, chosen, computing_with, wait_passively
 from cl_bench.cli.workers import end_with_parent, go_through
 from cl_bench.errors import UsageError
 
@@ -70,6 +71,7 @@ def main() -> int:
         put right, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, which a closed terminal
         sends, and we ourselves once nobody reads the output.
     """
+    wait_passively()
     with patient_output():
         return _main()
 
@@ -193,6 +195,7 @@ class Jobs:
         # this object what failed: the sweep's ledger does.
         self._starter = ourselves()
         self._arguments = list(arguments)
+        self._told = False
 
     def run(self, cfg: DictConfig) -> float | None:
         """Run one job; returns the final average accuracy, which sweepers maximise."""
@@ -216,8 +219,18 @@ class Jobs:
         apply_selection(cfg, job.runtime.choices, job.overrides.task)
         with deferred():
             from cl_bench.cli.build import run_config  # torch and lightning load here
+            from cl_bench.experiment import processes
 
-        result = run_config(cfg, self.command(), dict(job.runtime.choices))
+        setting = cfg.trainer.get("threads", AUTO)
+        threads = chosen(setting, processes({**cfg.trainer, "num_nodes": 1}))
+        says = []
+        if setting == AUTO and threads is not None and not self._told:
+            self._told = True
+            policy = os.environ.get("OMP_WAIT_POLICY", "").lower()
+            waiting = ", which sleep while they wait" if policy == "passive" else ""
+            says.append(f"threads: {threads}{waiting} (trainer.threads=auto)")
+        with computing_with(threads):
+            result = run_config(cfg, self.command(), dict(job.runtime.choices), notes=says)
         return float(result.summary["acc"])
 
     def _run_in_sweep(self, cfg: DictConfig) -> float | None:

@@ -25,6 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from cl_bench.cli.threads import AUTO
 from cl_bench.errors import UsageError
 
 JOBS = "jobs.jsonl"
@@ -313,7 +314,10 @@ def _total(hydra: Any, arguments: Sequence[str]) -> int:
 def _compared(cfg: Any) -> dict[str, Any]:
     """Resolved settings by their dotted names."""
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    return dict(flat({k: v for k, v in plain.items() if k not in UNCOMPARED}))
+    found = dict(flat({k: v for k, v in plain.items() if k not in UNCOMPARED}))
+    if found.get("trainer.threads") == AUTO:  # what runs did that have no such setting
+        del found["trainer.threads"]
+    return found
 
 
 def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from cl_bench.cli.output import patient_output
 from cl_bench.cli.signals import Stopped
 from cl_bench.cli.sweep import ourselves
+from cl_bench.cli.threads import computing_with
 from cl_bench.cli.workers import end_with_parent
 from cl_bench.contracts import Strategy, UsageError
 from cl_bench.ends import ending_signals
@@ -91,6 +92,7 @@ def start(
     count: int,
     learner: BaseLearner,
     strategy: Strategy,
+    notes: Sequence[str] = (),
 ) -> Result:
     """Run the experiment in ``count`` processes on this machine, and read what it left.
 
@@ -103,6 +105,7 @@ def start(
         count: processes.
         learner: takes the final weights from the run's last checkpoint, if it wrote any.
         strategy: takes its memory from there.
+        notes: said where the run begins.
 
     Raises:
         UsageError: what a process says is wrong; or one died, and the others were ended.
@@ -119,6 +122,8 @@ def start(
                     "command": command,
                     "choices": dict(choices),
                     "resume": resume,
+                    "notes": list(notes),
+                    "threads": torch.get_num_threads(),
                     "starter": ourselves(),
                 }
             )
@@ -200,12 +205,13 @@ def main(job: Path) -> int:
     given = json.loads(job.read_text())
     end_with_parent(given["starter"])
     try:
-        with patient_output(), stopping():
+        with patient_output(), stopping(), computing_with(given["threads"]):
             run_config(
                 OmegaConf.create(given["config"]),
                 given["command"],
                 given["choices"],
                 given["resume"],
+                notes=given["notes"],
             )
     except Stopped as stopped:
         return stopped.exit_status
