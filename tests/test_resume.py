@@ -589,7 +589,7 @@ class StoppingError(Exception): ...
 
 
 @pytest.mark.parametrize("pack", [1, 2])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("moment", [3, 14, 15, 22])
 def test_a_signal_ends_the_run_at_a_checkpoint(tmp_path, monkeypatch, capfd, number, moment, pack):
     options = {"strategy": companions, "optimizer": momentum, "pack": pack}
