@@ -236,9 +236,13 @@ class Jobs:
     def _run_in_sweep(self, cfg: DictConfig) -> float | None:
         """A job that fails, however it does, stops no other."""
         job = HydraConfig.get()
-        apart = os.getpid() != self._starter["process"]
-        if apart:
-            end_with_parent(self._starter)
+        if os.getpid() == self._starter["process"]:
+            return self._run_job(cfg, job, apart=False)
+        end_with_parent(self._starter)
+        with patient_output():
+            return self._run_job(cfg, job, apart=True)
+
+    def _run_job(self, cfg: DictConfig, job: Any, apart: bool) -> float | None:
         try:
             # Before the sweep gives every job a directory of its own.
             self._refuse_one_directory(cfg, list(job.overrides.task))

@@ -63,6 +63,8 @@ def joined(count: int, on_cuda: bool) -> Iterator[None]:
         yield
         return
     where = SLURMEnvironment() if _in_slurm() else TorchElasticEnvironment()
+    if isinstance(where, TorchElasticEnvironment):
+        end_with_parent()  # torchrun, or the process that was asked for several
     if where.world_size() != count:
         raise UsageError(
             f"{where.world_size()} processes were started, but trainer.devices times "
