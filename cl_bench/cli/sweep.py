@@ -139,9 +139,10 @@ class Ledger:
         return [e for e in self.latest().values() if e["event"] == "failed"]
 
     def unfinished(self) -> list[str]:
-        """The jobs that began, and neither ended nor failed."""
-        known = (*DONE, "failed")
-        return [job for job, event in self.latest().items() if event["event"] not in known]
+        """The jobs that began, neither ended nor failed, and nobody is at any more."""
+        latest = self.latest().items()
+        left = [(job, e) for job, e in latest if e["event"] not in (*DONE, "failed")]
+        return [job for job, e in left if e["event"] != "started" or not alive(e)]
 
     def processes(self) -> set[int]:
         """Those on this host that are at a job, as far as was told."""

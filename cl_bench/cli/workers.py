@@ -21,7 +21,7 @@ ORPHAN_SECONDS = 0.2
 LOOK_SECONDS = 0.1
 """How often a launcher looks which processes have begun a job."""
 
-ENDING_SECONDS = 30.0
+ENDING_SECONDS = 10.0
 """What the other workers of a pool that broke are given to be gone."""
 
 
@@ -67,17 +67,19 @@ def go_through(sweep: Path, launch: Callable[[], Any]) -> None:
             return
         except BrokenProcessPool as error:
             deadline = time.monotonic() + ENDING_SECONDS
-            under_way = {k: e for k, e in ledger.latest().items() if e["event"] == "started"}
-            while any(map(alive, under_way.values())) and time.monotonic() < deadline:
+            begun = {k: e for k, e in ledger.latest().items() if e["event"] == "started"}
+            while any(map(alive, begun.values())) and time.monotonic() < deadline:
                 time.sleep(LOOK_SECONDS)
-            if not under_way:
+            # Another command may be at further jobs of the same sweep.
+            lost = {k: e for k, e in begun.items() if not alive(e)}
+            if not lost:
                 raise UsageError(
                     "a worker process was killed before it began a job: if memory is short, use "
                     "fewer at a time (hydra.launcher.n_jobs=...), and give the command again"
                 ) from error
-            killed = next((k for k, e in under_way.items() if e["process"] == first.process), None)
-            job = killed or next(iter(under_way))
-            number = under_way[job].get("number", 0)
+            killed = next((k for k, e in lost.items() if e["process"] == first.process), None)
+            job = killed or next(iter(lost))
+            number = lost[job].get("number", 0)
             ledger.write("failed", job, number=number, error="its process was killed")
             print(
                 f"error: job {number} ({job}) failed: its process was killed (by the system, where "
@@ -129,6 +131,7 @@ class FirstGone:
                             stack.callback(os.close, descriptor)
                             poll.register(descriptor, select.POLLIN)
                             watched[descriptor] = process
-                gone = poll.poll(1000 * LOOK_SECONDS)
-                if gone:
-                    self.process = watched[gone[0][0]]
+                for descriptor, _ in poll.poll(1000 * LOOK_SECONDS):
+                    poll.unregister(descriptor)
+                    if self.process is None and watched[descriptor] in self._ledger.processes():
+                        self.process = watched[descriptor]  # it went in the middle of a job

@@ -14,8 +14,9 @@ from cl_bench.contracts.randomness import generator
 Batch = dict[str, Tensor]
 """One batch: named tensors whose first dimension counts samples.
 
-Vision streams use ``x`` (n, *input_shape), ``y`` (n,) the position of the class in the stream's
-label space and, where the task id is known at test time, ``task`` (n,) the task's index. What
+Vision streams use ``x`` float32 (n, *input_shape), ``y`` int64 (n,) the position of the class in
+the stream's label space and, where the task id is known at test time, ``task`` int64 (n,) the
+task's index; a few samples of every task are checked before a run starts. What
 language streams use stands in :mod:`cl_bench.contracts.language`.
 """
 
