@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from test_resume import Mortal, learn, momentum, no_pictures, same  # noqa: F401
 from test_sweep import LONGER, TINY, runs_of, start
 from toys import make_stream
 
-from cl_bench.cli import threads
+from cl_bench.cli import threads, together
 from cl_bench.cli.output import Outlet
 from cl_bench.cli.sweep import Ledger, SweepJob, ourselves
 from cl_bench.cli.workers import go_through
@@ -487,3 +488,14 @@ def test_from_python_only_a_number_changes_anything(plain, tmp_path):
         assert environment(result.directory)["threads"] == expected
         assert torch.get_num_threads() == before
     assert not any(name in os.environ for name in (*threads.NUMBERS, *threads.WAITS))
+
+
+@pytest.mark.parametrize(
+    ("codes", "status"), [((143, 143), 143), ((129,), 129), ((143, 1), None), ((-9, 143), None)]
+)
+def test_processes_that_a_signal_to_one_of_them_ended_in_order(tmp_path, codes, status):
+    failures = {n: SimpleNamespace(exitcode=code) for n, code in enumerate(codes)}
+    stopped = together._stopped(SimpleNamespace(failures=failures), tmp_path)
+    assert (stopped and stopped.exit_status) == status
+    if stopped:
+        assert str(tmp_path) in stopped.__notes__[0]

@@ -11,6 +11,7 @@ start and imports included. Ends with status 1 where beside costs more than 1.6 
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -78,6 +79,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=SETTINGS, help="one of the settings")
     given, arguments = parser.parse_known_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and the neighbours with it
     cores = sorted(os.sched_getaffinity(0))[:CORES]
     os.sched_setaffinity(0, cores)
     settings = {k: v for k, v in SETTINGS.items() if given.only in (None, k)}
