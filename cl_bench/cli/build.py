@@ -112,7 +112,7 @@ def run_config(
         return _run_config(cfg, command, choices, resume, given or {}, asked, notes)
 
 
-def _threads(cfg: DictConfig, resume: bool) -> int | None:
+def _threads(cfg: DictConfig, resume: Resume) -> int | None:
     """How many threads a run says it wants, or began with; None leaves them as they are."""
     threads = cfg.trainer.get("threads", AUTO)
     check_threads(threads)
