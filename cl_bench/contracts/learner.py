@@ -25,8 +25,9 @@ class Protect:
             input of 1 (exact), ``frozen`` trains them on the first task only.
         norm: affine parameters and running statistics of normalisation layers: ``free``, or
             ``frozen_after_first``.
-        heads: ``auto`` guards a head that tasks share and leaves per-task heads alone; ``always``
-            and ``never`` say so outright.
+        heads: ``auto`` leaves alone heads that are learned by one task each and guards others: one
+            that tasks share, and those that together are the one head of a class-incremental
+            stream, each from the task after its first; ``always`` and ``never`` say so outright.
         embeddings: of tokens and positions, relative ones included, which no subspace of inputs
             guards: ``free``, or ``frozen_after_first``.
         tied: an embedding whose weight is an output head's too: ``project`` guards it as the
@@ -92,6 +93,9 @@ class Learner(Protocol):
         Heads that belong to one task learn as they would.
         """
 
+    def others(self, kept: Iterable[nn.Parameter], norms: bool) -> list[nn.Parameter]:
+        """What :meth:`hold_others` holds."""
+
     def named_trainable(self) -> dict[str, nn.Parameter]:
         """The same, by name."""
 
@@ -141,6 +145,13 @@ class Learner(Protocol):
 
     def guard(self, protect: Protect, first_task: bool) -> None:
         """Apply ``protect``'s bias and normalisation policy to the current task."""
+
+    def guarded(self, protect: Protect) -> frozenset[str]:
+        """Names of the parameters that :meth:`layers` and :meth:`guard` keep.
+
+        Raises:
+            UsageError: no subspace of inputs can guard a layer that ``protect`` selects.
+        """
 
     def train_heads(self, which: Literal["current", "seen"]) -> None:
         """Which output heads take part in training."""

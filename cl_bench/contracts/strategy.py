@@ -116,6 +116,17 @@ class Strategy:
     def check(self, learner: Learner) -> None:
         """Before anything starts: ``UsageError`` if the network lacks what an option names."""
 
+    def guarded(self, learner: Learner) -> frozenset[str] | None:
+        """Names of the parameters whose changes old tasks limit: projected, or frozen later on.
+
+        What else trains is told to the user. None where a strategy makes no such difference: it
+        lets everything change, or pulls at everything, or freezes what it says it freezes.
+
+        Raises:
+            UsageError: a parameter that it should guard is used in a way that it cannot.
+        """
+        return None
+
     def setup(self, learner: Learner, task: Task) -> None:
         """Before the optimizer exists: freeze, attach, open a trust region.
 

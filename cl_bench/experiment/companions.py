@@ -92,6 +92,11 @@ class Together(Strategy):
         for member in self.members:
             member.check(learner)
 
+    def guarded(self, learner: Learner) -> frozenset[str] | None:
+        """What any member guards; None if none of them makes that difference."""
+        found = [names for m in self.members if (names := m.guarded(learner)) is not None]
+        return frozenset.union(*found) if found else None
+
     def setup(self, learner: Learner, task: Task) -> None:
         """Every member, in order."""
         for member in self.members:

@@ -30,6 +30,7 @@ from cl_bench.experiment.reopen import Resume, follow, reopen
 from cl_bench.experiment.snapshot import RunState
 from cl_bench.learners import BaseLearner, DivergedError
 from cl_bench.learners.batch_norm import synchronise
+from cl_bench.learners.guards import guards
 from cl_bench.learners.ranks import decided, rank, world
 from cl_bench.report import print_run, write_figures, write_probe_figures
 from cl_bench.tracking import ProgressDisplay, Record, Sink
@@ -130,6 +131,7 @@ def conduct(
         check_sharded(strategy, probe)
         learner.shard()
     strategy.check(learner)
+    guarding = guards(strategy, learner)
     named = {"stream": identity.stream, "strategy": identity.strategy, "seed": loop.seed}
     memory = PeakMemory()
     directory = Path(run_dir) if run_dir else decided(lambda: new_directory(identity, loop.seed))
@@ -167,11 +169,13 @@ def conduct(
         memory_explained(loop, evaluation.batch_size),
         Interrupts(settings.enabled) as interrupts,
     ):
-        for note in (title, *notes):
+        for note in (title, *notes, *(guarding.lines() if guarding else ())):
             progress.note(note)
         if resume:
             last = follow(checkpoints, last)
             progress.note(_where_from(last, stream))
+        if guarding and last is None:  # a resumed run has said so before
+            record.guards(**guarding.facts())
         progress.start(record.task_names)
         observer = watch(
             stream,

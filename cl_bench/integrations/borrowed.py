@@ -3,16 +3,18 @@
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from cl_bench.contracts import Batch, Protect, UsageError
+from cl_bench.contracts import Batch, Protect, Strategy, UsageError
 from cl_bench.learners import NetworkServices
-from cl_bench.learners.services import is_norm
-from cl_bench.subspace import Accumulator, LinearMap, Moments, linear_maps
+from cl_bench.learners.guards import guards
+from cl_bench.learners.services import is_norm, require_guardable
+from cl_bench.subspace import Accumulator, LinearMap, Moments
 
 Forward = Callable[[Any, Batch], Tensor]
 """Outputs of a model for a batch ``{"x": ..., "y": ...}``."""
@@ -53,11 +55,36 @@ class Borrowed(NetworkServices):
         self.projectable: Literal["input", "gradient", "step"] = "step"
         self.held_norms: set[nn.Module] = set()
         self._learnable: list[nn.Parameter] = []
-        self._warned = False
+        self._announced = False
+        self._left_alone: set[str] = set()
 
     def begin(self) -> None:
         """Remember what is trainable before a strategy freezes some of it."""
         self._learnable = list(self.trainable_parameters())
+
+    def announce(self, strategy: Strategy) -> None:
+        """Warn, once, of what trains and ``strategy`` does not guard.
+
+        Raises:
+            UsageError: as :func:`guards`.
+        """
+        found = guards(strategy, self)
+        forgotten = found is not None and any(
+            name.rpartition(".")[0] not in self._left_alone for name in found.names
+        )
+        if found and forgotten and not self._announced:
+            warnings.warn(
+                f"{'; '.join(found.lines())}. Freeze what should not change, or say with "
+                "Protect(exclude=...) that it may",
+                stacklevel=2,
+            )
+        self._announced = True
+
+    def guarded(self, protect: Protect) -> frozenset[str]:
+        """As for every learner; what ``protect.exclude`` names is not announced."""
+        layers = [name for name, _ in self._model.named_modules()]
+        self._left_alone = {n for n in layers if any(fnmatchcase(n, p) for p in protect.exclude)}
+        return super().guarded(protect)
 
     def clear_frozen(self) -> None:
         """An optimizer that already exists leaves parameters without a gradient where they are."""
@@ -165,7 +192,7 @@ class Borrowed(NetworkServices):
         """The linear maps that ``protect`` selects.
 
         Raises:
-            UsageError: there are none, or one computes its weight from other parameters.
+            UsageError: there are none, or no subspace of inputs can guard one of them.
         """
         found = super().layers(protect)
         if not found:
@@ -173,15 +200,7 @@ class Borrowed(NetworkServices):
                 f"{type(self._model).__name__} has no linear or convolutional layer to protect: "
                 "build the network in its constructor, not later"
             )
-        for layer in found:
-            needed = ("weight", "bias") if layer.augmented else ("weight",)
-            if any(name not in layer.module._parameters for name in needed):
-                raise UsageError(
-                    f"layer {layer.name!r} computes its weight from other parameters (weight norm "
-                    "or the like): remove that, or leave the layer alone with "
-                    f"Protect(exclude=({layer.name!r},))"
-                )
-        self._warn_of_free_layers(protect)
+        require_guardable(self._model, found)
         return found
 
     def tap(
@@ -254,23 +273,6 @@ class Borrowed(NetworkServices):
         finally:
             for module, training in modes:
                 module.training = training
-
-    def _warn_of_free_layers(self, protect: Protect) -> None:
-        free = [
-            f"{name or 'the model itself'} ({type(module).__name__})"
-            for name, module in self._model.named_modules()
-            if any(p.requires_grad for p in module.parameters(recurse=False))
-            and not is_norm(module)
-            and not linear_maps(name, module)
-            and protect.matches(name)
-        ]
-        if free and not self._warned:
-            warnings.warn(
-                f"not protected, since no linear or convolutional layer: {', '.join(free)}. "
-                "Freeze them, or say with Protect(exclude=...) that they may change",
-                stacklevel=2,
-            )
-        self._warned = True
 
 
 def _stay_in_eval(norm: nn.Module, mode: bool = True) -> nn.Module:

@@ -101,6 +101,7 @@ class Session:
         """Set the strategy up; if that fails, nothing stays changed."""
         self.learner.begin()
         try:
+            self.learner.announce(self.strategy)
             self.strategy.setup(self.learner, self.task)
         except BaseException:
             self.end()

@@ -430,7 +430,11 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         """Whether ``protect.heads`` guards this layer; None if it is no head."""
         if not name.startswith("heads."):
             return None
-        return heads == "always" or (heads == "auto" and self.scenario == "domain")
+        return heads == "always" or (heads == "auto" and self.scenario != "task")
+
+    def is_own_head(self, name: str) -> bool:
+        """Whether the layer or parameter belongs to a head that came with a task."""
+        return name.startswith("heads.") and self.scenario != "domain"
 
     def tap(
         self,
@@ -453,8 +457,8 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
 
         moments = super().tap(layers, counted(), into, dropout)
         if apart:
-            for layer in layers:
-                moments[layer.name].all_reduce()
+            for inputs in dict.fromkeys(moments[layer.name] for layer in layers):
+                inputs.all_reduce()
         return moments
 
     def gradients(

@@ -33,6 +33,56 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, NORMS) or own
 
 
+def require_guardable(network: nn.Module, layers: Sequence[LinearMap]) -> None:
+    """Raise :class:`UsageError` if what a weight does is not what its layers' inputs tell.
+
+    It must be a parameter, and whoever else holds it must use it in the same way and be among
+    ``layers``; the table of an embedding, which ``protect.tied`` speaks of, may hold it too.
+    """
+    holders: dict[Tensor, list[tuple[str, nn.Module]]] = {}
+    for name, module in network.named_modules():
+        for parameter in module.parameters(recurse=False):
+            holders.setdefault(parameter, []).append((name, module))
+    by_module = {layer.module: layer for layer in layers}
+    for layer in layers:
+        if any(
+            name not in layer.module._parameters
+            for name in (("weight", "bias") if layer.augmented else ("weight",))
+        ):
+            raise UsageError(
+                f"layer {layer.name!r} computes its weight from other parameters (weight norm "
+                "or the like): remove that, or leave the layer alone with "
+                f"protect.exclude=[{layer.name}]"
+            )
+        for name, module in holders[layer.weight]:
+            if module is layer.module or isinstance(module, nn.Embedding):
+                continue
+            other = by_module.get(module)
+            both = f"layers {layer.name!r} and {name!r} share one weight"
+            if other is None or not _alike(layer, other):
+                raise UsageError(
+                    f"{both} and use it in different ways, or only one of them is guarded: no one "
+                    "subspace of inputs guards both; untie them, or name both or neither in "
+                    "protect.include and protect.exclude"
+                )
+            if layer.augmented != other.augmented or (
+                layer.augmented and layer.bias is not other.bias
+            ):
+                raise UsageError(
+                    f"{both}, but not their bias, which protect.bias=augmented makes a part of it: "
+                    "use protect.bias=frozen"
+                )
+
+
+def _alike(one: LinearMap, other: LinearMap) -> bool:
+    """Whether two layers make the same matrix of one weight."""
+    return (one.transposed, one.groups, one.in_features - one.augmented) == (
+        other.transposed,
+        other.groups,
+        other.in_features - other.augmented,
+    )
+
+
 class NetworkServices:
     """Mixin: the part of the Learner contract that any module can serve.
 
@@ -68,6 +118,10 @@ class NetworkServices:
     def is_guarded_head(self, name: str, heads: str) -> bool | None:
         """Whether ``protect.heads`` guards this layer; None if it is no head."""
         return None
+
+    def is_own_head(self, name: str) -> bool:
+        """Whether the layer or parameter belongs to a head that came with a task."""
+        return False
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Parameters that take part in the current task."""
@@ -117,13 +171,21 @@ class NetworkServices:
             kept: parameters that go on to learn.
             norms: whether normalisation layers learn too.
         """
-        own = {id(parameter) for parameter in kept}
+        self._freeze(self.others(kept, norms=True))
+        if not norms and self._norms():
+            self.hold(self._norms())
+
+    def others(self, kept: Iterable[nn.Parameter], norms: bool) -> list[nn.Parameter]:
+        """What :meth:`hold_others` holds."""
+        own = set(kept)
+        found = [p for norm in self._norms() for p in norm.parameters()] if not norms else []
         for name, module in self.network.named_modules():
-            if is_norm(module):
-                if not norms:
-                    self.hold([module])
-            elif self.is_guarded_head(name, "auto") is not False:
-                self._freeze(p for p in module.parameters(recurse=False) if id(p) not in own)
+            if not is_norm(module) and not self.is_own_head(name):
+                found += [p for p in module.parameters(recurse=False) if p not in own]
+        return found
+
+    def _norms(self) -> list[nn.Module]:
+        return [m for m in self.network.modules() if is_norm(m)]
 
     def _freeze(self, parameters: Iterable[Tensor]) -> None:
         for parameter in parameters:
@@ -164,16 +226,35 @@ class NetworkServices:
         """Apply ``protect``'s policy on what is no linear map to the current task."""
         if first_task:
             return
+        self._freeze(self._frozen_later(protect))
+        if protect.norm == "frozen_after_first":
+            self.hold(self._norms())
+
+    def _frozen_later(self, protect: Protect) -> list[Tensor]:
+        """What :meth:`guard` freezes after the first task, normalisation apart."""
         tied = self._tied_weights()
-        if protect.tied == "frozen_after_first":
-            self._freeze(tied)
+        found = list(tied) if protect.tied == "frozen_after_first" else []
         if protect.embeddings == "frozen_after_first":
             tables = [m.weight for m in self.network.modules() if isinstance(m, nn.Embedding)]
-            self._freeze(weight for weight in tables if weight not in tied)
+            found += [weight for weight in tables if weight not in tied]
         if protect.bias == "frozen":
-            self._freeze(m.bias for m in self.layers(protect) if m.bias is not None)
+            found += [m.bias for m in self.layers(protect) if m.bias is not None]
+        return found
+
+    def guarded(self, protect: Protect) -> frozenset[str]:
+        """Names of the parameters that ``protect`` keeps: projected, or frozen later on.
+
+        Raises:
+            UsageError: no subspace of inputs can guard a layer that it selects.
+        """
+        maps = self.layers(protect)
+        require_guardable(self.network, maps)
+        kept: set[Tensor | None] = {m.weight for m in maps}
+        kept |= {m.bias for m in maps if m.augmented}
+        kept |= set(self._frozen_later(protect))
         if protect.norm == "frozen_after_first":
-            self.hold([m for m in self.network.modules() if is_norm(m)])
+            kept |= {p for norm in self._norms() for p in norm.parameters()}
+        return frozenset(name for name, p in self.network.named_parameters() if p in kept)
 
     def tap(
         self,
@@ -191,7 +272,7 @@ class NetworkServices:
             moments = within.enter_context(tapped(layers, into))
             for batch in batches:
                 batch = self._to_device(batch)
-                moments.counted = partial(self.counted, batch)
+                moments.begin(len(next(iter(batch.values()))), partial(self.counted, batch))
                 self(batch)
         return moments
 

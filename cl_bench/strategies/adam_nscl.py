@@ -86,6 +86,10 @@ class AdamNSCL(Strategy):
         self.occupied: dict[str, Tensor] = {}  # orthonormal complement of U2
         self.confinement: Confinement | None = None
 
+    def guarded(self, learner: Learner) -> frozenset[str]:
+        """What ``protect`` says."""
+        return learner.guarded(self.protect)
+
     def setup(self, learner: Learner, task: Task) -> None:
         """From the second task on, confine the step of every protected layer to its U2."""
         learner.guard(self.protect, first_task=not self.occupied)

@@ -198,6 +198,14 @@ class AdaptiveSVD(Strategy):
                 )
         return found
 
+    def guarded(self, learner: Learner) -> frozenset[str]:
+        """The matrices, and what else ``train_rest`` freezes."""
+        kept = [m.weight for m in self.targets(learner)]
+        if self.train_rest != "all":
+            kept += learner.others(kept, norms=self.train_rest == "norms")
+        known = set(kept)
+        return frozenset(name for name, p in learner.network.named_parameters() if p in known)
+
     def setup(self, learner: Learner, task: Task) -> None:
         """Freeze what is not to learn, and remember where the task began."""
         self.index = task.index

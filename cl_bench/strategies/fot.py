@@ -36,6 +36,7 @@ from cl_bench.subspace import (
     SketchKind,
     empty_basis,
     extend,
+    first_uses,
     leading_inputs,
     rank_to_reach,
 )
@@ -109,6 +110,10 @@ class FOT(Strategy):
         self.basis: dict[str, Tensor] = {}
         self._projections: dict[str, Projection] = {}
 
+    def guarded(self, learner: Learner) -> frozenset[str]:
+        """What ``protect`` says."""
+        return learner.guarded(self.protect)
+
     def setup(self, learner: Learner, task: Task) -> None:
         """Clients train freely; only biases and normalisation may be held."""
         learner.guard(self.protect, first_task=task.index == 0)
@@ -142,6 +147,8 @@ class FOT(Strategy):
         sketches = {layer.name: self._sketch(layer, learner.seed, task) for layer in layers}
         index = torch.split(torch.arange(len(task.train)), BATCH)
         learner.tap(layers, (task.train[i] for i in index), sketches, self.dropout)
+        for layer, first in zip(layers, first_uses(layers), strict=True):
+            sketches[layer.name] = sketches[first.name]
         samples = float(len(task.train))
         found = {"samples": torch.tensor(samples, dtype=torch.float64)}
         for name, s in sketches.items():

@@ -81,6 +81,10 @@ class GPM(Strategy):
         self.rows_per_step: dict[str, float] = {}
         self.confinement: Confinement | None = None
 
+    def guarded(self, learner: Learner) -> frozenset[str]:
+        """What ``protect`` says."""
+        return learner.guarded(self.protect)
+
     def setup(self, learner: Learner, task: Task) -> None:
         """Confine every remembered layer to the complement of its memory."""
         learner.guard(self.protect, first_task=not self.memory)
@@ -151,6 +155,8 @@ class GPM(Strategy):
         """Remember every layer's inputs R."""
         for i, (name, R) in enumerate(stats.items()):
             assert isinstance(R, Moments)
+            if not R.rows:  # a class-incremental head whose task is still to come
+                continue
             eps = threshold_of(self.threshold, name, i, len(stats), self.increment * task.index)
             self.remember(name, R, eps)
             self.rows_per_sample[name] = R.rows / max(R.samples, 1)

@@ -1,4 +1,4 @@
-"""Restricted Orthogonal Gradient Projection (Yang, Yang, Liu & Liu, AI Open 4, 2023, "ROGO").
+"""Restricted Orthogonal Gradient Projection (Yang, Yang, Liu, Li & Liu, AI Open 4, 2023, "ROGO").
 
 GPM without giving up old weights for good. While a task is learned, directions B of the frozen
 space span(M) that its gradient points along are relaxed: W_eff = W + W B (S - I) B^T with a trained
@@ -34,6 +34,7 @@ from cl_bench.subspace import (
     Projection,
     RelaxedSpaces,
     complement_within,
+    first_uses,
     leading_directions,
     split_as_published,
     split_by_angle,
@@ -201,9 +202,9 @@ class ROGO(GPM):
         gradients = layer_gradients(learner, self.layers, batch)
         split = split_as_published if self.official_quirks else split_by_angle
         found: dict[str, int] = {}
-        for i, layer in enumerate(self.layers):
+        for i, (layer, first) in enumerate(zip(self.layers, first_uses(self.layers), strict=True)):
             name, count = layer.name, len(self.layers)
-            if name not in gradients or name not in self.rest:
+            if name not in gradients or name not in self.rest or layer is not first:
                 continue
             eps_g = threshold_of(self.gradient_threshold, name, i, count, key="gradient_threshold")
             eps_s = threshold_of(self.cosine, name, i, count, key="cosine")

@@ -7,6 +7,8 @@ from cl_bench.subspace.growth import empty_basis, grow
 from cl_bench.subspace.linear_maps import (
     LinearMap,
     added_weight,
+    first_uses,
+    is_adapted,
     is_transposed,
     linear_maps,
     merged_parameters,
@@ -66,7 +68,9 @@ __all__ = [
     "effective_rank",
     "empty_basis",
     "extend",
+    "first_uses",
     "grow",
+    "is_adapted",
     "is_transposed",
     "largest_value",
     "leading_directions",

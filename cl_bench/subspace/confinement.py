@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from cl_bench.subspace.ahead import InputsAhead
-from cl_bench.subspace.linear_maps import LinearMap, own_rows
+from cl_bench.subspace.linear_maps import LinearMap, first_uses, own_rows
 from cl_bench.subspace.projection import Projection
 
 Where = Literal["input", "gradient", "step"]
@@ -47,7 +47,7 @@ class Confinement:
     """Projects the weight changes of ``layers`` while it is attached.
 
     Args:
-        layers: the layers to confine.
+        layers: the layers to confine; a weight that several share is confined once.
         projections: one per layer name; layers without one, or with a trivial one, stay free.
         where: ``input`` falls back, layer by layer, to ``gradient`` where that is cheaper.
         rows: input vectors per optimizer step by layer name (batch x patches), for that choice.
@@ -61,7 +61,9 @@ class Confinement:
         rows: Mapping[str, float],
     ) -> None:
         self.where = where
-        self._layers = [layer for layer in layers if layer.name in projections]
+        named = [layer for layer in layers if layer.name in projections]
+        own = zip(named, first_uses(named), strict=True)
+        self._layers = [layer for layer, first in own if layer is first]
         self._rows = rows
         self._projected: list[tuple[LinearMap, Projection]] = []
         self._joined: list[LinearMap] = []

@@ -6,7 +6,7 @@ how layers keep them.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -139,6 +139,15 @@ class LinearMap:
             pieces = iter([x.reshape(-1, x.shape[-1])])
         for piece in pieces:
             yield F.pad(piece, (0, 1), value=1.0) if self.augmented else piece
+
+
+def first_uses(layers: Sequence[LinearMap]) -> list[LinearMap]:
+    """For every layer, the first of those that have its weight: itself, unless weights are shared.
+
+    One weight has one gradient, and so one subspace, which holds the inputs of all its uses.
+    """
+    known: dict[tuple[Tensor, int], LinearMap] = {}
+    return [known.setdefault((layer.weight, layer.group), layer) for layer in layers]
 
 
 def own_rows(tensor: Tensor) -> Tensor:

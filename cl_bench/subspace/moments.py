@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from cl_bench.subspace.linear_maps import LinearMap
+from cl_bench.subspace.linear_maps import LinearMap, first_uses
 
 RESOLUTION = 1e-6
 """Singular values below this share of ||X||_F are rounding, not directions."""
@@ -184,14 +184,34 @@ class Tapped(dict[str, Any]):
             its inputs. None, and None for a layer, counts all.
     """
 
-    counted: Callable[[str], Tensor | None] | None = None
+    def __init__(self, accumulators: Mapping[str, Any]) -> None:
+        super().__init__(accumulators)
+        self.counted: Callable[[str], Tensor | None] | None = None
+        self._batch: int | None = None  # its samples; None: every call is a batch of its own
+        self._rooms: dict[Any, int] = {}  # how many of the batch's samples an accumulator takes
 
-    def of(self, x: Tensor, first: int, layer: str) -> Tensor:
-        """The ``first`` of a layer's inputs (n, ..., d), as far as they count."""
+    def begin(self, samples: int, counted: Callable[[str], Tensor | None] | None = None) -> None:
+        """A batch of so many samples comes: all calls of a layer until the next one see them."""
+        self._batch, self.counted, self._rooms = samples, counted, {}
+
+    def of(self, x: Tensor, layer: str) -> Tensor:
+        """What a layer's accumulator takes of one call's inputs (n, ..., d), as far as they count.
+
+        The inputs of the batch's first samples, up to its limit: of a call with n inputs for every
+        sample those n; of one whose inputs belong to no sample (positions, say) all.
+        """
+        taken, batch = self[layer], len(x) if self._batch is None else self._batch
+        if self._batch is None or taken not in self._rooms:
+            limit: int | None = getattr(taken, "limit", None)
+            left = batch if limit is None else max(0, limit - taken.samples)
+            self._rooms[taken] = min(batch, left)
+            taken.samples += self._rooms[taken]
+        room = self._rooms[taken]
         counted = None if self.counted is None else self.counted(layer)
-        if counted is None or x.shape[:2] != counted.shape:
-            return x[:first]
-        return x[:first][counted[:first]]
+        if counted is not None and x.shape[:2] == counted.shape:
+            return x[:room][counted[:room]]
+        whole = room == batch or len(x) % batch
+        return x if whole and room else x[: room * (len(x) // batch)]
 
 
 @contextmanager
@@ -222,28 +242,25 @@ def tapped(
     """While the context is open, every forward pass adds the layers' inputs to their moments.
 
     Args:
-        layers: whose inputs.
+        layers: whose inputs; those that share a weight share its accumulator, the first one's.
         into: other accumulators than moments, by layer name.
 
     Yields:
         ``{layer name: accumulator}``, filled as forward passes happen.
     """
-    moments = Tapped(into or ((layer.name, Moments(layer.in_features)) for layer in layers))
+    moments = Tapped(into or {layer.name: Moments(layer.in_features) for layer in layers})
     by_module: dict[nn.Module, list[LinearMap]] = {}
-    for layer in layers:
+    for layer, first in zip(layers, first_uses(layers), strict=True):
         by_module.setdefault(layer.module, []).append(layer)
+        moments[layer.name] = moments[first.name]
 
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = getattr(args[0], UNDROPPED, args[0]).detach()
         for layer in by_module[module]:
-            taken = moments[layer.name]
-            limit: int | None = getattr(taken, "limit", None)
-            room = len(x) if limit is None else min(len(x), limit - taken.samples)
-            if room <= 0:
-                continue
-            for rows in layer.inputs(moments.of(x, room, layer.name)):
-                taken.add(rows)
-            taken.samples += room
+            seen = moments.of(x, layer.name)
+            if len(seen):
+                for rows in layer.inputs(seen):
+                    moments[layer.name].add(rows)
 
     handles = [module.register_forward_pre_hook(hook) for module in by_module]
     try:

@@ -23,6 +23,9 @@
 * ``status``: ``status`` (``started``, ``completed``, ``failed``, ``interrupted``) and facts;
   ``files`` {name: SHA-256} are those that were written before it.
 * ``weights``: ``learned`` (tasks), ``file``, ``bytes``, ``sha256``: weights that were written.
+* ``guards``, before any training, of a strategy that guards some parameters and not others:
+  ``share`` of the ``trained`` weights that tasks share; ``unprotected`` and, in heads of one task
+  each, ``per_task`` {group of parameters: weights}.
 * ``evaluation``: ``row`` (tasks learned), ``task`` (index of the task just learned, or null),
   ``task_name``, ``scores`` {task name: value}, ``task_id_known``, ``seconds`` and, where a stream
   has more to measure, ``details`` {task name: {measure: value}}. Class-incremental streams have
@@ -311,6 +314,22 @@ class Record:
     def wall_seconds(self) -> float:
         """Time that the run took so far, in all its processes."""
         return time.monotonic() - self._started
+
+    def guards(
+        self,
+        share: float,
+        trained: int,
+        unprotected: Mapping[str, int],
+        per_task: Mapping[str, int],
+    ) -> None:
+        """What the strategy guards; see :class:`cl_bench.learners.guards.Guards`."""
+        self._event(
+            "guards",
+            share=share,
+            trained=trained,
+            unprotected=dict(unprotected),
+            per_task=dict(per_task),
+        )
 
     def row(
         self,
