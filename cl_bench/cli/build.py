@@ -60,6 +60,7 @@ from cl_bench.experiment.faults import memory_explained
 from cl_bench.experiment.reopen import Resume
 from cl_bench.federation import FederatedEngine, Federation, check_federation
 from cl_bench.learners import BaseLearner
+from cl_bench.learners.guards import refuse_half_precision
 from cl_bench.learners.ranks import world
 from cl_bench.tracking import wandb_sink
 
@@ -199,6 +200,7 @@ def _run_config(
             seed=seed,
             pack=loop.pack,
         )
+    refuse_half_precision(strategy, learner, str(cfg.trainer.get("precision")))
     if federation is not None and federation.engine == "flower" and "site" not in given:
         return _in_flower(cfg, command, choices, resume, given, federation, learner, strategy)
     count = processes(cfg.trainer)

@@ -10,6 +10,7 @@ from cl_bench.contracts import Strategy, UsageError
 from cl_bench.integrations.borrowed import Borrowed, Forward, Loss
 from cl_bench.integrations.sample import Sample, SampledTask
 from cl_bench.integrations.session import Session, require_served
+from cl_bench.learners.guards import refuse_half_precision
 
 
 class ContinualCallback(Callback):
@@ -66,6 +67,7 @@ class ContinualCallback(Callback):
             )
         self._check(trainer)
         learner = Borrowed(pl_module, self._loss, self._forward, self._seed)
+        refuse_half_precision(self.strategy, learner, str(trainer.precision))
         session = Session(self.strategy, learner, self.task, constrain=False)
         session.begin()
         self._session = session

@@ -18,6 +18,9 @@ NAMED = 6
 
 HALF = (torch.bfloat16, torch.float16)
 
+HALVING = ("bf16-true", "16-true")
+"""Lightning's names of precisions in which weights are such."""
+
 
 @dataclass(frozen=True)
 class Guards:
@@ -43,7 +46,8 @@ class Guards:
 
     def lines(self) -> list[str]:
         """For people."""
-        found = [f"guarded: {100 * self.share:.4g} % of the {self.trained:,} weights that tasks share"]
+        share = f"{100 * self.share:.4g} %"
+        found = [f"guarded: {share} of the {self.trained:,} weights that tasks share"]
         if self.unprotected:
             found.append(f"unprotected, though they train: {_listed(self.unprotected)}")
         if self.per_task:
@@ -87,6 +91,16 @@ def guards(strategy: Strategy, learner: NetworkServices) -> Guards | None:
         per_task=grouped(network, {n: trained[n] for n in own}),
         names=frozenset(free),
     )
+
+
+def refuse_half_precision(strategy: Strategy, learner: NetworkServices, precision: str) -> None:
+    """Raise :class:`UsageError` if a Trainer's ``precision`` will halve weights that are guarded."""
+    if precision in HALVING and strategy.guarded(learner) is not None:  # type: ignore[arg-type]
+        raise UsageError(
+            f"trainer.precision={precision} rounds the weights themselves, which leads every "
+            f"update out of the subspace that {type(members(strategy)[0]).__name__} keeps it in: "
+            f"use trainer.precision={precision.replace('true', 'mixed')}"
+        )
 
 
 def _refuse_adapters(who: str, network: nn.Module, trained: Mapping[str, nn.Parameter]) -> None:

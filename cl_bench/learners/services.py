@@ -344,5 +344,22 @@ def _per_sample(
         return result
 
     detached = {f"network.{name}": p.detach() for name, p in parameters.items()}
-    found = vmap(grad(of), in_dims=(None, 0))(detached, batch)
+    try:
+        found = vmap(grad(of), in_dims=(None, 0))(detached, batch)
+    except RuntimeError:
+        # Some modules have no batching rule (GRU, writes in place, branches on values): the same
+        # gradients, sample by sample. What is wrong with the network itself is raised again there.
+        return _one_by_one(parameters, value, batch)
     return {name.removeprefix("network."): g.detach() for name, g in found.items()}
+
+
+def _one_by_one(
+    parameters: Mapping[str, nn.Parameter], value: Callable[[Batch], Tensor], batch: Batch
+) -> dict[str, Tensor]:
+    found: dict[str, list[Tensor]] = {name: [] for name in parameters}
+    for i in range(len(next(iter(batch.values())))):
+        out = value({name: v[i : i + 1] for name, v in batch.items()})
+        gradients = torch.autograd.grad(out, list(parameters.values()), allow_unused=True)
+        for (name, p), g in zip(parameters.items(), gradients, strict=True):
+            found[name].append(torch.zeros_like(p) if g is None else g)
+    return {name: torch.stack(gradients) for name, gradients in found.items()}

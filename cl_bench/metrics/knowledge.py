@@ -1,10 +1,11 @@
 """Is it lost, or only out of reach? Drops of accuracy split into knowledge and alignment.
 
-Zheng et al., ICLR 2025: performance = knowledge (the facts) x alignment (how a task is done with
-them). Of a task's two disjoint halves, neither of which tells anything about the other's answers,
-one is learned anew for a few steps; what the other half then scores is the *recovered performance*
-R, a proxy for knowledge. With p the performance on that half before, and a star for right after the
-task was learned::
+That a task's performance takes knowledge (the facts) and alignment (how the task is done with them)
+is the view of Zheng et al., ICLR 2025, and so is the treatment: of a task's two disjoint halves,
+neither of which tells anything about the other's answers, one is learned anew for a few steps; what
+the other half then scores is the *recovered performance* R, a proxy for knowledge. The formulas,
+and that performance is the product of the two, are ours; the paper's own could not be checked. With
+p the performance on that half before, and a star for right after the task was learned::
 
     alignment ratio   A   = p / R                     in [0, 1]
     total drop        D   = p* - p

@@ -8,12 +8,14 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from cl_bench.report.study import Row, Study
+from cl_bench.report.study import METRICS, Row, Study
 
 LEAST = 0.5
-"""Half-width of the narrowest band, in points: what seeds and rounding of tables move a mean by."""
+"""The least tolerance, in points: what seeds and rounding of tables move a mean by."""
 
-METRICS = {"acc": "ACC", "bwt": "BWT"}
+OURS = ("acc", "bwt")
+"""What is shown of a row without a reference."""
+
 NONE = "no verified reference"
 
 
@@ -22,16 +24,21 @@ class Verdict:
     """One published number and ours, in percent.
 
     Attributes:
-        metric: ``ACC`` or ``BWT``.
+        key: which summary of the accuracy matrix.
         published: its mean.
-        band: how far from it ours may lie, max(2 standard deviations, 0.5 points).
+        std: its standard deviation; None where none is known.
         ours: mean over our seeds.
     """
 
-    metric: str
+    key: str
     published: float
-    band: float
+    std: float | None
     ours: float
+
+    @property
+    def tolerance(self) -> float:
+        """How far from the published mean ours may lie: max(2 standard deviations, 0.5 points)."""
+        return max(2 * (self.std or 0.0), LEAST)
 
     @property
     def text(self) -> str:
@@ -39,29 +46,35 @@ class Verdict:
         if math.isnan(self.ours):
             return "not measured"
         off = self.ours - self.published
-        if abs(off) <= self.band:
+        if abs(off) <= self.tolerance:
             return "inside"
-        return f"{'above' if off > 0 else 'BELOW'} by {abs(off) - self.band:.2f}"
+        side = "above" if off > 0 else "below"
+        return f"{side.upper() if self.missed else side} by {abs(off) - self.tolerance:.2f}"
+
+    @property
+    def missed(self) -> bool:
+        """Whether ours is worse than the tolerance allows."""
+        _, better = METRICS[self.key]
+        return better * (self.ours - self.published) < -self.tolerance
 
 
 def verdicts(row: Row) -> list[Verdict]:
     """Of every number that the row's configuration names; none without a reference."""
     if row.reference is None:
         return []
-    return [judge(row.reference, key, 100 * row.mean(key)) for key in METRICS]
+    return [judge(row.reference, k, 100 * row.mean(k)) for k in METRICS if k in row.reference]
 
 
 def judge(reference: Mapping[str, Any], key: str, ours: float) -> Verdict:
     """One number of a reference against ours.
 
     Args:
-        reference: ``acc``, ``acc_std``, ``bwt``, ``bwt_std`` in percent.
-        key: ``acc`` or ``bwt``.
+        reference: means by key and standard deviations by ``<key>_std``, in percent.
+        key: one of its keys, a summary of the accuracy matrix.
         ours: percent.
     """
-    published = float(reference.get(key, math.nan))
-    band = max(2 * float(reference.get(f"{key}_std") or 0.0), LEAST)
-    return Verdict(METRICS[key], published, band, ours)
+    std = reference.get(f"{key}_std")
+    return Verdict(key, float(reference[key]), None if std is None else float(std), ours)
 
 
 def published_tables(study: Study) -> list[Table]:
@@ -77,8 +90,8 @@ def published_tables(study: Study) -> list[Table]:
             pad_edge=False,
             padding=(0, 2, 0, 0),
         )
-        for name in ("strategy", "n", "", "published", "ours", "verdict"):
-            right = name in ("n", "published", "ours")
+        for name in ("strategy", "n", "", "published", "tolerance", "ours", "verdict"):
+            right = name in ("n", "published", "tolerance", "ours")
             table.add_column(name, justify="right" if right else "left", no_wrap=True)
         sources = {str(r.reference.get("source")) for r in block.rows if r.reference}
         if sources:
@@ -86,18 +99,18 @@ def published_tables(study: Study) -> list[Table]:
         for row in block.rows:
             found = verdicts(row)
             if not found:
-                ours = " / ".join(f"{100 * row.mean(key):.2f}" for key in METRICS)
-                table.add_row(Text(row.label), str(row.n), "ACC / BWT", "", ours, NONE)
+                ours = " / ".join(f"{100 * row.mean(key):.2f}" for key in OURS)
+                table.add_row(Text(row.label), str(row.n), "ACC / BWT", "", "", ours, NONE)
             for i, verdict in enumerate(found):
-                key = verdict.metric.lower()
-                missed = verdict.text.startswith("BELOW")
+                spread = "" if verdict.std is None else f" ± {verdict.std:.2f}"
                 table.add_row(
                     Text(row.label if i == 0 else ""),
                     str(row.n) if i == 0 else "",
-                    verdict.metric,
-                    f"{verdict.published:.2f} ± {verdict.band:.2f}",
-                    f"{verdict.ours:.2f} ± {100 * row.std(key):.2f}",
-                    Text(verdict.text, style="bold red" if missed else "green"),
+                    METRICS[verdict.key][0],
+                    f"{verdict.published:.2f}{spread}",
+                    f"{verdict.tolerance:.2f}",
+                    f"{verdict.ours:.2f} ± {100 * row.std(verdict.key):.2f}",
+                    Text(verdict.text, style="bold red" if verdict.missed else "green"),
                 )
         tables.append(table)
     return tables

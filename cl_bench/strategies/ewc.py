@@ -39,7 +39,8 @@ class EWC(Strategy):
             prediction (``true``) or the data's (``empirical``); or of the mean loss of small
             batches with the data's (``batched``), about 1 / ``fisher_batch`` of the second.
         fisher_batch: samples of such a batch.
-        information: F of old tasks is the ``sum`` of theirs (Kirkpatrick et al.) or the ``mean``.
+        information: F of old tasks is the ``sum`` of theirs (Kirkpatrick et al.) or the ``mean``
+            over all of them, those before a head took part included.
         anchor: pull to where the ``sum`` of the tasks' own quadratics is least (Kirkpatrick et
             al.), or to the ``latest`` weights (Huszár, PNAS 2018; Schwarz et al.).
         decay: gamma in [0, 1] on old information at each new task, with ``information: sum``
@@ -121,10 +122,17 @@ class EWC(Strategy):
         return total
 
     def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
-        """F <- gamma F + F_t (or their mean), theta* <- the new anchor."""
+        """F <- gamma F + F_t (or their mean), theta* <- the new anchor.
+
+        A task says nothing of a head that takes no part in it: its F is zero there.
+        """
         count = stats["samples"]
         faded = self.decay if self.merging == "sum" else float(self.tasks)
-        for name, p in learner.named_trainable().items():
+        parts = 1 if self.merging == "sum" else self.tasks + 1
+        trained = learner.named_trainable()
+        for name in self.information.keys() - trained.keys():
+            self.information[name] = self.information[name] * (faded / parts)
+        for name, p in trained.items():
             whole = stats[name] / count  # type: ignore[operator]
             centre = p.detach().clone()
             if name in self.information:
@@ -132,9 +140,7 @@ class EWC(Strategy):
                 if self.anchor == "sum":
                     pull = torch.where(whole > 0, new / whole.clamp_min(1e-38), 0.0)
                     centre = torch.lerp(self.centre[name].to(centre), centre, pull)
-                if self.merging == "mean":
-                    whole /= self.tasks + 1
-            self.information[name], self.centre[name] = whole, centre
+            self.information[name], self.centre[name] = whole / parts, centre
         self.tasks += 1
 
     def metrics(self) -> Mapping[str, Mapping[str, float]]:

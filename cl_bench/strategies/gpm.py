@@ -37,7 +37,8 @@ class GPM(Strategy):
         samples: training samples whose layer inputs are decomposed after a task: one number, one
             per protected layer in order, or ``{layer pattern: number}``; of one draw, the first.
         rank_rule: ``official`` as the authors' code has it: on the first task the direction that
-            crosses eps is left out, later it is taken in. ``energy``: always taken in.
+            crosses eps is left out, later it is taken in. ``energy``: always taken in. An eps of 1
+            takes every direction in, by either rule.
         project: ``auto`` projects at the cheapest place that keeps the *weight change* in the
             subspace for the optimizer at hand; ``input``, ``gradient`` or ``step`` insists.
         protect: which layers, and what becomes of biases and normalisation.

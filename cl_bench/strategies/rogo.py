@@ -61,7 +61,9 @@ class ROGO(GPM):
         rate_factor: see ``schedule``.
         relax_below: see ``schedule``.
         representation: M is found from layer inputs (``activations``, as in the paper) or from the
-            rows of the loss gradient (``gradients``, as in the authors' CIFAR-100 code).
+            rows of the loss gradient (``gradients``). The authors' CIFAR-100 code takes gradients
+            too, but without clearing those of the last training step, which its sum then holds;
+            here it is the samples' gradient alone.
         official_quirks: search in a basis that is no longer orthonormal from a task's second
             relaxation on, as the authors' code does.
 

@@ -23,8 +23,11 @@ def rank_to_reach(
 
     Returns:
         The smallest r with ``explained + sum(energies[:r]) / total >= threshold``, at most
-        ``len(energies)``; with ``below`` the number of prefixes that stay short of it.
+        ``len(energies)``; with ``below`` the number of prefixes that stay short of it. A threshold
+        of 1 leaves nothing out, neither by rounding nor by ``below``.
     """
+    if total > 0.0 and threshold >= 1.0:
+        return len(energies)
     if total <= 0.0 or (explained >= threshold and not below):
         return 0
     reached = explained + energies.cumsum(0) / total
