@@ -27,7 +27,7 @@ class Protect:
             ``frozen_after_first``.
         heads: ``auto`` leaves alone heads that are learned by one task each and guards others: one
             that tasks share, and those that together are the one head of a class-incremental
-            stream, each from the task after its first; ``always`` and ``never`` say so outright.
+            stream, outputs of tasks to come included; ``always`` and ``never`` say so outright.
         embeddings: of tokens and positions, relative ones included, which no subspace of inputs
             guards: ``free``, or ``frozen_after_first``.
         tied: an embedding whose weight is an output head's too: ``project`` guards it as the

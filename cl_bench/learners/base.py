@@ -7,6 +7,7 @@ in ``docs/architecture.md``: they are its inner part.
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import lightning
@@ -16,7 +17,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
-from cl_bench.contracts import Batch, State, Strategy, Stream, Task, UsageError
+from cl_bench.contracts import Batch, Protect, State, Strategy, Stream, Task, UsageError
 from cl_bench.contracts.strategy import overrides, penalises_weights
 from cl_bench.learners import sharding
 from cl_bench.learners.batch_norm import part_of_a_batch
@@ -431,6 +432,20 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         if not name.startswith("heads."):
             return None
         return heads == "always" or (heads == "auto" and self.scenario != "task")
+
+    def layers(self, protect: Protect) -> list[LinearMap]:
+        """The linear maps that ``protect`` selects.
+
+        Heads that together are one read the same features, those of tasks to come included.
+
+        Raises:
+            UsageError: it selects none.
+        """
+        found = super().layers(protect)
+        heads = (
+            [m for m in found if m.name.startswith("heads.")] if self.scenario == "class" else []
+        )
+        return [replace(m, reads=heads[0].name) if m in heads[1:] else m for m in found]
 
     def is_own_head(self, name: str) -> bool:
         """Whether the layer or parameter belongs to a head that came with a task."""

@@ -94,7 +94,7 @@ def guards(strategy: Strategy, learner: NetworkServices) -> Guards | None:
 
 
 def refuse_half_precision(strategy: Strategy, learner: NetworkServices, precision: str) -> None:
-    """Raise :class:`UsageError` if a Trainer's ``precision`` will halve weights that are guarded."""
+    """Raise :class:`UsageError` if a Trainer of this ``precision`` halves guarded weights."""
     if precision in HALVING and strategy.guarded(learner) is not None:  # type: ignore[arg-type]
         raise UsageError(
             f"trainer.precision={precision} rounds the weights themselves, which leads every "

@@ -12,7 +12,7 @@ at hand).
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -36,7 +36,6 @@ from cl_bench.subspace import (
     SketchKind,
     empty_basis,
     extend,
-    first_uses,
     leading_inputs,
     rank_to_reach,
 )
@@ -146,12 +145,11 @@ class FOT(Strategy):
         layers = learner.layers(self.protect)
         sketches = {layer.name: self._sketch(layer, learner.seed, task) for layer in layers}
         index = torch.split(torch.arange(len(task.train)), BATCH)
-        learner.tap(layers, (task.train[i] for i in index), sketches, self.dropout)
-        for layer, first in zip(layers, first_uses(layers), strict=True):
-            sketches[layer.name] = sketches[first.name]
+        batches = (task.train[i] for i in index)
+        taken: Mapping[str, Any] = learner.tap(layers, batches, sketches, self.dropout)
         samples = float(len(task.train))
         found = {"samples": torch.tensor(samples, dtype=torch.float64)}
-        for name, s in sketches.items():
+        for name, s in taken.items():
             found[f"statistic/{name}"] = s.statistic
             if self.residual_ratio == "energy":
                 found[f"energy/{name}"] = torch.tensor(s.energy, dtype=torch.float64)

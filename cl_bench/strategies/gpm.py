@@ -156,8 +156,6 @@ class GPM(Strategy):
         """Remember every layer's inputs R."""
         for i, (name, R) in enumerate(stats.items()):
             assert isinstance(R, Moments)
-            if not R.rows:  # a class-incremental head whose task is still to come
-                continue
             eps = threshold_of(self.threshold, name, i, len(stats), self.increment * task.index)
             self.remember(name, R, eps)
             self.rows_per_sample[name] = R.rows / max(R.samples, 1)

@@ -34,6 +34,7 @@ class LinearMap:
         group: which group of the convolution.
         augmented: whether the matrix is [W | b], its inputs extended by a constant 1.
         adapted: PEFT's layer around ``module``, where there is one.
+        reads: name of another layer whose inputs are this one's too, also while nobody calls it.
     """
 
     name: str
@@ -41,6 +42,7 @@ class LinearMap:
     group: int = 0
     augmented: bool = False
     adapted: nn.Module | None = None
+    reads: str | None = None
 
     @property
     def weight(self) -> nn.Parameter:

@@ -242,7 +242,8 @@ def tapped(
     """While the context is open, every forward pass adds the layers' inputs to their moments.
 
     Args:
-        layers: whose inputs; those that share a weight share its accumulator, the first one's.
+        layers: whose inputs; those that share a weight, or read what another reads, share the
+            accumulator of the first one.
         into: other accumulators than moments, by layer name.
 
     Yields:
@@ -251,8 +252,9 @@ def tapped(
     moments = Tapped(into or {layer.name: Moments(layer.in_features) for layer in layers})
     by_module: dict[nn.Module, list[LinearMap]] = {}
     for layer, first in zip(layers, first_uses(layers), strict=True):
-        by_module.setdefault(layer.module, []).append(layer)
-        moments[layer.name] = moments[first.name]
+        if layer.reads is None:
+            by_module.setdefault(layer.module, []).append(layer)
+        moments[layer.name] = moments[layer.reads or first.name]
 
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = getattr(args[0], UNDROPPED, args[0]).detach()
