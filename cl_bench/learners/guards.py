@@ -1,7 +1,7 @@
 """What a strategy guards of all that trains, in numbers and names: the one place that says it."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from cl_bench.learners.services import NetworkServices
 from cl_bench.subspace import is_adapted
 
 NAMED = 6
-"""Most groups of parameters that one line names."""
+"""Most groups of parameters that one line names; a refusal names half as many."""
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -71,16 +71,17 @@ def guards(strategy: Strategy, learner: NetworkServices) -> Guards | None:
     kept = {n: p for n, p in shared.items() if n in names}
     _refuse_adapters(who, network, trained)
     if shared and not kept:
+        what = _listed(grouped(network, shared), NAMED // 2)
         raise UsageError(
             f"{who} would guard nothing: the layers that it selects are frozen, and what trains is "
-            f"{_listed(grouped(network, shared))}; let those layers train, or choose others"
+            f"{what}; let those layers train, or choose others"
         )
     coarse = grouped(network, {n: p for n, p in kept.items() if p.dtype in HALF})
     if coarse:
         raise UsageError(
             f"{who} cannot guard weights in half precision, whose rounding leads every update out "
-            f"of its subspace: {_listed(coarse)}; keep them in float32 (model.float()) and compute "
-            "in half precision, trainer.precision=bf16-mixed or torch.autocast"
+            f"of its subspace: {_listed(coarse, NAMED // 2)}; keep them in float32 (model.float()) "
+            "and compute in half precision, with trainer.precision=bf16-mixed or torch.autocast"
         )
     total = sum(p.numel() for p in shared.values())
     free = {n: p for n, p in shared.items() if n not in kept}
@@ -109,7 +110,7 @@ def _refuse_adapters(who: str, network: nn.Module, trained: Mapping[str, nn.Para
     if found:
         raise UsageError(
             f"{who} guards the weights of a network, and here PEFT's adapters train in their "
-            f"place: {_listed(found)}; train the weights themselves, for example after "
+            f"place: {_listed(found, NAMED // 2)}; train the weights themselves, for example after "
             "model.merge_and_unload(), or leave the strategy out"
         )
 
@@ -139,8 +140,8 @@ def grouped(network: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[
     }
 
 
-def _listed(groups: Mapping[str, int]) -> str:
-    shown = [f"{name}: {count:,}" for name, count in list(groups.items())[:NAMED]]
-    rest: Iterable[int] = list(groups.values())[NAMED:]
-    more = [f"{len(groups) - NAMED} more groups: {sum(rest):,}"] if len(groups) > NAMED else []
+def _listed(groups: Mapping[str, int], most: int = NAMED) -> str:
+    shown = [f"{name}: {count:,}" for name, count in list(groups.items())[:most]]
+    rest = list(groups.values())[most:]
+    more = [f"{len(rest)} more groups: {sum(rest):,}"] if rest else []
     return "; ".join([*shown, *more])
