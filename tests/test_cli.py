@@ -171,6 +171,17 @@ def test_the_published_pmnist_experiment():
     assert compose("+strategy=gpm", "+stream=pmnist").reference is None
 
 
+def test_what_the_authors_codes_do_on_cifar100_is_said_where_their_numbers_are():
+    assert compose("+experiment=gpm_cifar100_superclass").stream.official_quirks is True
+    trgp = compose("+experiment=trgp_split_cifar100").strategy
+    assert (trgp.official_quirks, trgp.protect.norm) == (True, "free")
+
+
+def test_published_forgetting_is_compared_with_what_it_is():
+    reference = compose("+experiment=fot_pmnist").reference  # right after a task minus the end
+    assert (reference.bwt, reference.bwt_std, "forgetting" in reference) == (-1.75, 0.06, False)
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_an_experiments_strategy_can_be_exchanged(flip):
     overrides = ["+experiment=gpm_pmnist", "strategy=ewc", "trainer.max_epochs=2"]

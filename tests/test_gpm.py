@@ -462,7 +462,8 @@ def test_bias_policy(network, bias, optimizer):
         ("domain", "never", []),
         ("domain", "always", ["heads.0"]),
         ("task", "auto", []),
-        ("class", "auto", []),
+        ("class", "auto", ["heads.0", "heads.1", "heads.2"]),
+        ("class", "never", []),
         ("class", "always", ["heads.0", "heads.1", "heads.2"]),
         ("task", "always", ["heads.0", "heads.1", "heads.2"]),
     ],
@@ -473,6 +474,28 @@ def test_head_policy(scenario, heads, guarded):
     gpm = GPM(0.8, samples=40, protect=Protect(heads=heads))
     learn_stream(learner, gpm, stream, epochs=2)
     assert list(gpm.memory) == ["backbone.fc1", "backbone.fc2", *guarded]
+
+
+def test_heads_that_are_one_are_guarded_as_one():
+    """As the rows of a single output layer would be, those of tasks to come included."""
+    stream = make_stream("class", tasks=2)
+    learner, gpm = make_learner(stream), GPM(1.0)
+    learn(learner, gpm, stream[0])
+    old, first = gpm.memory["heads.0"], weights(learner)
+    assert torch.equal(old, gpm.memory["heads.1"])
+    with torch.no_grad():
+        x = stream[0].everything["x"]
+        features = learner.backbone(x)
+        before = [head(features) for head in learner.heads]
+    assert float((features.double() - features.double() @ old @ old.t()).norm()) < 1e-4
+    learn(learner, gpm, stream[1])
+    with torch.no_grad():
+        after = [head(learner.backbone(x)) for head in learner.heads]
+    for one, other in zip(before, after, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+    for i in range(2):
+        moved = weights(learner)[f"heads.{i}.weight"] - first[f"heads.{i}.weight"]
+        assert float(moved.norm()) > 1e-3
 
 
 def test_with_the_task_known_old_answers_stay():

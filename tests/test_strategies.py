@@ -82,7 +82,21 @@ def test_empirical_fisher_by_hand(samples):
     torch.testing.assert_close(found["heads.0.weight"], expected, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("model", [mlp, cnn])
+class Unbatchable(nn.Module):
+    """A recurrent layer, a write in place and a branch on values: vmap takes none of them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.cell = nn.GRU(4, 6, batch_first=True)
+
+    def forward(self, x):
+        h = torch.zeros(len(x), 6)
+        h[:, :] = self.cell(x.unflatten(1, (3, 4)))[0][:, -1]
+        return h if h.abs().max().item() < 100 else 0 * h
+
+
+@pytest.mark.parametrize("model", [mlp, cnn, Unbatchable])
 @pytest.mark.parametrize("scenario", ["domain", "task", "class"])
 def test_empirical_fisher_is_the_sum_of_squared_gradients(scenario, model):
     shape = (2, 6, 6) if model is cnn else (DIM,)
@@ -193,6 +207,38 @@ def test_penalty_of_one_task_by_hand():
     value, gradient = penalty_at(ewc, learner, stream, theta)
     assert value == pytest.approx(7.0 / 2 * float((fisher * (theta - old) ** 2).sum()), rel=1e-5)
     torch.testing.assert_close(gradient, 7.0 * fisher * (theta - old))
+
+
+@pytest.mark.parametrize(("scenario", "absent"), [("class", [1, 2, 3]), ("task", [1, 1, 1])])
+def test_a_mean_over_tasks_counts_those_in_which_a_head_had_no_part(scenario, absent):
+    stream = make_stream(scenario)
+    learner, ewc = make_learner(stream), EWC(information="mean", anchor="latest", samples=20)
+    total = {}
+    for t, task in enumerate(stream):
+        learner.begin(task, ewc)
+        with torch.no_grad():
+            for p in learner.parameters():
+                p.add_(0.05 * torch.randn_like(p))
+        stats = ewc.collect(learner, task)
+        ewc.consolidate(learner, task, stats)
+        for name, s in stats.items():
+            if name != "samples":
+                total[name] = total.get(name, 0) + s / stats["samples"]
+        assert len(stats) - 3 == absent[t]  # the heads that train, beside two layers
+        assert ewc.information.keys() == total.keys()
+        for name, information in ewc.information.items():
+            torch.testing.assert_close(information, total[name] / (t + 1), atol=1e-8, rtol=1e-5)
+
+
+def test_old_information_fades_also_where_a_task_says_nothing():
+    stream = make_stream("task", tasks=2)
+    learner, ewc = make_learner(stream), EWC(decay=0.5, samples=20)
+    learner.begin(stream[0], ewc)
+    ewc.consolidate(learner, stream[0], ewc.collect(learner, stream[0]))
+    before = ewc.information["heads.0.weight"].clone()
+    learner.begin(stream[1], ewc)
+    ewc.consolidate(learner, stream[1], ewc.collect(learner, stream[1]))
+    torch.testing.assert_close(ewc.information["heads.0.weight"], before / 2)
 
 
 @pytest.mark.parametrize("decay", [1.0, 0.6, 0.0])

@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from cl_bench.report.__main__ import main
 from cl_bench.report.compare import print_study, to_csv, to_latex, to_markdown
 from cl_bench.report.page import page_data, render_page
 from cl_bench.report.published import judge
-from cl_bench.report.study import Comparison, _holm, differences, format_cost, read_study
+from cl_bench.report.study import METRICS, Comparison, _holm, differences, format_cost, read_study
 from cl_bench.tracking import Record
 
 NAMES = ["one", "two", "three"]
@@ -433,6 +434,48 @@ def test_the_band_around_a_published_number(std, ours, text):
     assert judge({"acc": 72.48, "acc_std": std}, "acc", ours).text == text
 
 
+@pytest.mark.parametrize(
+    ("key", "published", "ours", "text", "missed"),
+    [
+        ("acc", 90.0, 89.0, "BELOW by 0.50", True),
+        ("acc", 90.0, 91.0, "above by 0.50", False),
+        ("bwt", -1.75, -3.0, "BELOW by 0.75", True),
+        ("forgetting", 1.75, 3.0, "ABOVE by 0.75", True),
+        ("forgetting", 1.75, 0.25, "below by 1.00", False),
+        ("forgetting", 1.75, 2.0, "inside", False),
+    ],
+)
+def test_worse_is_what_the_measure_calls_worse(key, published, ours, text, missed):
+    found = judge({key: published}, key, ours)
+    assert (found.text, found.missed) == (text, missed)
+
+
+def test_only_what_a_reference_names_is_judged(tmp_path, capsys):
+    make_run(
+        tmp_path / "fot",
+        "fot",
+        0,
+        [0.7, 0.8, 0.9],
+        settings={"reference": {"strategy": "fot", "forgetting": 1.75, "source": "theirs"}},
+    )
+    assert main([str(tmp_path), "--published"]) == 0
+    out = capsys.readouterr().out
+    assert "forgetting" in out
+    assert "nan" not in out
+    assert "BWT" not in out
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path("conf/experiment").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_references_are_in_measures_that_there_are(path):
+    reference = OmegaConf.load(path).get("reference") or {}
+    facts = {"strategy", "seeds", "source"}
+    measures = {str(k).removesuffix("_std") for k in reference} - facts
+    assert measures <= METRICS.keys()
+    assert bool(measures) == bool(reference)
+
+
 def test_published_numbers_stand_beside_ours(tmp_path, capsys):
     reference = {"strategy": "gpm", "acc": 93.91, "acc_std": 0.16, "bwt": -3.0, "source": "CUBER"}
     for strategy in ("gpm", "er"):
@@ -441,7 +484,7 @@ def test_published_numbers_stand_beside_ours(tmp_path, capsys):
         )
     assert main([str(tmp_path), "--published"]) == 0
     out = capsys.readouterr().out
-    assert "93.91 ± 0.50" in out
+    assert re.search(r"93\.91 ± 0\.16 +0\.50", out)  # their spread, and what is tolerated
     assert "CUBER" in out
     assert "BELOW" in out
     assert "no verified reference" in out

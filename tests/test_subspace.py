@@ -244,6 +244,10 @@ def test_rank_rules_by_hand():
     assert [rank_to_reach(energies, 16.0, eps, below=True) for eps in (0.4, 0.5, 0.6, 0.9)] == [
         *(0, 0, 1, 3)
     ]
+    # All of it is all of it, also where rounding reaches 1 early, or something is known already.
+    assert rank_to_reach(energies, 16.0, 1.0, below=True) == 5
+    assert rank_to_reach(energies[:1], 8.0, 1.0, below=True) == 1
+    assert rank_to_reach(energies, 16.0 - 1e-9, 1.0, explained=1e-9) == 5
     assert rank_to_reach(energies, 32.0, 0.75, explained=0.5) == 1
     assert rank_to_reach(energies, 32.0, 0.75, explained=0.8) == 0
     assert rank_to_reach(energies[:0], 0.0, 0.9) == 0
@@ -489,6 +493,38 @@ def test_a_limit_takes_the_first_samples_over_batches(case):
         m = moments[layer.name]
         torch.testing.assert_close(m.gram, rows.t() @ rows, atol=1e-4, rtol=1e-5)
         assert (m.rows, m.samples) == (len(rows), len(x) + 1)
+
+
+def test_a_limit_counts_samples_however_often_a_layer_is_called():
+    linear, x = nn.Linear(4, 4, bias=False), torch.randn(3, 4)
+    layers, positions = linear_maps("l", linear), torch.randn(5, 4)
+    into = {"l": Moments(4, limit=4)}
+    seen = []
+    with tapped(layers, into) as moments:
+        for factor, first in ((1.0, 3), (2.0, 1), (3.0, 0)):
+            moments.begin(3)
+            twice = linear(factor * x)
+            linear(twice)
+            linear(torch.cat([twice, twice], 1).reshape(6, 4))  # two inputs of every sample
+            linear(positions)  # of no sample
+            seen += [factor * x[:first], twice[:first], twice[:first], twice[:first]]
+            seen += [positions] if first else []
+    rows = torch.cat(seen).detach().double()
+    assert (moments["l"].samples, moments["l"].rows) == (4, len(rows))
+    torch.testing.assert_close(moments["l"].gram, rows.t() @ rows, atol=1e-4, rtol=1e-5)
+
+
+def test_layers_with_one_weight_have_one_accumulator():
+    a, b = nn.Linear(4, 4), nn.Linear(4, 4)
+    b.weight = a.weight
+    layers = [LinearMap("a", a), LinearMap("b", b)]
+    x, y = torch.randn(3, 4), torch.randn(2, 4)
+    with tapped(layers) as moments:
+        a(x)
+        b(y)
+    rows = torch.cat([x, y]).double()
+    assert moments["a"] is moments["b"]
+    torch.testing.assert_close(moments["a"].gram, rows.t() @ rows)
 
 
 def test_taps_see_through_attention_and_go_when_a_pass_fails():
