@@ -16,7 +16,7 @@ LEAST = 0.5
 OURS = ("acc", "bwt")
 """What is shown of a row without a reference."""
 
-NONE = "no verified reference"
+NONE = "no reference"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def judge(reference: Mapping[str, Any], key: str, ours: float) -> Verdict:
 
 
 def published_tables(study: Study) -> list[Table]:
-    """A table for every block: published, ours, verdict; sources below."""
+    """A table for every block: published, how close ours must be, ours, verdict; sources below."""
     tables = []
     for block in study.blocks:
         known = "known" if block.task_id_known else "not known"
@@ -90,27 +90,33 @@ def published_tables(study: Study) -> list[Table]:
             pad_edge=False,
             padding=(0, 2, 0, 0),
         )
-        for name in ("strategy", "n", "", "published", "tolerance", "ours", "verdict"):
-            right = name in ("n", "published", "tolerance", "ours")
+        for name in ("strategy", "n", "", "published", "within", "ours", "verdict"):
+            right = name in ("n", "published", "within", "ours")
             table.add_column(name, justify="right" if right else "left", no_wrap=True)
         sources = {str(r.reference.get("source")) for r in block.rows if r.reference}
         if sources:
             table.caption = Text("published: " + "; ".join(sorted(sources)))
         for row in block.rows:
-            found = verdicts(row)
-            if not found:
-                ours = " / ".join(f"{100 * row.mean(key):.2f}" for key in OURS)
-                table.add_row(Text(row.label), str(row.n), "ACC / BWT", "", "", ours, NONE)
-            for i, verdict in enumerate(found):
-                spread = "" if verdict.std is None else f" ± {verdict.std:.2f}"
+            found = {verdict.key: verdict for verdict in verdicts(row)}
+            for i, key in enumerate(found or OURS):
+                verdict = found.get(key)
                 table.add_row(
                     Text(row.label if i == 0 else ""),
                     str(row.n) if i == 0 else "",
-                    METRICS[verdict.key][0],
-                    f"{verdict.published:.2f}{spread}",
-                    f"{verdict.tolerance:.2f}",
-                    f"{verdict.ours:.2f} ± {100 * row.std(verdict.key):.2f}",
-                    Text(verdict.text, style="bold red" if verdict.missed else "green"),
+                    METRICS[key][0],
+                    _spread(verdict.published, verdict.std) if verdict else "",
+                    f"{verdict.tolerance:.2f}" if verdict else "",
+                    _spread(100 * row.mean(key), 100 * row.std(key)),
+                    _said(verdict) if verdict else NONE,
                 )
         tables.append(table)
     return tables
+
+
+def _spread(mean: float, std: float | None) -> str:
+    known = std is not None and not math.isnan(std)
+    return f"{mean:.2f} ± {std:.2f}" if known else f"{mean:.2f}"
+
+
+def _said(verdict: Verdict) -> Text:
+    return Text(verdict.text, style="bold red" if verdict.missed else "green")
