@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 from torch.optim import SGD
 
+from cl_bench.cli.kinds import require_kind, require_made
 from cl_bench.cli.threads import AUTO, check_threads, computing_with
 from cl_bench.contracts import Strategy, Stream, UsageError, derive_seed
 from cl_bench.experiment import (
@@ -63,6 +64,7 @@ from cl_bench.learners import BaseLearner
 from cl_bench.learners.guards import refuse_half_precision
 from cl_bench.learners.ranks import world
 from cl_bench.tracking import wandb_sink
+from cl_bench.tracking.files import require_plain
 
 Settings = TypeVar("Settings")
 
@@ -144,6 +146,8 @@ def _run_config(
     deterministic: bool,
     notes: Sequence[str],
 ) -> Result:
+    if isinstance(cfg.get("run_dir"), str):
+        require_plain(Path(cfg.run_dir))
     seed = cfg.seed
     if not isinstance(seed, int) or seed < 0:
         raise UsageError(f"seed={seed}: must be a whole number of at least 0")
@@ -367,14 +371,23 @@ def build(cfg: DictConfig, **given: Any) -> Any:
         UsageError: the target does not exist, or refuses its arguments.
     """
     with _explained(cfg):
-        target = get_object(cfg._target_)
-        require_arguments(target, cfg)
+        target = _target(cfg)
         accepted = inspect.signature(target).parameters
         takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
         objects = {k: v for k, v in given.items() if takes_all or k in accepted}
         # Through _partial_, since Hydra would make a configuration of the objects.
         make = instantiate(cfg, _partial_=True, _convert_="all")
-        return make(**objects)
+        made = make(**objects)
+        require_made(made, cfg)
+        return made
+
+
+def _target(cfg: DictConfig) -> Callable[..., Any]:
+    """What ``_target_`` names: of the slot's kind, and taking the arguments that are there."""
+    target: Callable[..., Any] = get_object(cfg._target_)
+    require_kind(target, cfg)
+    require_arguments(target, cfg)
+    return target
 
 
 def require_arguments(target: Callable[..., Any], cfg: DictConfig) -> None:
@@ -484,9 +497,9 @@ def _strategy(cfg: DictConfig, name: str, given: Strategy | None) -> tuple[Strat
 def _optimizer(cfg: DictConfig) -> Any:
     """The factory, tried once on a parameter of its own: a negative rate shows before any work."""
     with _explained(cfg):
-        require_arguments(get_object(cfg._target_), cfg)
+        _target(cfg)
         factory = instantiate(cfg, _partial_=True, _convert_="all")
-        factory([{"params": [nn.Parameter()]}])
+        require_made(factory([{"params": [nn.Parameter()]}]), cfg)
     return factory
 
 
@@ -497,9 +510,9 @@ def _schedule(cfg: DictConfig) -> Plateau | Callable[..., Any] | None:
     if not cfg.get("_partial_"):
         return build(cfg)  # type: ignore[no-any-return]
     with _explained(cfg):
-        require_arguments(get_object(cfg._target_), cfg)
+        _target(cfg)
         factory = instantiate(cfg, _partial_=True, _convert_="all")
-        factory(SGD([nn.Parameter()], lr=1.0))
+        require_made(factory(SGD([nn.Parameter()], lr=1.0)), cfg)
     return factory  # type: ignore[no-any-return]
 
 
@@ -513,7 +526,7 @@ def _trainer(cfg: DictConfig) -> Callable[..., Any]:
             "take that place); leave it out"
         )
     with _explained(cfg):
-        require_arguments(get_object(cfg._target_), cfg)
+        _target(cfg)
 
         def factory(**more: Any) -> Trainer:
             # Anew every time: a plugin or strategy that _target_ names serves one Trainer.
@@ -522,7 +535,7 @@ def _trainer(cfg: DictConfig) -> Callable[..., Any]:
 
         try:
             with quiet_lightning():
-                factory()
+                require_made(factory(), cfg)
         except MisconfigurationException as error:
             raise ValueError(str(error)) from None
     return factory

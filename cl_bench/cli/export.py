@@ -6,6 +6,7 @@ plain weights as safetensors and a model card.
 """
 
 import json
+import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import HydraException
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from cl_bench.cli.build import build
 from cl_bench.cli.recorded import OBJECT, Recorded, named, read_recorded
+from cl_bench.cli.trust import locate, read_trust
 from cl_bench.contracts import Strategy, UsageError
 from cl_bench.experiment.checkpoint import (
     Checkpoints,
@@ -31,7 +31,7 @@ from cl_bench.experiment.weights import TaskWeights, damaged, encoded, read_weig
 from cl_bench.metrics import tasks_learned
 from cl_bench.report.card import heads_section, model_card
 from cl_bench.tracking import read_matrix, read_results
-from cl_bench.tracking.files import DATA, read_json, write_atomically
+from cl_bench.tracking.files import read_json, write_atomically
 
 WEIGHTS, PROGRAM, CARD = "model.safetensors", "network.pt2", "README.md"
 
@@ -77,7 +77,8 @@ def export(arguments: Sequence[str]) -> Path:
 
     Args:
         arguments: the command line; ``task`` is the row of the accuracy matrix, by default the
-            last; ``to`` is by default ``export/task<k>`` in the run's directory.
+            last; ``to`` is by default ``export/task<k>`` in the run's directory; ``trust`` names
+            folders with code of the user's.
 
     Returns:
         The folder.
@@ -89,8 +90,8 @@ def export(arguments: Sequence[str]) -> Path:
     order = _order(arguments)
     _require_one_network(order)
     weights = find_weights(order.run.directory, order.learned)
-    scratch = order.target.with_name(f".{order.target.name}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
+    # Not to be guessed: what lies in wait under a known name is not written into.
+    scratch = order.target.with_name(f".{order.target.name}.{secrets.token_hex(8)}.tmp")
     try:
         scratch.mkdir(parents=True)
         loading = _write(order, weights, scratch)
@@ -114,8 +115,9 @@ def export(arguments: Sequence[str]) -> Path:
 
 
 def _order(arguments: Sequence[str]) -> Order:
-    directory, others = named(list(arguments), "export")
-    run = read_recorded("export", directory)
+    trust, arguments = read_trust(arguments)
+    directory, others = named(arguments, "export")
+    run = read_recorded("export", directory, trust)
     options = dict(text.partition("=")[::2] for text in others)
     for key in options:
         if key not in ("task", "to"):
@@ -135,7 +137,7 @@ def _order(arguments: Sequence[str]) -> Order:
     target = Path(options["to"]) if options.get("to") else default
     if target.exists():
         raise UsageError(f"to={target} is there already: delete it, or give another to=<folder>")
-    data = read_json(directory / DATA)
+    data = read_json(directory / "data.json") or {}
     if "input_shape" not in data:
         raise UsageError(
             f"export={directory}: recorded by a version that did not write down the shape of "
@@ -150,13 +152,10 @@ def _require_one_network(order: Order) -> None:
         named = node.get("_target_", node.get(OBJECT)) if isinstance(node, DictConfig) else None
         if named is None:
             continue
-        try:
-            cls: Any = get_class(named)
-        except (HydraException, ImportError, AttributeError, ValueError) as error:
-            raise UsageError(
-                f"export={order.run.directory}: cannot import {named} ({error}); put its folder "
-                "on PYTHONPATH, as for the run"
-            ) from None
+        with order.run.trust.importable():
+            cls: Any = locate(name, named, order.run.directory, order.run.trust)
+        if not (isinstance(cls, type) and issubclass(cls, Strategy)):
+            raise UsageError(f"export={order.run.directory}: {name}={named} is no strategy")
         if cls.inference is not Strategy.inference and order.learned > 0:
             raise UsageError(
                 f"export={order.run.directory}: {cls.__name__} ({name}) tests every task with "

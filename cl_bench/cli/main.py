@@ -34,7 +34,7 @@ from cl_bench.cli.sweep import Ledger, SweepJob, ourselves, place, score
 from cl_bench.cli.sweep import command as sweep_command
 from cl_bench.cli.threads import AUTO, chosen, computing_with, wait_passively
 from cl_bench.cli.workers import end_with_parent, go_through
-from cl_bench.errors import UsageError
+from cl_bench.errors import UsageError, printable
 
 DIFFERENT = 1
 """Exit status of a reproduction that came to something else."""
@@ -251,7 +251,7 @@ class Jobs:
                 return None
 
             def go_on(directory: Path) -> float:
-                resume([f"resume={directory}"])
+                resume([f"resume={directory}"], composed=True)
                 return score(directory)
 
             return sweep_job.run(lambda: self._run_fresh(cfg), go_on)
@@ -363,4 +363,5 @@ def _say_error(message: str) -> None:
 
 def _say(message: str, style: str) -> None:
     sys.stdout.flush()
+    message = printable(message)
     Console(stderr=True).print(message, style=style, highlight=False, markup=False, soft_wrap=True)

@@ -10,7 +10,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from cl_bench.cli.recorded import Recorded, named, read_recorded
-from cl_bench.errors import UsageError
+from cl_bench.cli.trust import read_trust
+from cl_bench.errors import UsageError, printable
 
 FREE = ("run_dir", "checkpoint", "logger")
 """Settings that may differ: they change what is stored and who is told, never a result."""
@@ -23,7 +24,8 @@ def reproduce(arguments: Sequence[str]) -> bool:
     """Run again what ``reproduce=...`` names, in a new directory, and print how the two compare.
 
     Args:
-        arguments: the command line; beside ``reproduce=`` only settings in :data:`FREE`.
+        arguments: the command line; beside ``reproduce=`` only ``trust=...`` and settings in
+            :data:`FREE`.
 
     Returns:
         Whether matrix, events, summary and weights are identical.
@@ -31,14 +33,15 @@ def reproduce(arguments: Sequence[str]) -> bool:
     Raises:
         UsageError: there is no finished run, or another setting is given.
     """
-    directory, others = named(list(arguments), "reproduce")
+    trust, arguments = read_trust(arguments)
+    directory, others = named(arguments, "reproduce")
     # torch and lightning load here, not for a listing.
     from cl_bench.cli.build import run_config
     from cl_bench.report.comparison import compare_runs
     from cl_bench.tracking.files import write_atomically
     from cl_bench.tracking.reading import is_finished
 
-    run = read_recorded("reproduce", directory)
+    run = read_recorded("reproduce", directory, trust)
     run.require_names("reproduce", "run that code again and compare the two directories")
     if not is_finished(directory):
         raise UsageError(
@@ -57,7 +60,7 @@ def reproduce(arguments: Sequence[str]) -> bool:
         result = run_config(run.cfg, run.command, run.choices)
         again = result.directory.absolute()
     found = compare_runs(original, again)
-    changes = list(environment_changes(run, read_recorded("reproduce", again)))
+    changes = list(environment_changes(run, read_recorded("reproduce", again, trust)))
     report = {
         "original": str(original),
         "identical": not found,
@@ -65,7 +68,7 @@ def reproduce(arguments: Sequence[str]) -> bool:
         "environment": changes,
     }
     write_atomically(again / REPORT, json.dumps(report, indent=2).encode())
-    print("\n" + "\n".join(_told(found, changes, directory, again)))
+    print("\n" + printable("\n".join(_told(found, changes, directory, again))))
     return not found
 
 

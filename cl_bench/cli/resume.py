@@ -4,24 +4,28 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cl_bench.cli.recorded import named, read_recorded
+from cl_bench.cli.trust import Trust, read_trust
 from cl_bench.errors import UsageError
 
 if TYPE_CHECKING:
     from cl_bench.experiment.reopen import Resume
 
 
-def resume(arguments: Sequence[str]) -> None:
+def resume(arguments: Sequence[str], composed: bool = False) -> None:
     """Go on with the run whose directory ``resume=...`` names, in its own configuration.
 
     Args:
-        arguments: the command line, which may hold nothing else but ``from=start``: begin the run
-            again, and move what it recorded to ``superseded`` in its directory.
+        arguments: the command line, which may hold nothing else but ``trust=...`` and
+            ``from=start``: begin the run again, and move what it recorded to ``superseded`` in its
+            directory.
+        composed: this command line has composed the same configuration: all its code is trusted.
 
     Raises:
         UsageError: it does, the directory holds no run or a damaged one, there is no checkpoint to
             go on from, or the run's process is still there.
     """
-    directory, others = named(list(arguments), "resume")
+    trust, arguments = read_trust(arguments)
+    directory, others = named(arguments, "resume")
     again: Resume = "start" if others == ["from=start"] else True
     if others and again is True:
         raise UsageError(
@@ -32,7 +36,8 @@ def resume(arguments: Sequence[str]) -> None:
     from cl_bench.cli.build import run_config
     from cl_bench.tracking.reading import is_finished
 
-    run = read_recorded("resume", directory, whole=again is True)
+    trusted = Trust(everything=True) if composed else trust
+    run = read_recorded("resume", directory, trusted, whole=again is True)
     if again is True and is_finished(directory):
         print(f"{directory} is finished: there is nothing to resume")
         return

@@ -259,8 +259,10 @@ class SweepJob:
         return reached
 
     def _require_same_settings(self) -> None:
-        then = _compared(OmegaConf.load(self.directory / "config.yaml"))
-        now = _compared(self.cfg)
+        from cl_bench.tracking.reading import read_config
+
+        then = _compared(read_config(self.directory))
+        now = _compared(OmegaConf.to_container(self.cfg, resolve=True))
         changed = sorted(k for k in {*then, *now} if then.get(k) != now.get(k))
         if changed:
             key = changed[0]
@@ -312,9 +314,8 @@ def _total(hydra: Any, arguments: Sequence[str]) -> int:
     return sum(map(len, BasicSweeper.split_arguments(overrides, None)))
 
 
-def _compared(cfg: Any) -> dict[str, Any]:
+def _compared(plain: Any) -> dict[str, Any]:
     """Resolved settings by their dotted names."""
-    plain: Any = OmegaConf.to_container(cfg, resolve=True)
     found = dict(flat({k: v for k, v in plain.items() if k not in UNCOMPARED}))
     if found.get("trainer.threads") == AUTO:  # what runs did that have no such setting
         del found["trainer.threads"]

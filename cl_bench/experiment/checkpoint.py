@@ -20,7 +20,7 @@ from torch import Tensor
 from cl_bench.contracts import State, UsageError
 from cl_bench.experiment.weights import TaskWeights
 from cl_bench.tracking.aside import Aside
-from cl_bench.tracking.files import delete, make_directory, write_atomically
+from cl_bench.tracking.files import delete, make_directory, open_file, write_atomically
 
 FORMAT = 2
 
@@ -252,7 +252,7 @@ def _verify(path: Path) -> None:
     if body < 0:
         raise DamagedError(f"only {size} bytes long")
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while body and (piece := file.read(min(body, 1 << 20))):
             digest.update(piece)
             body -= len(piece)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cl_bench.contracts import UsageError
 from cl_bench.tracking.aside import Aside
-from cl_bench.tracking.files import delete, make_directory, write_atomically
+from cl_bench.tracking.files import delete, make_directory, open_file, write_atomically
 
 SHARED = "shared"
 """Metadata: names whose tensor is another's, as JSON; safetensors holds no tensor twice."""
@@ -97,7 +97,8 @@ def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
         UsageError: the file is damaged, or cannot be read.
     """
     try:
-        content = path.read_bytes()
+        with open_file(path) as file:
+            content = file.read()
     except OSError as error:
         raise UsageError(f"cannot read {path} ({error.strerror or error})") from None
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:

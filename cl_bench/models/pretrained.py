@@ -29,7 +29,7 @@ def pretrained(name_or_path: str | None = None, revision: str | None = None) -> 
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     # Without network, transformers would try for half a minute.
-    options = {"revision": revision}
+    options = {"revision": revision, "trust_remote_code": False}
     local = Path(name_or_path).is_dir() or not hub_reachable()
     try:
         config = AutoConfig.from_pretrained(name_or_path, local_files_only=local, **options)

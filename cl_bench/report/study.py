@@ -402,7 +402,7 @@ def _read_trial(directory: Path) -> Trial:
     config: Any = OmegaConf.to_container(read_config(directory))
     return Trial(
         run=run,
-        summary=read_json(directory / SUMMARY) if (directory / SUMMARY).exists() else {},
+        summary=read_json(directory / SUMMARY) or {},
         settings=dict(flat(config)) if config else {},
         reference=config.get("reference"),
         selection=run.facts.get("selection"),

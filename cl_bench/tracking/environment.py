@@ -32,7 +32,7 @@ def describe_environment() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
     commit = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain")
+    changes = _git(*_no_filters(), "status", "--porcelain", "--ignore-submodules=dirty")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -41,6 +41,18 @@ def describe_environment() -> dict[str, Any]:
         # Files that git does not know count as changes: they may hold the strategy that ran.
         "git": {"commit": commit, "dirty": None if changes is None else bool(changes)},
     }
+
+
+def _no_filters() -> list[str]:
+    """Options under which git starts no program that the repository's own configuration names.
+
+    A run that is resumed begins where its record says, which may be somebody else's repository.
+    """
+    keys = _git("config", "--name-only", "--get-regexp", r"^filter\.") or ""
+    drivers = dict.fromkeys(key.rpartition(".")[0] for key in keys.splitlines())
+    off = [f"{driver}.{step}=" for driver in drivers for step in ("clean", "smudge", "process")]
+    off += [f"{driver}.required=false" for driver in drivers]
+    return [word for setting in ("core.fsmonitor=false", *off) for word in ("-c", setting)]
 
 
 def _git(*arguments: str) -> str | None:

@@ -7,6 +7,8 @@ import io
 import json
 import math
 import os
+import secrets
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +22,15 @@ CONFIG, LAYERS = "config.yaml", "layers.csv"
 COMMAND, CHOICES, RESUMES = "command.txt", "choices.json", "resumes.jsonl"
 ENVIRONMENT, DATA = "environment.json", "data.json"
 
+MOST = 256 * 2**20
+"""Bytes of a text file that are read: a run of millions of events stays below."""
+
+NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
+"""For :func:`os.open`: a name that is a symbolic link is refused, not followed."""
+
+FOLDERS = ("checkpoints", "weights", "export")
+"""Folders of a run whose files are read, replaced or deleted."""
+
 
 def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], None]) -> None:
     """Put ``content`` in place of whatever ``path`` held: a reader sees the old or the new, whole.
@@ -31,11 +42,11 @@ def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], None]) -
     Raises:
         UsageError: the file system refuses, for example because it is full.
     """
-    # One writer per directory (the lock), so a fixed name leaves at most one stray file.
-    scratch = path.with_name(f".{path.name}.tmp")
+    # Not to be guessed, and never there before: a link that lies in wait is not written through.
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     with explained(path):
         try:
-            descriptor = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+            descriptor = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_LINKS, 0o666)
             try:
                 if isinstance(content, bytes):
                     write(descriptor, content)
@@ -51,6 +62,12 @@ def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], None]) -
             with contextlib.suppress(OSError):
                 scratch.unlink()
             raise
+
+
+def forget_scratch(directory: Path) -> None:
+    """Delete what writers of a directory's files left half written when they were killed."""
+    for stray in directory.glob(".*.tmp"):
+        delete(stray)
 
 
 def make_directory(path: Path) -> None:
@@ -98,14 +115,72 @@ def write(descriptor: int, content: bytes) -> None:
         content = content[os.write(descriptor, content) :]
 
 
-def read_bytes(path: Path) -> bytes:
-    """What a file of a run holds.
+def open_file(path: Path) -> IO[bytes]:
+    """Open a file of a run for reading.
 
     Raises:
-        UsageError: there is no such run or file, or it cannot be read.
+        FileNotFoundError: it is not there.
+        UsageError: it is a symbolic link, a pipe or a device, or cannot be opened: what a run
+            wrote is a plain file, and reading another might wait for ever, or show a file of
+            somebody else's choice.
     """
     try:
-        return path.read_bytes()
+        # Without O_NONBLOCK a pipe would be waited for before it can be told from a file.
+        descriptor = os.open(path, os.O_RDONLY | NO_LINKS | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if path.is_symlink():
+            raise _not_plain(path) from None
+        raise UsageError(f"cannot read {path} ({error.strerror or error})") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _not_plain(path)
+    return os.fdopen(descriptor, "rb")
+
+
+def _not_plain(path: Path) -> UsageError:
+    return UsageError(
+        f"{path} is no plain file or folder but a symbolic link, a pipe or a device: it is not "
+        "followed, and nothing was changed; put what it stands for in its place"
+    )
+
+
+def require_plain(directory: Path) -> None:
+    """Raise :class:`UsageError` if a run's directory holds links, pipes or devices.
+
+    What a link points to would be read, replaced or deleted as if it were the run's. The directory
+    itself may be reached through a link; ``wandb`` makes links in its own folder, which only it
+    uses.
+    """
+    for folder in (directory, *(directory / name for name in FOLDERS)):
+        with (
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),
+            os.scandir(folder) as found,
+        ):
+            for entry in found:
+                mode = entry.stat(follow_symlinks=False).st_mode
+                if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                    raise _not_plain(Path(entry.path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """All of a text file of a run; raises as :func:`open_file`, and where it is too large."""
+    with open_file(path) as file:
+        content = file.read(MOST + 1)
+    if len(content) > MOST:
+        raise UsageError(f"{path} is larger than {MOST >> 20} MiB: no run writes that")
+    return content
+
+
+def read_required(path: Path) -> bytes:
+    """The same of a file that every run has.
+
+    Raises:
+        UsageError: as :func:`open_file`, and where there is no such run or file.
+    """
+    try:
+        return read_bytes(path)
     except FileNotFoundError:
         if (path.parent / CONFIG).exists() and path.name not in (RESULTS, MATRIX):
             raise UsageError(f"{path} is missing; {PUT_BACK}") from None
@@ -113,32 +188,29 @@ def read_bytes(path: Path) -> bytes:
         raise UsageError(
             f"{path.parent} {what} ({path.name} is missing): give the directory of a run"
         ) from None
-    except OSError as error:
-        raise UsageError(f"cannot read {path} ({error.strerror or error})") from None
 
 
 def read_text(path: Path) -> str:
-    """The same as text.
-
-    Raises:
-        UsageError: as :func:`read_bytes`, or it is not UTF-8.
-    """
+    """The same as text; raises :class:`UsageError` where it is not UTF-8, too."""
     try:
-        return read_bytes(path).decode()
+        return read_required(path).decode()
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is damaged: it is not UTF-8 ({error}); {PUT_BACK}") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a run.
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file of a run; None if the file is not there.
 
     Raises:
-        UsageError: as :func:`read_text`, or it holds none.
+        UsageError: it cannot be read, or is no object.
     """
     try:
-        found = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UsageError(f"{path} is damaged: it is not JSON ({error}); {PUT_BACK}") from None
+        found = json.loads(read_bytes(path))
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        said = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise UsageError(f"{path} is damaged: it is not JSON ({said}); {PUT_BACK}") from None
     if not isinstance(found, dict):
         raise UsageError(f"{path} is damaged: it holds no JSON object; {PUT_BACK}")
     return found

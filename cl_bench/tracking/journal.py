@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from cl_bench.contracts import UsageError
-from cl_bench.tracking.files import PUT_BACK, RESULTS, explained, read_bytes, to_json, write
+from cl_bench.tracking.files import (
+    NO_LINKS,
+    PUT_BACK,
+    RESULTS,
+    explained,
+    read_required,
+    to_json,
+    write,
+)
 
 SEAL = re.compile(rb', "chain": "([0-9a-f]{16})"\}\Z')
 
@@ -43,7 +51,7 @@ def read_journal(directory: Path) -> list[Line]:
         UsageError: there is no such file, or a line is not what the run wrote; says which.
     """
     path = directory / RESULTS
-    content = read_bytes(path)
+    content = read_required(path)
     lines: list[Line] = []
     chain, end, sealed = "", 0, False
     # What follows the last newline was never completed.
@@ -77,7 +85,7 @@ class Journal:
         self.path = directory / RESULTS
         self.chain = lines[-1].chain if lines else ""
         self._kept = lines[-1].end if lines else 0
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | NO_LINKS
         with explained(self.path):
             self._descriptor = os.open(self.path, flags, 0o666)
 

@@ -21,6 +21,7 @@ from cl_bench.tracking.files import (
     CONFIG,
     LOCK,
     MATRIX,
+    NO_LINKS,
     RESULTS,
     SUMMARY,
     explained,
@@ -162,7 +163,7 @@ def take_lock(path: Path) -> Lock:
 def _open_locked(file: Path) -> int | None:
     """The lock's file, open and ours; None while another process holds it."""
     while True:
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        flags = os.O_RDWR | os.O_CREAT | NO_LINKS | getattr(os, "O_NONBLOCK", 0)
         was_there = os.path.lexists(file)
         descriptor = os.open(file, flags, 0o666)
         kernel = _flocked(descriptor, file)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cl_bench.contracts import UsageError
@@ -15,6 +15,9 @@ from cl_bench.tracking.files import CONFIG, DATA, LOCK, PUT_BACK, RESULTS, read_
 from cl_bench.tracking.journal import read_journal
 from cl_bench.tracking.tables import Tables
 from cl_bench.tracking.verify import read_matrix, verified, verify_tables
+
+DEEPEST, LONGEST = 50, 2**22
+"""Levels and characters of a configuration; more are no run's."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,39 @@ def read_results(directory: Path | str) -> list[dict[str, Any]]:
     return [line.event for line in read_journal(Path(directory))]
 
 
+def read_config(directory: Path | str) -> dict[str, Any]:
+    """The configuration of a run as it was written: plain values, no expression is evaluated.
+
+    Raises:
+        UsageError: there is none, or it is damaged.
+    """
+    path = Path(directory) / CONFIG
+    text = read_text(path)
+    try:
+        _require_bounded(text)
+        config = OmegaConf.to_container(OmegaConf.create(text))
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise UsageError(f"{path} is damaged ({said}); {PUT_BACK}") from None
+    if not isinstance(config, dict):
+        raise UsageError(f"{path} holds no configuration of a run; {PUT_BACK}")
+    return {str(key): value for key, value in config.items()}
+
+
+def _require_bounded(text: str) -> None:
+    """Raise ``ValueError`` where a short text would make an endless configuration."""
+    if len(text) > LONGEST:
+        raise ValueError(f"longer than {LONGEST >> 20} MiB")
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        opens = isinstance(event, yaml.CollectionStartEvent)
+        depth += opens - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it refers to itself, as no record does")
+        if depth > DEEPEST:
+            raise ValueError(f"nested more than {DEEPEST} deep")
+
+
 def read_run(directory: Path | str) -> Run:
     """Everything a report shows, from the directory alone.
 
@@ -87,23 +123,6 @@ def read_run(directory: Path | str) -> Run:
     )
 
 
-def read_config(directory: Path) -> DictConfig:
-    """The configuration that a run recorded.
-
-    Raises:
-        UsageError: ``config.yaml`` is missing or damaged.
-    """
-    path = directory / CONFIG
-    try:
-        found = OmegaConf.create(read_text(path))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        said = " ".join(str(error).split())
-        raise UsageError(f"{path} is damaged ({said}); {PUT_BACK}") from None
-    if not isinstance(found, DictConfig):
-        raise UsageError(f"{path} holds no configuration of a run; {PUT_BACK}")
-    return found
-
-
 def is_finished(directory: Path | str) -> bool:
     """Whether a run is completed, and its process has left nothing undone (such as figures)."""
     path = Path(directory)
@@ -121,7 +140,7 @@ def require_data(path: Path, data: Mapping[str, Any]) -> None:
     """
     if not (path / CONFIG).exists():
         raise UsageError(f"{path} holds no run ({CONFIG} is missing): give the directory of a run")
-    then, now = read_json(path / DATA).get("fingerprint"), data.get("fingerprint")
+    then, now = (read_json(path / DATA) or {}).get("fingerprint"), data.get("fingerprint")
     if then != now:
         raise UsageError(
             f"the data of {path} has changed (fingerprint {then}, now {now}): a run is resumed on "

@@ -79,6 +79,7 @@ from cl_bench.tracking.files import (
     RESUMES,
     SUMMARY,
     explained,
+    forget_scratch,
     to_json,
     write_atomically,
 )
@@ -265,6 +266,7 @@ class Record:
         self._files = {}
 
     def _go_on(self, events: Sequence[Event], dropped: Sequence[Event], source: str) -> None:
+        forget_scratch(self.directory)
         told = {"process": ourselves(), "from": source or "the beginning", "dropped": dropped}
         line = to_json({"time": _now(), **told})
         with explained(self.directory / RESUMES), (self.directory / RESUMES).open("a") as file:

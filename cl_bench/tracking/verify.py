@@ -44,7 +44,7 @@ def verified(directory: Path, task_names: Sequence[str] | None = None) -> list[L
         )
     lines = read_journal(directory)
     if task_names is None:
-        task_names = read_json(directory / DATA).get("task_names")
+        task_names = (read_json(directory / DATA) or {}).get("task_names")
     check_events(directory, lines, None if task_names is None else list(task_names))
     for name, expected in _digests(lines).items():
         if not (directory / name).is_file():
@@ -69,8 +69,8 @@ def verify_tables(directory: Path, lines: Sequence[Line], tables: Tables) -> Non
             raise UsageError(
                 f"{directory / MATRIX} does not say what the events of the run say; {PUT_BACK}"
             )
-    if (directory / SUMMARY).exists():
-        acc = read_json(directory / SUMMARY).get("acc")
+    if (summary := read_json(directory / SUMMARY)) is not None:
+        acc = summary.get("acc")
         if acc is not None and not isinstance(acc, int | float):
             raise UsageError(f"{directory / SUMMARY}: acc is {acc!r}, no number; {PUT_BACK}")
 

@@ -125,7 +125,9 @@ def load_codec(name: str) -> Codec:
     try:
         # Without network, transformers would try for half a minute.
         local = Path(name).is_dir() or not hub_reachable()
-        return PretrainedCodec(AutoTokenizer.from_pretrained(name, local_files_only=local), name)
+        # False: not even asked whether code that lies beside the tokenizer may run.
+        found = AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
+        return PretrainedCodec(found, name)
     except (OSError, ValueError) as error:
         where = "in that folder" if Path(name).is_dir() else "no such folder, nor on the hub"
         reason = str(error).strip().partition("\n")[0]
