@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from cl_bench.contracts import UsageError
+from cl_bench.errors import printable
 from cl_bench.report.compare import print_study, to_csv, to_latex, to_markdown
 from cl_bench.report.page import render_page
 from cl_bench.report.published import published_tables
@@ -50,15 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UsageError(f"--out {out}: cannot write there ({error.strerror})") from None
     except UsageError as error:
         console = Console(stderr=True)
-        console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
+        console.print(printable(f"error: {error}"), style="bold red", markup=False, soft_wrap=True)
         return 2
     print_study(study, console)
     for table in published_tables(study) if given.published else ():
         console.print(table)
         console.print()
-    console.print(
-        f"{out / NAMES[0]}  and {', '.join(NAMES[1:])} beside it", markup=False, soft_wrap=True
-    )
+    written = Text(printable(f"{out / NAMES[0]}  and {', '.join(NAMES[1:])} beside it"))
+    console.print(written, soft_wrap=True)
     return 0
 
 

@@ -1,14 +1,16 @@
 """The model card of exported weights, from a run's directory alone."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cl_bench.errors import printable
 from cl_bench.metrics import summarise
+from cl_bench.report.escape import markdown
 from cl_bench.report.tables import EXPLANATIONS
+from cl_bench.tracking.files import read_json
 from cl_bench.tracking.reading import read_run
 
 SCENARIOS = {
@@ -30,9 +32,10 @@ def model_card(directory: Path, learned: int, loading: str) -> str:
         UsageError: the directory holds no run.
     """
     run = read_run(directory)
-    data = json.loads((directory / "data.json").read_text())
-    environment = json.loads((directory / "environment.json").read_text())
-    stream, strategy = run.facts.get("stream", "?"), run.facts.get("strategy", "?")
+    data = _marked(read_json(directory / "data.json") or {})
+    environment = read_json(directory / "environment.json") or {}
+    facts = _marked(run.facts)
+    stream, strategy = facts.get("stream", "?"), facts.get("strategy", "?")
     library = "transformers" if data["modality"] == "text" else "pytorch"
     known = "known" if run.task_id_known else "not known"
     row = run.matrix[: learned + 1].copy()
@@ -40,7 +43,7 @@ def model_card(directory: Path, learned: int, loading: str) -> str:
         f"---\nlibrary_name: {library}\ntags: [continual-learning, cl_bench]\n---",
         f"# {stream} after {learned} of {len(run.task_names)} tasks, strategy {strategy}",
         f"Learned one task after another by cl_bench {_version(environment)}: stream "
-        f"`{stream}`, strategy `{strategy}`, seed {run.facts.get('seed', '?')}. The strategy is of "
+        f"`{stream}`, strategy `{strategy}`, seed {facts.get('seed', '?')}. The strategy is of "
         "no use any more: these are the weights that it left, as an ordinary network. The full "
         "configuration is in `run.yaml`.",
         loading,
@@ -57,6 +60,17 @@ def model_card(directory: Path, learned: int, loading: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _marked(value: Any) -> Any:
+    """The same with every text escaped for Markdown, at any depth."""
+    if isinstance(value, str):
+        return markdown(printable(value))
+    if isinstance(value, Mapping):
+        return {k: _marked(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_marked(v) for v in value]
+    return value
+
+
 def heads_section(data: Mapping[str, Any], learned: int, heads: int) -> str:
     """Which outputs are there, and what each of them stands for.
 
@@ -65,7 +79,7 @@ def heads_section(data: Mapping[str, Any], learned: int, heads: int) -> str:
         learned: tasks learned.
         heads: heads that are exported.
     """
-    scenario = data["scenario"]
+    scenario, data = data["scenario"], _marked(data)
     lines = [f"Scenario `{scenario}`: {SCENARIOS[scenario]}."]
     if learned == 0:
         lines.append("No task is learned yet: the outputs are those of untrained heads.")
@@ -120,4 +134,4 @@ def _version(environment: Mapping[str, Any]) -> str:
     commit = (environment.get("git") or {}).get("commit")
     torch = f"PyTorch {packages.get('torch')}"
     at = f", commit {commit[:12]} of the working directory" if commit else ""
-    return f"{packages.get('cl_bench')} ({torch}{at})"
+    return markdown(printable(f"{packages.get('cl_bench')} ({torch}{at})"))

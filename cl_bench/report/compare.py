@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cl_bench.report.escape import csv_cell, latex, markdown
 from cl_bench.report.study import COSTS, METRICS, Block, Row, Study, format_cost
 
 KNOWN = {True: "task id known at test time", False: "task id not known at test time"}
@@ -18,14 +19,6 @@ TEST = (
     "the block"
 )
 FLAG = "†"
-LATEX = (
-    ("&", "\\&"),
-    ("#", "\\#"),
-    ("_", "\\_"),
-    ("%", "\\%"),
-    ("±", "$\\pm$"),
-    (FLAG, "$^\\dagger$"),
-)
 
 
 def print_study(study: Study, console: Console) -> None:
@@ -178,10 +171,11 @@ def to_csv(study: Study) -> str:
             numbers += [found.p if found else math.nan, found.n if found else math.nan]
             numbers += [row.cost(key) for key in COSTS]
             selected = " ".join(row.selection["tasks"]) if row.selection else ""
-            identity = [block.title, row.label, block.task_id_known, row.n]
+            named = [csv_cell(block.title), csv_cell(row.label)]
+            identity = [*named, block.task_id_known, row.n]
             seeds = " ".join(map(str, row.seeds))
             cells = ["" if math.isnan(v) else repr(float(v)) for v in numbers]
-            writer.writerow([*identity, seeds, *cells, selected])
+            writer.writerow([*identity, seeds, *cells, csv_cell(selected)])
     return text.getvalue()
 
 
@@ -189,11 +183,11 @@ def to_markdown(study: Study) -> str:
     """A table per block, the best of each column in bold."""
     parts = []
     for block in study.blocks:
-        header, rows = _cells(block, lambda text: f"**{text}**")
-        lines = [f"### {block.title}, {KNOWN[block.task_id_known]}", ""]
+        header, rows = _cells(block, markdown, lambda text: f"**{text}**")
+        lines = [f"### {markdown(block.title)}, {KNOWN[block.task_id_known]}", ""]
         lines += [f"| {' | '.join(header)} |", f"|{'---|' + '---:|' * (len(header) - 1)}"]
         lines += [f"| {' | '.join(cells)} |" for cells in rows]
-        parts.append("\n".join([*lines, "", *(f"{r}  " for r in remarks(block))]))
+        parts.append("\n".join([*lines, "", *(f"{markdown(r)}  " for r in remarks(block))]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -201,23 +195,17 @@ def to_latex(study: Study) -> str:
     """A ``booktabs`` table per block, the best of each column in bold."""
     parts = []
     for block in study.blocks:
-        header, rows = _cells(block, lambda text: f"\\textbf{{{text}}}")
-
-        def escaped(text: str) -> str:
-            for plain, tex in LATEX:
-                text = text.replace(plain, tex)
-            return text.replace("< ", "$<$ ")
-
-        title = escaped(f"{block.title}, {KNOWN[block.task_id_known]}")
+        header, rows = _cells(block, latex, lambda text: f"\\textbf{{{text}}}")
+        title = latex(f"{block.title}, {KNOWN[block.task_id_known]}")
         lines = [
             "\\begin{table}",
             "  \\centering",
-            f"  \\caption{{{title}. {escaped('. '.join(remarks(block)))}.}}",
+            f"  \\caption{{{title}. {latex('. '.join(remarks(block)))}.}}",
             f"  \\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
             "    \\toprule",
-            f"    {' & '.join(map(escaped, header))} \\\\",
+            f"    {' & '.join(header)} \\\\",
             "    \\midrule",
-            *(f"    {' & '.join(map(escaped, cells))} \\\\" for cells in rows),
+            *(f"    {' & '.join(cells)} \\\\" for cells in rows),
             "    \\bottomrule",
             "  \\end{tabular}",
             "\\end{table}",
@@ -226,8 +214,10 @@ def to_latex(study: Study) -> str:
     return "% needs \\usepackage{booktabs}\n" + "\n\n".join(parts) + "\n"
 
 
-def _cells(block: Block, bold: Callable[[str], str]) -> tuple[list[str], list[Sequence[str]]]:
-    """Header and rows with two decimals."""
+def _cells(
+    block: Block, escaped: Callable[[str], str], bold: Callable[[str], str]
+) -> tuple[list[str], list[Sequence[str]]]:
+    """Header and rows with two decimals, escaped."""
     metrics = block.shown()
     header = ["strategy", "n", *(METRICS[m][0] for m in metrics)]
     header += ["p"] if block.comparisons else []
@@ -235,8 +225,8 @@ def _cells(block: Block, bold: Callable[[str], str]) -> tuple[list[str], list[Se
     for row in block.rows:
         cells = []
         for metric in metrics:
-            text = spread(row, metric, 2)
+            text = escaped(spread(row, metric, 2))
             cells.append(bold(text) if block.best(metric) is row else text)
-        cells += [p_value(block, row)] if block.comparisons else []
-        rows.append([name(row), str(row.n), *cells])
-    return header, rows
+        cells += [escaped(p_value(block, row))] if block.comparisons else []
+        rows.append([escaped(name(row)), str(row.n), *cells])
+    return [escaped(title) for title in header], rows

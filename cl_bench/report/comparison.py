@@ -1,6 +1,5 @@
 """Whether two runs came to the same: every number of their records, times left out."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from cl_bench.tracking import read_matrix, read_results
-from cl_bench.tracking.files import SUMMARY
+from cl_bench.tracking.files import SUMMARY, read_json
 
 STORAGE = ("checkpoint_bytes", "weights_bytes")
 MEASURED = ("peak_memory_bytes", "peak_device_bytes", "inference_overhead")
@@ -90,7 +89,7 @@ def _events(directory: Path) -> dict[str, Any]:
 
 
 def _summary(directory: Path) -> Any:
-    return _timeless(json.loads((directory / SUMMARY).read_text()))
+    return _timeless(read_json(directory / SUMMARY))
 
 
 def _timeless(value: Any) -> Any:

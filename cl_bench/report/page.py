@@ -7,6 +7,7 @@ cartesian bundle, vendored from npm's ``plotly.js-cartesian-dist-min`` with its 
 import datetime
 import json
 import math
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
@@ -18,6 +19,7 @@ import numpy as np
 import cl_bench
 from cl_bench.metrics import Matrix, forgetting_per_task
 from cl_bench.report.compare import BOUND, FLAG, KNOWN, p_value, remarks, spread
+from cl_bench.report.escape import script, shown
 from cl_bench.report.study import (
     COSTS,
     METRICS,
@@ -46,16 +48,14 @@ def render_page(study: Study, paths: Iterable[Path | str]) -> str:
     def asset(name: str) -> str:
         return (found / name).read_text(encoding="utf-8")
 
-    data = json.dumps(page_data(study, paths), allow_nan=False, separators=(",", ":"))
-    page = asset("page.html")
-    for place, text in (
-        ("/*CSS*/", asset("page.css")),
-        ("/*PLOTLY*/", asset("plotly-cartesian.min.js")),
-        ("/*DATA*/", data.replace("</", "<\\/")),
-        ("/*JS*/", asset("page.js")),
-    ):
-        page = page.replace(place, text, 1)
-    return page
+    parts = {
+        "CSS": asset("page.css"),
+        "PLOTLY": asset("plotly-cartesian.min.js"),
+        "DATA": script(page_data(study, paths)),
+        "JS": asset("page.js"),
+    }
+    # All places at once: what is put into one may look like another.
+    return re.sub(r"/\*([A-Z]+)\*/", lambda place: parts[place[1]], asset("page.html"))
 
 
 def page_data(study: Study, paths: Iterable[Path | str]) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def page_data(study: Study, paths: Iterable[Path | str]) -> dict[str, Any]:
     return {
         "version": cl_bench.__version__,
         "made": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
-        "paths": [str(p) for p in paths],
+        "paths": [shown(str(p)) for p in paths],
         "runs": len(runs),
         "metrics": [
             {"key": k, "name": n, "better": sign, "meaning": explanations[k]}
@@ -128,7 +128,7 @@ def _row(block: Block, row: Row) -> dict[str, Any]:
             k: {"value": _number(row.cost(k)), "text": format_cost(k, row.cost(k))} for k in COSTS
         },
         "reference": _reference(row),
-        "command": _command(row.trials[0]),
+        "command": row.trials[0].command,
     }
 
 
@@ -158,11 +158,11 @@ def _reference(row: Row) -> dict[str, Any] | None:
     return {
         "source": str(found.get("source", "")),
         "metrics": {
-            m: {"mean": float(found[m]), "std": found.get(f"{m}_std")}
+            m: {"mean": float(found[m]), "std": _finite(found.get(f"{m}_std"))}
             for m in METRICS
-            if isinstance(found.get(m), int | float)
+            if _finite(found.get(m)) is not None
         },
-        "seeds": found.get("seeds"),
+        "seeds": _finite(found.get("seeds")),
     }
 
 
@@ -171,13 +171,8 @@ def _search(trial: Trial) -> dict[str, Any]:
         "strategy": trial.strategy,
         "stream": trial.stream,
         "acc": _number(100 * trial.metrics["acc"]),
-        "directory": str(trial.run.directory),
+        "directory": shown(str(trial.run.directory)),
     }
-
-
-def _command(trial: Trial) -> str:
-    path = trial.run.directory / "command.txt"
-    return path.read_text().strip() if path.exists() else ""
 
 
 def _spread(values: Matrix) -> dict[str, Any]:
@@ -197,6 +192,11 @@ def _numbers(values: Matrix) -> list[Any]:
 
 def _number(value: float) -> float | None:
     return float(f"{value:.5g}") if math.isfinite(value) else None
+
+
+def _finite(value: Any) -> float | int | None:
+    """A number as it is; None for anything else."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _said(value: Any) -> str:

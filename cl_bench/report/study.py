@@ -8,20 +8,29 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 from scipy import stats
 
 from cl_bench.contracts import UsageError
+from cl_bench.errors import printable
 from cl_bench.metrics import Matrix, intransigence, summarise, tasks_learned
+from cl_bench.report.escape import shown
 from cl_bench.tracking import Run, read_results, read_run
 from cl_bench.tracking.aside import SUPERSEDED
-from cl_bench.tracking.files import LAYERS, MATRIX, RESULTS, SUMMARY, read_json
+from cl_bench.tracking.files import (
+    COMMAND,
+    LAYERS,
+    MATRIX,
+    RESULTS,
+    SUMMARY,
+    read_json,
+    read_text,
+)
 from cl_bench.tracking.journal import read_journal
 from cl_bench.tracking.reading import read_config
 from cl_bench.tracking.verify import verify_weights
@@ -79,6 +88,7 @@ class Trial:
         settings: resolved configuration by dotted names; empty if the run has none.
         reference: published numbers that its configuration names.
         selection: how its hyperparameters were chosen, if they were.
+        command: the command line.
     """
 
     run: Run
@@ -86,6 +96,7 @@ class Trial:
     settings: Mapping[str, Any]
     reference: Mapping[str, Any] | None
     selection: Mapping[str, Any] | None
+    command: str
 
     @property
     def seed(self) -> int:
@@ -114,7 +125,7 @@ class Trial:
     def layers(self) -> list[dict[str, str]]:
         """Lines of ``layers.csv``."""
         path = self.run.directory / LAYERS
-        return list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
+        return list(csv.DictReader(io.StringIO(read_text(path)))) if path.exists() else []
 
 
 @dataclass
@@ -316,16 +327,18 @@ def read_study(paths: Iterable[Path | str]) -> Study:
         UsageError: there is no run that was completed.
     """
     given = [Path(p) for p in paths]
-    trials, left_out = [], []
+    trials: list[Trial] = []
+    left_out: list[str] = []
     for directory in find_runs(given):
         try:
-            trial = _read_trial(directory)
+            trial = _read_trial(directory, left_out)
         except UsageError as error:
-            left_out.append(f"{directory}: {error}")
+            left_out.append(printable(f"{directory}: {error}"))
             continue
         done, T = tasks_learned(trial.run.matrix), len(trial.run.task_names)
         if trial.run.status != "completed":
-            left_out.append(f"{directory}: {trial.run.status}, {done} of {T} tasks learned")
+            status = printable(f"{directory}: {trial.run.status}")
+            left_out.append(f"{status}, {done} of {T} tasks learned")
         else:
             trials.append(trial)
     searches = [t for t in trials if t.run.facts.get("search")]
@@ -396,17 +409,30 @@ def differences(rows: Sequence[Row]) -> dict[str, list[Any]]:
     return dict(sorted(found.items(), key=lambda item: item[0].startswith("strategy.")))
 
 
-def _read_trial(directory: Path) -> Trial:
+def _read_trial(directory: Path, left_out: list[str]) -> Trial:
     run = read_run(directory)
     verify_weights(directory, read_journal(directory))
-    config: Any = OmegaConf.to_container(read_config(directory))
+    config: Any = shown(read_config(directory))
+    run = replace(run, task_names=shown(run.task_names), facts=shown(run.facts))
+    reference, selection = config.get("reference"), run.facts.get("selection")
     return Trial(
         run=run,
-        summary=read_json(directory / SUMMARY) or {},
+        summary=shown(read_json(directory / SUMMARY) or {}),
         settings=dict(flat(config)) if config else {},
-        reference=config.get("reference"),
-        selection=run.facts.get("selection"),
+        reference=reference if isinstance(reference, Mapping) else None,
+        selection=selection if isinstance(selection, Mapping) else None,
+        command=_command(directory, left_out),
     )
+
+
+def _command(directory: Path, left_out: list[str]) -> str:
+    """The command line of a run; a note where there is one that cannot be read."""
+    path = directory / COMMAND
+    try:
+        return printable(read_text(path).strip()) if path.exists() else ""
+    except UsageError as error:
+        left_out.append(printable(f"the command of {directory}: {error}"))
+        return ""
 
 
 def _blocks(trials: Sequence[Trial], left_out: list[str]) -> list[Block]:
@@ -456,7 +482,8 @@ def _one_a_seed(trials: Sequence[Trial], left_out: list[str]) -> list[Trial]:
     latest: dict[int, Trial] = {}
     for trial in sorted(trials, key=_started):
         if trial.seed in latest:
-            left_out.append(f"{latest[trial.seed].run.directory}: run again later, same settings")
+            before = printable(latest[trial.seed].run.directory)
+            left_out.append(f"{before}: run again later, same settings")
         latest[trial.seed] = trial
     return [latest[seed] for seed in sorted(latest)]
 

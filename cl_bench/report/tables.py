@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cl_bench.errors import printable
 from cl_bench.metrics import Matrix, summarise, tasks_learned
 from cl_bench.report.plots import cell_colours
 from cl_bench.tracking import read_run
@@ -60,14 +61,14 @@ def matrix_table(R: Matrix, task_names: Sequence[str], width: int = WIDTH) -> Ta
     table.title = Text("accuracy (%)", style="bold not italic")
     table.add_column("after task", no_wrap=True)
     for j in shown:
-        title = Text(task_names[j] if named else str(j + 1))
+        title = Text(printable(task_names[j]) if named else str(j + 1))
         table.add_column(title, justify="right", no_wrap=True)
     for i in [0, *(j + 1 for j in shown)]:
         if not np.isfinite(R[i]).any():
             continue
         name = task_names[i - 1] if i else "untrained"
         cells = [_cell(R[i, j], learned=j < i, fresh=j == i - 1, decimals=decimals) for j in shown]
-        table.add_row(Text(f"{i:{number}} {_shorten(name, label)}"), *cells)
+        table.add_row(Text(f"{i:{number}} {_shorten(printable(name), label)}"), *cells)
     if stride > 1:
         table.caption = Text(
             f"{len(shown)} of {T} tasks; the others are in accuracy_matrix.csv", style="dim"

@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cl_bench.contracts import UsageError
+from cl_bench.errors import printable
 from cl_bench.metrics import matched
 from cl_bench.report.plots import DPI, STYLE, _figure, _titles
 from cl_bench.tracking import read_results, read_run, write_atomically
@@ -126,7 +127,7 @@ def matched_table(paths: Sequence[Passage], level: float) -> Table:
         if at is not None:
             cells = [str(path.steps[at]), f"{100 * path.new[at]:.1f}", f"{100 * path.old[at]:.1f}"]
         old, new = (f"{100 * score:.1f}" for score in path.end)
-        table.add_row(Text(path.label), Text(path.where), *cells, new, old)
+        table.add_row(Text(path.label), Text(printable(path.where)), *cells, new, old)
     return table
 
 
@@ -147,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tradeoff_figure(paths, given.level).savefig(picture, dpi=DPI)
         write_atomically(Path(given.out), picture.getvalue())
     except (UsageError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     Console().print(matched_table(paths, given.level))
     print(f"figure: {given.out}")

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cl_bench.contracts import UsageError
+from cl_bench.errors import printable
 from cl_bench.metrics import Matrix
 from cl_bench.tracking.files import CONFIG, DATA, LOCK, PUT_BACK, RESULTS, read_json, read_text
 from cl_bench.tracking.journal import read_journal
@@ -48,7 +49,7 @@ class Run:
         """Stream, strategy and seed, as far as they are known."""
         named = [str(self.facts[k]) for k in ("stream", "strategy") if k in self.facts]
         seed = [f"seed {self.facts['seed']}"] if "seed" in self.facts else []
-        return " · ".join(named + seed) or self.directory.name
+        return printable(" · ".join(named + seed) or self.directory.name)
 
 
 def read_results(directory: Path | str) -> list[dict[str, Any]]:

@@ -73,6 +73,12 @@
 
   // -- charts --------------------------------------------------------------------------------
 
+  // Plotly takes some HTML and templates in texts; names from runs are neither.
+  function mark(text) {
+    const plain = { "&": "&amp;", "<": "&lt;", ">": "&gt;", "%": "&#37;" };
+    return text.replace(/[&<>%]/g, (c) => plain[c]);
+  }
+
   function axis(title, more = {}) {
     return {
       title: { text: title, font: { size: 12 }, standoff: 8 }, gridcolor: css("--line"), zeroline: false,
@@ -122,14 +128,14 @@
       const down = ys.map((y, i) => y - (stds[i] || 0));
       traces.push({
         x: [...xs, ...xs.slice().reverse()], y: [...up, ...down.reverse()], fill: "toself", mode: "lines",
-        fillcolor: faded(colour(row), 0.16), line: { width: 0 }, hoverinfo: "skip", name: `${row.label} band`,
+        fillcolor: faded(colour(row), 0.16), line: { width: 0 }, hoverinfo: "skip", name: `${mark(row.label)} band`,
       });
     }
     traces.push({
-      x: xs, y: ys, mode: xs.length > 1 ? "lines+markers" : "markers", name: row.label,
+      x: xs, y: ys, mode: xs.length > 1 ? "lines+markers" : "markers", name: mark(row.label),
       line: { color: colour(row), width: 2, dash: row.dash }, marker: { size: 4.5, color: colour(row) },
       customdata: stds.map((s) => (s === null ? "" : ` ± ${s.toFixed(1)}`)),
-      hovertemplate: `${row.label}: %{y:.1f}%{customdata}${unit}<extra></extra>`,
+      hovertemplate: `${mark(row.label)}: %{y:.1f}%{customdata}${unit}<extra></extra>`,
     });
     return traces;
   }
@@ -155,7 +161,7 @@
       const found = make();
       return {
         traces: [{
-          type: "heatmap", z: found.z, x: found.x, y: found.y, zmin: found.range[0], zmax: found.range[1],
+          type: "heatmap", z: found.z, x: found.x.map(mark), y: found.y.map(mark), zmin: found.range[0], zmax: found.range[1],
           colorscale: "Viridis", xgap: 1, ygap: 1, hoverongaps: false, hovertemplate: found.hover,
           customdata: found.customdata, texttemplate: found.text ? "%{z:.0f}" : "", textfont: { size: 10 },
           colorbar: { thickness: 9, len: 1, outlinewidth: 0, tickfont: { size: 10 }, ticksuffix: " %" },
@@ -216,12 +222,12 @@
       "Right: new tasks are learned better. Up: old tasks are kept better. Bars are one standard deviation over seeds.",
       chart(330, () => ({
         traces: block.visible().filter((r) => r.values.learning_accuracy && r.values.bwt).map((row) => ({
-          x: [row.values.learning_accuracy.mean], y: [row.values.bwt.mean], name: row.label, mode: "markers+text",
-          text: [row.label], textposition: "top center", textfont: { size: 12, color: colour(row) }, cliponaxis: false,
+          x: [row.values.learning_accuracy.mean], y: [row.values.bwt.mean], name: mark(row.label), mode: "markers+text",
+          text: [mark(row.label)], textposition: "top center", textfont: { size: 12, color: colour(row) }, cliponaxis: false,
           marker: { size: 12, color: colour(row), symbol: row.bound ? "diamond" : "circle" },
           error_x: { array: [row.values.learning_accuracy.std || 0], color: colour(row), thickness: 1.2, width: 3 },
           error_y: { array: [row.values.bwt.std || 0], color: colour(row), thickness: 1.2, width: 3 },
-          hovertemplate: `${row.label}<br>LA ${row.values.learning_accuracy.text}<br>BWT ${row.values.bwt.text}<extra></extra>`,
+          hovertemplate: `${mark(row.label)}<br>LA ${row.values.learning_accuracy.text}<br>BWT ${row.values.bwt.text}<extra></extra>`,
         })),
         layout: layout({
           xaxis: axis("plasticity: learning accuracy (%)"), yaxis: axis("stability: backward transfer (points)"),
@@ -264,10 +270,10 @@
     return card("Forgetting of each task at the end", "Best accuracy since a task was learned minus accuracy at the end, in points; less is better.",
       chart(300, () => ({
         traces: block.visible().map((row) => ({
-          type: "bar", name: row.label, x: block.tasks.slice(0, T), y: row.forgetting.mean, 
+          type: "bar", name: mark(row.label), x: block.tasks.slice(0, T).map(mark), y: row.forgetting.mean, 
           marker: { color: colour(row), opacity: row.bound ? 0.6 : 1, pattern: { shape: row.dash === "dot" ? "/" : "", size: 5 } },
           error_y: { array: row.forgetting.std.map((s) => s || 0), visible: row.n > 1, thickness: 1, width: 2, color: css("--soft") },
-          hovertemplate: `${row.label}, %{x}: %{y:.1f} points<extra></extra>`,
+          hovertemplate: `${mark(row.label)}, %{x}: %{y:.1f} points<extra></extra>`,
         })),
         layout: layout({ barmode: "group", bargap: 0.25, xaxis: axis("task", { type: "category" }), yaxis: axis("points forgotten") }),
       }), null, width));
