@@ -115,6 +115,7 @@ def read_recorded(word: str, directory: Path, trust: Trust, whole: bool = True) 
     Raises:
         UsageError: there is none, a file of it is damaged, or it names other code; says which.
     """
+    from cl_bench.report.escape import shown
     from cl_bench.tracking.files import (
         CHOICES,
         COMMAND,
@@ -142,7 +143,7 @@ def read_recorded(word: str, directory: Path, trust: Trust, whole: bool = True) 
         raise UsageError(f"{directory / CONFIG} holds no configuration of a run; {PUT_BACK}")
     _require_values(config, directory / CONFIG)
     require_trusted(config, directory, word, trust)
-    choices = {k: printable(v) for k, v in (read_json(directory / CHOICES) or {}).items()}
+    choices = shown(read_json(directory / CHOICES) or {})
     environment = read_json(directory / ENVIRONMENT) or {}
     command = printable(read_text(directory / COMMAND).strip())
     return Recorded(directory, OmegaConf.create(config), choices, environment, command, trust)

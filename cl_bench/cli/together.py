@@ -21,11 +21,13 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from omegaconf import DictConfig, OmegaConf
+from torch._C._distributed_c10d import FileStore
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from cl_bench.cli.output import patient_output
+from cl_bench.cli.rendezvous import STORE, OneMachine, alone_together
 from cl_bench.cli.signals import Stopped
 from cl_bench.cli.sweep import ourselves
 from cl_bench.cli.threads import computing_with
@@ -76,8 +78,12 @@ def joined(count: int, on_cuda: bool) -> Iterator[None]:
     )
     if on_cuda:
         torch.cuda.set_device(where.local_rank())
+    store = os.environ.get(STORE)
     dist.init_process_group(
-        "nccl" if on_cuda else "gloo", rank=where.global_rank(), world_size=count
+        "nccl" if on_cuda else "gloo",
+        store=FileStore(store, count) if store else None,
+        rank=where.global_rank(),
+        world_size=count,
     )
     try:
         yield
@@ -135,13 +141,17 @@ def start(
             max_nodes=1,
             nproc_per_node=count,
             run_id="cl_bench",
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
+            rdzv_backend=OneMachine.get_backend(),
             max_restarts=0,
         )
         logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # we tell it ourselves
         try:
-            elastic_launch(settings, sys.executable)("-m", "cl_bench.cli.together", str(job))
+            with alone_together(Path(folder)):
+                # -P: modules come from where this process finds them, not from the working
+                # directory, which a record may have named.
+                elastic_launch(settings, sys.executable)(
+                    "-P", "-m", "cl_bench.cli.together", str(job)
+                )
         except SignalException as stopped:
             error = Stopped(stopped.sigval)
             error.add_note(_go_on(run_dir))
