@@ -8,6 +8,7 @@ SuperNodes. The run's configuration goes along as one string.
 import json
 import logging
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,12 @@ from typing import Any
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray runs what it is sent. In the simulation it needs no other machine: told that this is no place
+# for a cluster, it listens on loopback alone (on Linux too, whatever the name says), and it answers
+# only processes that know the secret.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 import torch
 from flwr.app import Context, Message
