@@ -1,9 +1,12 @@
 """The federation over Flower: needs the extra; `make test-flower` installs it and runs these."""
 
+import contextlib
 import functools
 import io
 import json
+import os
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import hydra
 import numpy as np
@@ -15,6 +18,7 @@ pytest.importorskip("flwr", reason="pip install 'cl_bench[flower]'")
 
 from flwr.app import Context, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from ports import is_loopback, listening
 
 from cl_bench.cli import flower
 from cl_bench.cli.build import run_config
@@ -135,3 +139,24 @@ def test_the_server_app_runs_what_its_configuration_says(tmp_path):
         flower._serve(grid, context)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "completed"
+
+
+def test_the_simulation_opens_no_port_to_others():
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        ours = [os.getpid(), *_children(os.getpid())]
+        found = [address for process in ours for address in listening(process)]
+        assert found, "Ray listens somewhere, or this test sees nothing"
+        assert all(map(is_loopback, found)), found
+        assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    finally:
+        ray.shutdown()
+
+
+def _children(process):
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if path.read_text().rpartition(")")[2].split()[1] == str(process):
+                child = int(path.parent.name)
+                yield from (child, *_children(child))

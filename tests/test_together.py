@@ -1,6 +1,7 @@
 """Two processes that train together are one: weights, bases, predictions, scores."""
 
 import functools
+import json
 import os
 import random
 import re
@@ -12,10 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from ports import is_loopback
 from together import CASES, SEEDS, SHARDABLE, SINGLE, run, single
 from torch import nn
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from toys import make_stream
 
+from cl_bench.cli.rendezvous import OneMachine, alone_together
 from cl_bench.contracts import UsageError
 from cl_bench.experiment import check_together
 from cl_bench.experiment.interrupts import Interrupts
@@ -260,3 +264,19 @@ def test_what_cannot_run_together_is_refused_at_once(cli, words, message):
     status, _, errors = cli(*strategy, "+stream=permuted_digits", *words)
     assert status == 2
     assert re.search(message, errors)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_processes_of_one_machine_listen_on_loopback_alone(tmp_path):
+    before = dict(os.environ)
+    settings = LaunchConfig(1, 1, 2, run_id="ports", rdzv_backend=OneMachine.get_backend())
+    with alone_together(tmp_path):
+        # The store is a file that only this user can reach; no port of it is open anywhere.
+        elastic_launch(settings, sys.executable)("-P", str(ROOT / "tests/ports.py"), str(tmp_path))
+    assert {k: v for k, v in os.environ.items() if not k.startswith("TORCHELASTIC")} == before
+    for rank in range(2):
+        said = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert said["sum"] == 3
+        assert said["own"], "gloo listens somewhere, or this test sees nothing"
+        assert all(map(is_loopback, said["own"])), said
+        assert said["launcher"] == []
