@@ -220,6 +220,24 @@ def test_modules_do_not_come_from_where_a_record_says_the_run_began(tmp_path, ow
             pass
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_record_does_not_choose_the_server_that_gets_the_key(tmp_path, inside):
+    there = tmp_path / "there"
+    run = record(tmp_path / "run", logger={"mode": "online"})
+    (run / "environment.json").write_text(json.dumps({"directory": str(there)}))
+    settings = (run if inside else there) / "wandb/settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("[default]\nbase_url = http://127.0.0.1:9\n")
+    with (
+        pytest.raises(UsageError, match="would choose the server that your W&B key"),
+        read(run).surroundings(),
+    ):
+        pass
+    settings.unlink()
+    with read(run).surroundings():
+        pass
+
+
 # --- a fresh run: the same kinds, said before anything is built ----------------------------------
 
 

@@ -59,6 +59,7 @@ class Recorded:
         import torch
 
         there = str(self.environment.get("directory") or os.getcwd())
+        self._require_own_server(Path(there))
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.trust.importable())
             stack.enter_context(_without_pickles(self.trust))
@@ -75,6 +76,16 @@ class Recorded:
                 else:
                     stack.enter_context(contextlib.chdir(there))
             yield
+
+    def _require_own_server(self, there: Path) -> None:
+        """Raise :class:`UsageError` if the record's folders would choose who gets the W&B key."""
+        folders = [self.directory, *([there] if there.resolve() != Path.cwd().resolve() else [])]
+        for settings in (folder / "wandb" / "settings" for folder in folders):
+            if OmegaConf.select(self.cfg, "logger.mode") == "online" and settings.exists():
+                raise UsageError(
+                    f"logger.mode=online: {settings} would choose the server that your W&B key is "
+                    "sent to; delete that file if it is not yours, and set WANDB_BASE_URL if it is"
+                )
 
     def _threads(self, default: int) -> int:
         threads = self.environment.get("threads", default)
