@@ -1,15 +1,22 @@
 """How a stream says that an argument is wrong: by its configuration key, with the remedy."""
 
+from typing import Annotated, Literal
+
 from cl_bench.contracts.errors import UsageError
+from cl_bench.contracts.options import Range, shown
+
+Rows = Literal["first", "random"]
+"""Which rows become validation data."""
+Order = Literal["fixed", "random"]
+OrderSeed = Annotated[int, Range(least=0, below=2**32)]
+Permutations = Annotated[int, Range(least=1, most=100)]
+"""As many as there are distinct seeds for."""
+Rotations = Annotated[int, Range(least=1, most=360)]
+Angle = Annotated[float, Range(above=0, most=360)]
+"""In degrees."""
 
 
 def require(condition: bool, key: str, value: object, remedy: str) -> None:
     """Raise a :class:`UsageError` ``stream.<key>=<value>: <remedy>`` unless ``condition``."""
     if not condition:
-        shown = "null" if value is None else value
-        raise UsageError(f"stream.{key}={shown}: {remedy}")
-
-
-def require_choice(key: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise a :class:`UsageError` unless ``value`` is one of ``choices``."""
-    require(value in choices, key, value, f"choose one of {', '.join(choices)}")
+        raise UsageError(f"stream.{key}={shown(value)}: {remedy}")

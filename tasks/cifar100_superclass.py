@@ -1,11 +1,13 @@
 """CIFAR-100 by superclass: 20 tasks of five related classes."""
 
 from dataclasses import replace
+from typing import Annotated
 
 from torch import Tensor
 
+from cl_bench.contracts.options import PartShare, Range
 from cl_bench.contracts.stream import Scenario, Stream
-from tasks.arguments import require
+from tasks.arguments import OrderSeed, Rows
 from tasks.cifar100 import load_cifar100
 from tasks.images.arrange import Holdout, Part, class_tasks, ordered
 from tasks.images.source import Moments
@@ -81,19 +83,15 @@ class CIFAR100Superclass(Stream):
 
     def __init__(
         self,
-        num_tasks: int = 20,
+        num_tasks: Annotated[int, Range(least=1, most=20)] = 20,
         scenario: Scenario = "task",
-        task_order: int | None = 0,
-        order_seed: int = 0,
-        validation_fraction: float = 0.05,
-        validation_split: str = "random",
+        task_order: Annotated[int, Range(least=0, most=4)] | None = 0,
+        order_seed: OrderSeed = 0,
+        validation_fraction: PartShare = 0.05,
+        validation_split: Rows = "random",
         official_quirks: bool = False,
         data_dir: str | None = None,
     ) -> None:
-        require(1 <= num_tasks <= 20, "num_tasks", num_tasks, "choose from 1 to 20 superclasses")
-        known = task_order is None or 0 <= task_order < len(TASK_ORDERS)
-        remedy = "choose one of the published orders, 0 to 4, or null for a random one"
-        require(known, "task_order", task_order, remedy)
         holdout = Holdout(validation_fraction, validation_split, order_seed)
         if task_order is None:
             order = ordered(len(SUPERCLASSES), "task_order", "random", order_seed)

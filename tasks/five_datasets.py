@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cl_bench.contracts.errors import UsageError
+from cl_bench.contracts.options import PartShare
 from cl_bench.contracts.stream import Scenario, Stream
 from tasks import cifar100, mnist
-from tasks.arguments import require
+from tasks.arguments import OrderSeed, Rows, require
 from tasks.images.arrange import Holdout, Part, class_tasks
 from tasks.images.files import Wanted
 from tasks.images.load import load_images
@@ -104,9 +105,9 @@ class FiveDatasets(Stream):
         self,
         datasets: Sequence[str] = ("cifar10", "mnist", "svhn", "fashion_mnist", "notmnist"),
         scenario: Scenario = "task",
-        order_seed: int = 0,
-        validation_fraction: float = 0.05,
-        validation_split: str = "random",
+        order_seed: OrderSeed = 0,
+        validation_fraction: PartShare = 0.05,
+        validation_split: Rows = "random",
         data_dir: str | None = None,
     ) -> None:
         names = list(datasets)

@@ -1,6 +1,8 @@
 """Permuted digits: the embedded stand-in for PMNIST."""
 
+from cl_bench.contracts.options import PartShare
 from cl_bench.contracts.stream import Stream
+from tasks.arguments import OrderSeed, Permutations, Rows
 from tasks.digits import load_digits
 from tasks.images.arrange import Holdout, permuted_tasks
 
@@ -24,11 +26,11 @@ class PermutedDigits(Stream):
 
     def __init__(
         self,
-        num_tasks: int = 10,
-        order_seed: int = 0,
+        num_tasks: Permutations = 10,
+        order_seed: OrderSeed = 0,
         identity_first: bool = False,
-        validation_fraction: float = 0.1,
-        validation_split: str = "random",
+        validation_fraction: PartShare = 0.1,
+        validation_split: Rows = "random",
         task_id_at_test: bool | None = None,
     ) -> None:
         holdout = Holdout(validation_fraction, validation_split, order_seed)

@@ -1,6 +1,8 @@
 """Permuted MNIST as in the code of HAT and GPM."""
 
+from cl_bench.contracts.options import PartShare
 from cl_bench.contracts.stream import Stream
+from tasks.arguments import OrderSeed, Permutations, Rows
 from tasks.images.arrange import Holdout, permuted_tasks
 from tasks.mnist import load_mnist
 
@@ -29,11 +31,11 @@ class PMNIST(Stream):
 
     def __init__(
         self,
-        num_tasks: int = 10,
-        order_seed: int = 0,
+        num_tasks: Permutations = 10,
+        order_seed: OrderSeed = 0,
         identity_first: bool = False,
-        validation_fraction: float = 0.1,
-        validation_split: str = "first",
+        validation_fraction: PartShare = 0.1,
+        validation_split: Rows = "first",
         task_id_at_test: bool | None = None,
         data_dir: str | None = None,
     ) -> None:

@@ -1,6 +1,8 @@
 """Rotated MNIST."""
 
+from cl_bench.contracts.options import PartShare
 from cl_bench.contracts.stream import Stream
+from tasks.arguments import Angle, Order, OrderSeed, Rotations, Rows
 from tasks.images.arrange import Holdout, rotated_tasks
 from tasks.mnist import load_mnist
 
@@ -23,12 +25,12 @@ class RotatedMNIST(Stream):
 
     def __init__(
         self,
-        num_tasks: int = 10,
-        max_angle: float = 180.0,
-        angle_order: str = "fixed",
-        order_seed: int = 0,
-        validation_fraction: float = 0.1,
-        validation_split: str = "first",
+        num_tasks: Rotations = 10,
+        max_angle: Angle = 180.0,
+        angle_order: Order = "fixed",
+        order_seed: OrderSeed = 0,
+        validation_fraction: PartShare = 0.1,
+        validation_split: Rows = "first",
         data_dir: str | None = None,
     ) -> None:
         holdout = Holdout(validation_fraction, validation_split, order_seed)

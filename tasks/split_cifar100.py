@@ -1,6 +1,8 @@
 """Split CIFAR-100, as in the gradient-projection papers."""
 
+from cl_bench.contracts.options import Count, PartShare
 from cl_bench.contracts.stream import Scenario, Stream
+from tasks.arguments import Order, OrderSeed, Rows
 from tasks.cifar100 import load_cifar100
 from tasks.images.arrange import Holdout, split_tasks
 
@@ -31,13 +33,13 @@ class SplitCIFAR100(Stream):
 
     def __init__(
         self,
-        num_tasks: int | None = 10,
-        classes_per_task: int | None = None,
+        num_tasks: Count | None = 10,
+        classes_per_task: Count | None = None,
         scenario: Scenario = "task",
-        class_order: str = "fixed",
-        order_seed: int = 0,
-        validation_fraction: float = 0.05,
-        validation_split: str = "random",
+        class_order: Order = "fixed",
+        order_seed: OrderSeed = 0,
+        validation_fraction: PartShare = 0.05,
+        validation_split: Rows = "random",
         data_dir: str | None = None,
     ) -> None:
         holdout = Holdout(validation_fraction, validation_split, order_seed)

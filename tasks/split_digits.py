@@ -1,6 +1,8 @@
 """Split digits: the embedded stand-in for split MNIST."""
 
+from cl_bench.contracts.options import Count, PartShare
 from cl_bench.contracts.stream import Scenario, Stream
+from tasks.arguments import Order, OrderSeed, Rows
 from tasks.digits import load_digits
 from tasks.images.arrange import Holdout, split_tasks
 
@@ -24,13 +26,13 @@ class SplitDigits(Stream):
 
     def __init__(
         self,
-        num_tasks: int | None = None,
-        classes_per_task: int | None = 2,
+        num_tasks: Count | None = None,
+        classes_per_task: Count | None = 2,
         scenario: Scenario = "task",
-        class_order: str = "fixed",
-        order_seed: int = 0,
-        validation_fraction: float = 0.1,
-        validation_split: str = "random",
+        class_order: Order = "fixed",
+        order_seed: OrderSeed = 0,
+        validation_fraction: PartShare = 0.1,
+        validation_split: Rows = "random",
     ) -> None:
         holdout = Holdout(validation_fraction, validation_split, order_seed)
         source = load_digits()

@@ -1,9 +1,11 @@
 """A stream from any labelled image data set: split by class, permuted or rotated."""
 
 from collections.abc import Sequence
+from typing import Literal
 
+from cl_bench.contracts.options import Count, PartShare
 from cl_bench.contracts.stream import Scenario, Stream
-from tasks.arguments import require, require_choice
+from tasks.arguments import Angle, Order, OrderSeed, Rows, require
 from tasks.images.arrange import Holdout, permuted_tasks, rotated_tasks, split_tasks
 from tasks.images.files import Wanted
 from tasks.images.load import load_images
@@ -60,26 +62,25 @@ class SplitImages(Stream):
         image_column: str = "image",
         label_column: str = "label",
         test_split: str = "test",
-        image_size: int | Sequence[int] | None = None,
+        image_size: Count | Sequence[Count] | None = None,
         grayscale: bool | None = None,
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
         in_memory: bool = True,
-        how: str = "split",
-        num_tasks: int | None = None,
-        classes_per_task: int | None = None,
+        how: Literal["split", "permuted", "rotated"] = "split",
+        num_tasks: Count | None = None,
+        classes_per_task: Count | None = None,
         scenario: Scenario | None = None,
-        class_order: str | None = None,
+        class_order: Order | None = None,
         identity_first: bool | None = None,
-        max_angle: float | None = None,
-        angle_order: str | None = None,
-        order_seed: int = 0,
-        validation_fraction: float = 0.1,
-        validation_split: str = "random",
+        max_angle: Angle | None = None,
+        angle_order: Order | None = None,
+        order_seed: OrderSeed = 0,
+        validation_fraction: PartShare = 0.1,
+        validation_split: Rows = "random",
         licence: str = "unknown: see the source",
         citation: str = "unknown: see the source",
     ) -> None:
-        require_choice("how", how, ("split", "permuted", "rotated"))
         _applies(how, "split", classes_per_task=classes_per_task, class_order=class_order)
         _applies(how, "permuted", identity_first=identity_first)
         _applies(how, "rotated", max_angle=max_angle, angle_order=angle_order)

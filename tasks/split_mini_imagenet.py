@@ -3,7 +3,9 @@
 from dataclasses import replace
 
 from cl_bench.contracts.errors import UsageError
+from cl_bench.contracts.options import Count, PartShare
 from cl_bench.contracts.stream import Scenario, Stream
+from tasks.arguments import Order, OrderSeed, Rows
 from tasks.images.arrange import Holdout, split_tasks
 from tasks.images.files import Wanted
 from tasks.images.load import load_images
@@ -50,13 +52,13 @@ class SplitMiniImageNet(Stream):
 
     def __init__(
         self,
-        num_tasks: int | None = 20,
-        classes_per_task: int | None = None,
+        num_tasks: Count | None = 20,
+        classes_per_task: Count | None = None,
         scenario: Scenario = "task",
-        class_order: str = "random",
-        order_seed: int = 0,
-        validation_fraction: float = 0.02,
-        validation_split: str = "random",
+        class_order: Order = "random",
+        order_seed: OrderSeed = 0,
+        validation_fraction: PartShare = 0.02,
+        validation_split: Rows = "random",
         dataset: str = "timm/mini-imagenet",
         test_split: str = "validation",
         data_dir: str | None = None,

@@ -5,7 +5,9 @@ matches of generated answers.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
+from cl_bench.contracts.options import Count, PartShare, Seed
 from tasks.arguments import require
 from tasks.text.benchmark import COMPLETE, ORDERS, SOURCES, benchmark_tasks, folder_of
 from tasks.text.codec import BYTES
@@ -41,18 +43,17 @@ class T5CL(TextStream):
     def __init__(
         self,
         data_dir: str | None = None,
-        order: int = 1,
+        order: Literal[1, 2, 3, 4, 5, 6] = 1,
         tasks: Sequence[str] | None = None,
         complete_only: bool = False,
-        validation_fraction: float = 0.0,
-        split_seed: int = 0,
+        validation_fraction: PartShare = 0.0,
+        split_seed: Seed = 0,
         verify: bool = True,
         prompt: Prompt | None = None,
-        tokenizer: str = BYTES,
-        prompt_length: int = 512,
-        answer_length: int = 50,
+        tokenizer: str | None = BYTES,
+        prompt_length: Count = 512,
+        answer_length: Count = 50,
     ) -> None:
-        require(order in ORDERS, "order", order, "1 to 3 for four tasks, 4 to 6 for fifteen")
         names = ORDERS[order] if tasks is None else tuple(tasks)
         unknown = [name for name in names if name not in SOURCES]
         require(not unknown, "tasks", list(names), f"choose from {', '.join(SOURCES)}")

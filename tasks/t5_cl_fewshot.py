@@ -5,7 +5,9 @@ is complete offline, no reproduction.
 """
 
 from collections.abc import Mapping
+from typing import Literal
 
+from cl_bench.contracts.options import Count
 from cl_bench.contracts.stream import Origin
 from tasks.arguments import require
 from tasks.text.benchmark import ORDERS, SOURCES, folder_of, read_rows
@@ -65,15 +67,13 @@ class FewShot(TextStream):
     def __init__(
         self,
         data_dir: str | None = None,
-        order: int = 1,
-        draw: int = 0,
+        order: Literal[1, 2, 3] = 1,
+        draw: Literal[0, 1, 2] = 0,
         prompt: Prompt | None = None,
-        tokenizer: str = BYTES,
-        prompt_length: int = 512,
-        answer_length: int = 50,
+        tokenizer: str | None = BYTES,
+        prompt_length: Count = 512,
+        answer_length: Count = 50,
     ) -> None:
-        require(order in (1, 2, 3), "order", order, "1, 2 or 3")
-        require(draw in range(len(DRAWS)), "draw", draw, "0, 1 or 2")
         advice = "The few-shot files come with the project's shared data (cl_benchmark)."
         folder = folder_of(data_dir, advice)
         inside = folder / "lfpt5_fewshot"

@@ -5,14 +5,14 @@ A different draw than CL_Benchmark's, so scores compare with published ones only
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from cl_bench.contracts.errors import UsageError
+from cl_bench.contracts.options import Count, PartShare, Seed
 from cl_bench.contracts.randomness import generator
 from cl_bench.contracts.stream import Origin
-from tasks.arguments import require
 from tasks.t5_cl import OFFLINE
 from tasks.text.benchmark import ORDERS, SOURCES
 from tasks.text.codec import BYTES
@@ -94,21 +94,16 @@ class HubText(TextStream):
 
     def __init__(
         self,
-        order: int = 1,
-        per_class: int = 1000,
-        test_samples: int = 7600,
-        validation_fraction: float = 0.0,
-        split_seed: int = 0,
+        order: Literal[1, 2, 3] = 1,
+        per_class: Count = 1000,
+        test_samples: Count = 7600,
+        validation_fraction: PartShare = 0.0,
+        split_seed: Seed = 0,
         prompt: Prompt | None = None,
-        tokenizer: str = BYTES,
-        prompt_length: int = 512,
-        answer_length: int = 50,
+        tokenizer: str | None = BYTES,
+        prompt_length: Count = 512,
+        answer_length: Count = 50,
     ) -> None:
-        require(order in (1, 2, 3), "order", order, "1, 2 or 3")
-        require(per_class >= 1, "per_class", per_class, "at least 1")
-        require(test_samples >= 1, "test_samples", test_samples, "at least 1")
-        share = "a share of the training rows in [0, 1)"
-        require(0 <= validation_fraction < 1, "validation_fraction", validation_fraction, share)
         prompt = prompt or Prompt()
         made = []
         for index, name in enumerate(ORDERS[order]):

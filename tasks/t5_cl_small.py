@@ -6,10 +6,12 @@ A task is here only because, learned alone, it beats the majority class by 15 po
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Annotated
 
 import torch
 
 from cl_bench.contracts.errors import UsageError
+from cl_bench.contracts.options import Count, Index, Range, Seed
 from cl_bench.contracts.randomness import generator
 from tasks.arguments import require
 from tasks.text.benchmark import ORIGIN, SOURCES, find_files, folder_of, read_rows
@@ -54,24 +56,15 @@ class SmallText(TextStream):
         self,
         data_dir: str | None = None,
         tasks: Sequence[str] | None = None,
-        train_samples: int = 6000,
-        test_samples: int = 500,
-        validation_samples: int = 200,
-        samples_seen: int | None = 27000,
-        vocabulary: int = 8000,
+        train_samples: Count = 6000,
+        test_samples: Count = 500,
+        validation_samples: Index = 200,
+        samples_seen: Count | None = 27000,
+        vocabulary: Annotated[int, Range(least=100)] = 8000,
         prompt: Prompt | None = None,
-        prompt_length: int = 64,
-        split_seed: int = 0,
+        prompt_length: Count = 64,
+        split_seed: Seed = 0,
     ) -> None:
-        counts = {
-            "train_samples": train_samples,
-            "test_samples": test_samples,
-            "samples_seen": 1 if samples_seen is None else samples_seen,
-        }
-        for key, value in counts.items():
-            require(value >= 1, key, value, "at least 1")
-        require(vocabulary >= 100, "vocabulary", vocabulary, "at least 100 words")
-        require(validation_samples >= 0, "validation_samples", validation_samples, "0 or more")
         names = list(FROM) if tasks is None else list(tasks)
         unknown = [name for name in names if name not in FROM]
         require(bool(names) and not unknown, "tasks", names, f"choose from {', '.join(FROM)}")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cl_bench.contracts.errors import UsageError
+from cl_bench.contracts.options import Count
 from cl_bench.contracts.stream import Origin
 from tasks.arguments import require
 from tasks.text.codec import BYTES
@@ -63,9 +64,9 @@ class Trace(TextStream):
         data_dir: str | None = None,
         tasks: Sequence[str] | None = None,
         own_epochs: bool = True,
-        tokenizer: str = BYTES,
-        prompt_length: int = 1024,
-        answer_length: int = 512,
+        tokenizer: str | None = BYTES,
+        prompt_length: Count = 1024,
+        answer_length: Count = 512,
     ) -> None:
         names = list(METRICS) if tasks is None else list(tasks)
         unknown = [name for name in names if name not in METRICS]

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch import Generator, Tensor, nn
 
-from cl_bench.contracts.errors import UsageError
+from cl_bench.contracts.options import checked
 from cl_bench.contracts.stream import Batch
 
 if TYPE_CHECKING:
     from cl_bench.subspace import Accumulator, LinearMap, Moments
 
 
+@checked("protect.")
 @dataclass(frozen=True)
 class Protect:
     """Which parameters a subspace strategy guards; the same option for every such strategy.
@@ -37,25 +38,13 @@ class Protect:
         UsageError: an option is none of the above.
     """
 
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
     bias: Literal["free", "augmented", "frozen"] = "augmented"
     norm: Literal["free", "frozen_after_first"] = "frozen_after_first"
     heads: Literal["auto", "always", "never"] = "auto"
     embeddings: Literal["free", "frozen_after_first"] = "frozen_after_first"
     tied: Literal["project", "frozen_after_first", "free"] = "project"
-
-    def __post_init__(self) -> None:
-        for option, allowed in (
-            ("bias", ("free", "augmented", "frozen")),
-            ("norm", ("free", "frozen_after_first")),
-            ("heads", ("auto", "always", "never")),
-            ("embeddings", ("free", "frozen_after_first")),
-            ("tied", ("project", "frozen_after_first", "free")),
-        ):
-            value = getattr(self, option)
-            if value not in allowed:
-                raise UsageError(f"protect.{option}={value!r}: use one of {', '.join(allowed)}")
 
     def matches(self, name: str) -> bool:
         """Whether the layer called ``name`` is guarded."""

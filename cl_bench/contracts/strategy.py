@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 from torch import Tensor
 
 from cl_bench.contracts.learner import Learner
+from cl_bench.contracts.options import checked
 from cl_bench.contracts.stream import Batch, Data, Stream, Task
 
 State = dict[str, Any]
@@ -95,6 +96,12 @@ class Strategy:
         collect -> consolidate -> release
         inference (around every evaluation)
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """The options of every strategy are checked against their annotations."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            checked("strategy.")(cls)
 
     needs: Needs = Needs()
 

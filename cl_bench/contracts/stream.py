@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 from cl_bench.contracts.errors import UsageError
+from cl_bench.contracts.options import Index, Rate, Share, Strength, checked
 from cl_bench.contracts.slices import renumber
 from cl_bench.contracts.task import Batch, Data, Origin, Recovery, Task
 
@@ -17,6 +18,7 @@ Scenario = Literal["domain", "task", "class"]
 id known at test time (``task``), one growing head without it (``class``)."""
 
 
+@checked("stream.pretrain.")
 @dataclass(frozen=True)
 class Pretraining:
     """What a learner learns before the first task. Row 0 of the matrix is measured after it.
@@ -36,12 +38,12 @@ class Pretraining:
 
     identity: str
     batches: Callable[[int], Iterator[Batch]]
-    steps: int
-    learning_rate: float = 1e-3
-    final_rate: float = 0.1
-    warmup: int = 0
-    weight_decay: float = 0.1
-    eps: float = 1e-6
+    steps: Index
+    learning_rate: Rate = 1e-3
+    final_rate: Share = 0.1
+    warmup: Index = 0
+    weight_decay: Strength = 0.1
+    eps: Rate = 1e-6
 
     def rate(self, step: int) -> float:
         """Share of the highest rate that step ``step`` (from 0) takes."""
@@ -73,6 +75,12 @@ class Stream(Sequence[Task]):
     """
 
     pretraining: Pretraining | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """The options of every stream are checked against their annotations."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            checked("stream.")(cls)
 
     def __init__(
         self,

@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
-from cl_bench.contracts import State, UsageError
+from cl_bench.contracts import State
+from cl_bench.contracts.options import Count, OnlyWith, checked
 from cl_bench.experiment.weights import TaskWeights
 from cl_bench.tracking.aside import Aside
 from cl_bench.tracking.files import delete, make_directory, open_file, write_atomically
@@ -27,7 +28,10 @@ FORMAT = 2
 MARK = b"sha256:"
 COMMENT_LENGTH = len(MARK) + 64
 
+ENABLED = OnlyWith("enabled", (True,))
 
+
+@checked("checkpoint.")
 @dataclass(frozen=True)
 class CheckpointSettings:
     """When checkpoints are written.
@@ -42,22 +46,9 @@ class CheckpointSettings:
     """
 
     enabled: bool = True
-    every_steps: int | None = 5000
-    keep: int = 2
-    weights: Literal["all", "last"] = "all"
-
-    def __post_init__(self) -> None:
-        if self.every_steps is not None and self.every_steps < 1:
-            raise UsageError(
-                f"checkpoint.every_steps={self.every_steps}: at least 1, or null for the ends of "
-                "tasks only"
-            )
-        if self.keep < 1:
-            raise UsageError(
-                f"checkpoint.keep={self.keep}: at least 1; checkpoint.enabled=false writes none"
-            )
-        if self.weights not in ("all", "last"):
-            raise UsageError(f"checkpoint.weights={self.weights!r}: use 'all' or 'last'")
+    every_steps: Annotated[Count | None, ENABLED] = 5000
+    keep: Annotated[Count, ENABLED] = 2
+    weights: Annotated[Literal["all", "last"], ENABLED] = "all"
 
 
 class DamagedError(Exception):

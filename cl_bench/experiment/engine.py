@@ -13,7 +13,8 @@ from lightning import Callback, LightningModule, Trainer
 from torch.distributed.tensor.experimental import implicit_replication
 from torch.optim import Optimizer
 
-from cl_bench.contracts import Data, Progress, Strategy, Task, UsageError, derive_seed
+from cl_bench.contracts import Data, Progress, Strategy, Task, derive_seed
+from cl_bench.contracts.options import Count, Index, Seed, checked
 from cl_bench.experiment.interrupts import Interrupts, without_signals
 from cl_bench.experiment.loader import (
     EvalLoader,
@@ -36,6 +37,7 @@ TrainerFactory = Callable[..., Trainer]
 LayerMetrics = Mapping[str, Mapping[str, float]]
 
 
+@checked("")
 @dataclass(frozen=True)
 class LoopSettings:
     """How tasks are fed.
@@ -50,18 +52,12 @@ class LoopSettings:
         validation_batch_size: samples of a batch when the validation loss is measured.
     """
 
-    seed: int = 0
-    batch_size: int = 32
-    pack: int = 1
-    num_workers: int = 0
+    seed: Seed = 0
+    batch_size: Count = 32
+    pack: Count = 1
+    num_workers: Index = 0
     schedule: Plateau | ScheduleFactory | None = None
-    validation_batch_size: int = 2000
-
-    def __post_init__(self) -> None:
-        for key, least in (("batch_size", 1), ("pack", 1), ("num_workers", 0)):
-            value = getattr(self, key)
-            if not isinstance(value, int) or value < least:
-                raise UsageError(f"{key}={value}: must be a whole number of at least {least}")
+    validation_batch_size: Count = 2000
 
 
 class LightningEngine:

@@ -7,12 +7,14 @@ from typing import Literal
 
 import numpy as np
 
-from cl_bench.contracts import Strategy, Stream, Task, UsageError
+from cl_bench.contracts import Strategy, Stream, Task
+from cl_bench.contracts.options import Count, Index, checked
 from cl_bench.experiment.engine import LightningEngine
 from cl_bench.experiment.steps import steps_of
 from cl_bench.tracking import ProgressDisplay, Record
 
 
+@checked("eval.")
 @dataclass(frozen=True)
 class EvalSettings:
     """The evaluation budget.
@@ -27,21 +29,13 @@ class EvalSettings:
     """
 
     tasks: Literal["seen", "all"] = "all"
-    max_samples: int | None = None
-    batch_size: int = 2000
-    dense: Sequence[int] = ()
-    dense_samples: int | None = 500
+    max_samples: Count | None = None
+    batch_size: Count = 2000
+    dense: Sequence[Index] = ()
+    dense_samples: Count | None = 500
 
     def __post_init__(self) -> None:
-        if self.tasks not in ("seen", "all"):
-            raise UsageError(f"eval.tasks={self.tasks!r}: use 'seen' or 'all'")
-        if self.max_samples is not None and self.max_samples < 1:
-            raise UsageError(f"eval.max_samples={self.max_samples}: at least 1, or null for all")
-        if self.batch_size < 1:
-            raise UsageError(f"eval.batch_size={self.batch_size}: at least 1")
-        if self.dense_samples is not None and self.dense_samples < 1:
-            raise UsageError(f"eval.dense_samples={self.dense_samples}: at least 1, or null")
-        object.__setattr__(self, "dense", steps_of("eval.dense", self.dense))
+        object.__setattr__(self, "dense", steps_of(self.dense))
 
 
 class Experiment:

@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from cl_bench.contracts import Protect, State, Task, UsageError
+from cl_bench.contracts import Protect, State, Task
+from cl_bench.contracts.options import Count, OnlyWith, SomeShare, checked
 from cl_bench.learners import BaseLearner
 from cl_bench.metrics.alignment import relative_change, share_inside
 from cl_bench.subspace import LinearMap, grow
 
 
+@checked("alignment.")
 @dataclass(frozen=True)
 class AlignmentSettings:
     """How alignment is watched.
@@ -24,21 +27,9 @@ class AlignmentSettings:
     """
 
     enabled: bool = True
-    threshold: float = 0.95
-    samples: int = 300
-    batches: int = 8
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.threshold <= 1.0:
-            raise UsageError(
-                f"alignment.threshold={self.threshold}: a share of energy lies in (0, 1]; "
-                "try alignment.threshold=0.95"
-            )
-        if self.samples < 1 or self.batches < 1:
-            raise UsageError(
-                f"alignment.samples={self.samples}, alignment.batches={self.batches}: at least 1; "
-                "alignment.enabled=false switches the measurement off"
-            )
+    threshold: Annotated[SomeShare, OnlyWith("enabled", (True,))] = 0.95
+    samples: Annotated[Count, OnlyWith("enabled", (True,))] = 300
+    batches: Annotated[Count, OnlyWith("enabled", (True,))] = 8
 
 
 class Observer:

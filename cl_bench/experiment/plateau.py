@@ -2,13 +2,16 @@
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
-from cl_bench.contracts import State, Strategy, UsageError
+from cl_bench.contracts import State, Strategy
+from cl_bench.contracts.options import Count, Range, Strength, checked
 from cl_bench.experiment.snapshot import copied
 from cl_bench.learners import BaseLearner
 from cl_bench.learners.sharding import whole
 
 
+@checked("schedule.")
 @dataclass(frozen=True)
 class Plateau:
     """The protocol of GPM, TRGP, SGP and ROGO on image streams (their main_cifar100.py).
@@ -27,18 +30,10 @@ class Plateau:
         UsageError: a value out of range.
     """
 
-    factor: float = 0.5
-    patience: int = 6
-    min_rate: float = 1e-5
+    factor: Annotated[float, Range(above=0, below=1)] = 0.5
+    patience: Count = 6
+    min_rate: Strength = 1e-5
     restore_best: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.factor < 1.0:
-            raise UsageError(f"schedule.factor={self.factor}: must lie in (0, 1); try 0.5")
-        if not isinstance(self.patience, int) or self.patience < 1:
-            raise UsageError(f"schedule.patience={self.patience}: at least 1 epoch")
-        if self.min_rate < 0.0:
-            raise UsageError(f"schedule.min_rate={self.min_rate}: must not be negative")
 
 
 class BestEpoch:

@@ -6,15 +6,17 @@ comparison then leaves out; here they stay in and are flagged.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from cl_bench.contracts import Batch, Data, Stream, Task, UsageError
+from cl_bench.contracts.options import Count, OnlyWith, checked
 
 
 class SealedError(RuntimeError):
     """Somebody tried to read test data during a search."""
 
 
+@checked("search.")
 @dataclass(frozen=True)
 class SearchSettings:
     """Whether a run is a trial of a search.
@@ -25,11 +27,7 @@ class SearchSettings:
     """
 
     enabled: bool = False
-    tasks: int = 3
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.tasks, int) or self.tasks < 1:
-            raise UsageError(f"search.tasks={self.tasks}: at least 1 task")
+    tasks: Annotated[Count, OnlyWith("enabled", (True,))] = 3
 
 
 class SearchTask(Task):

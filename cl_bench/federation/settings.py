@@ -2,16 +2,27 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch.optim import Optimizer
 
 from cl_bench.contracts import Strategy, Stream, UsageError
+from cl_bench.contracts.options import (
+    Count,
+    OnlyWith,
+    PartShare,
+    Range,
+    Rate,
+    Share,
+    SomeShare,
+    checked,
+)
 from cl_bench.contracts.strategy import members, overrides
 
 ServerOptimizer = Callable[[Iterable[Any]], Optimizer]
 
 
+@checked("federation.")
 @dataclass(frozen=True)
 class Federation:
     """Clients, rounds, and who gets which data.
@@ -47,48 +58,26 @@ class Federation:
         UsageError: an option out of range.
     """
 
-    clients: int = 20
-    per_round: int = 10
-    rounds: int | Sequence[int] = 20
-    local_epochs: int = 1
+    clients: Count = 20
+    per_round: Count = 10
+    rounds: Count | Sequence[Count] = 20
+    local_epochs: Count = 1
     partition: Literal["iid", "shards", "dirichlet"] = "iid"
-    shards_per_client: int = 2
-    alpha: float = 0.5
-    participation: float = 1.0
+    shards_per_client: Annotated[Count, OnlyWith("partition", ("shards",))] = 2
+    alpha: Annotated[Rate, OnlyWith("partition", ("dirichlet",))] = 0.5
+    participation: SomeShare = 1.0
     weighting: Literal["uniform", "samples"] = "uniform"
-    drop_outs: float = 0.0
+    drop_outs: PartShare = 0.0
     statistics: Literal["all", "sampled"] = "all"
     secure: Literal["none", "masked"] = "none"
-    fraction_bits: int = 32
+    fraction_bits: Annotated[int, Range(least=8, most=48), OnlyWith("secure", ("masked",))] = 32
     server: ServerOptimizer | None = None
     engine: Literal["inprocess", "flower"] = "inprocess"
     superlink: str | None = None
-    nodes: int | None = None
-    warn_below: float = 0.1
+    nodes: Count | None = None
+    warn_below: Share = 0.1
 
     def __post_init__(self) -> None:
-        rounds = [self.rounds] if isinstance(self.rounds, int) else list(self.rounds)
-        for key, values in (
-            ("clients", [self.clients]),
-            ("per_round", [self.per_round]),
-            ("rounds", rounds),
-            ("local_epochs", [self.local_epochs]),
-            ("shards_per_client", [self.shards_per_client]),
-            ("nodes", [1 if self.nodes is None else self.nodes]),
-        ):
-            for value in values:
-                if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                    raise UsageError(f"{key}={value}: must be a whole number of at least 1")
-        choices: list[tuple[str, str, tuple[str, ...]]] = [
-            ("partition", self.partition, ("iid", "shards", "dirichlet")),
-            ("weighting", self.weighting, ("uniform", "samples")),
-            ("statistics", self.statistics, ("all", "sampled")),
-            ("secure", self.secure, ("none", "masked")),
-            ("engine", self.engine, ("inprocess", "flower")),
-        ]
-        for key, choice, allowed in choices:
-            if choice not in allowed:
-                raise UsageError(f"{key}={choice!r}: use one of {', '.join(allowed)}")
         if self.per_round > self.clients:
             raise UsageError(
                 f"per_round={self.per_round}: there are clients={self.clients}; sample at most that"
@@ -97,16 +86,6 @@ class Federation:
             raise UsageError(
                 "superlink and nodes are for engine=flower: add federation.engine=flower"
             )
-        if not 0.0 < self.participation <= 1.0:
-            raise UsageError(f"participation={self.participation}: a share of tasks lies in (0, 1]")
-        if not 0.0 <= self.drop_outs < 1.0:
-            raise UsageError(f"drop_outs={self.drop_outs}: a probability in [0, 1)")
-        if not self.alpha > 0.0:
-            raise UsageError(f"alpha={self.alpha}: must be above 0")
-        if not 8 <= self.fraction_bits <= 48:
-            raise UsageError(f"fraction_bits={self.fraction_bits}: from 8 to 48, e.g. 32")
-        if not 0.0 <= self.warn_below <= 1.0:
-            raise UsageError(f"warn_below={self.warn_below}: a share lies in [0, 1]")
 
     @property
     def population(self) -> int:

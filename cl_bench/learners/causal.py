@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from cl_bench.contracts import IGNORE, Batch, LanguageStream, UsageError
+from cl_bench.contracts.options import Index
 from cl_bench.learners.base import OptimizerFactory
 from cl_bench.learners.language import LanguageLearner
 
@@ -48,7 +49,7 @@ class Causal(LanguageLearner):
         batch_size: int,
         seed: int,
         pack: int = 1,
-        random_offset: int = 0,
+        random_offset: Index = 0,
         gradient_checkpointing: bool = False,
         label_likelihood: bool = False,
     ) -> None:

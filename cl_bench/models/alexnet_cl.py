@@ -7,10 +7,12 @@ import torch
 from torch import nn
 
 from cl_bench.contracts import UsageError
+from cl_bench.contracts.options import Count, PartShare, checked
 from cl_bench.models.dropout import Dropout
 from cl_bench.models.norms import NormPolicy, norm1d, norm2d
 
 
+@checked("model.")
 class AlexNetCL(nn.Sequential):
     """Three convolutions and two fully connected layers of width 2048.
 
@@ -29,8 +31,8 @@ class AlexNetCL(nn.Sequential):
     def __init__(
         self,
         input_shape: Sequence[int],
-        width: int = 2048,
-        dropout: Sequence[float] = (0.2, 0.5),
+        width: Count = 2048,
+        dropout: tuple[PartShare, PartShare] = (0.2, 0.5),
         norm: NormPolicy = "batch_statistics",
         bias: bool = False,
     ) -> None:

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from cl_bench.contracts import UsageError
+from cl_bench.contracts.options import Count, Widths, checked
 
 
+@checked("model.")
 class SmallCNN(nn.Sequential):
     """3x3 convolutions with ReLU and 2x2 max-pooling, then one fully connected layer.
 
@@ -22,8 +24,8 @@ class SmallCNN(nn.Sequential):
     def __init__(
         self,
         input_shape: Sequence[int],
-        channels: Sequence[int] = (32, 64),
-        width: int = 256,
+        channels: Widths = (32, 64),
+        width: Count = 256,
         bias: bool = False,
     ) -> None:
         if len(input_shape) != 3:

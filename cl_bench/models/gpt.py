@@ -5,20 +5,22 @@ from typing import TYPE_CHECKING, Literal
 from torch import nn
 
 from cl_bench.contracts import UsageError
+from cl_bench.contracts.options import Count, PartShare, checked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@checked("model.")
 def gpt(
     vocabulary: int,
     architecture: Literal["gpt_neox", "gpt2"] = "gpt_neox",
-    depth: int = 4,
-    width: int = 96,
-    heads: int = 4,
-    context: int = 512,
+    depth: Count = 4,
+    width: Count = 96,
+    heads: Count = 4,
+    context: Count = 512,
     tied: bool = False,
-    dropout: float = 0.0,
+    dropout: PartShare = 0.0,
 ) -> nn.Module:
     """A GPT with random weights, drawn from torch's global generator.
 
@@ -35,13 +37,8 @@ def gpt(
     Raises:
         UsageError: transformers is not installed, or the sizes do not fit together.
     """
-    if architecture not in ("gpt_neox", "gpt2"):
-        raise UsageError(f"model.architecture={architecture!r}: use 'gpt_neox' or 'gpt2'")
-    if min(depth, width, heads, context) < 1 or width % heads:
-        raise UsageError(
-            f"model.width={width}, model.heads={heads}, model.depth={depth}: all positive, and "
-            "heads must divide the width"
-        )
+    if width % heads:
+        raise UsageError(f"model.width={width}, model.heads={heads}: heads must divide the width")
     make = _gpt_neox if architecture == "gpt_neox" else _gpt2
     return make(vocabulary, depth, width, heads, context, tied, dropout)
 

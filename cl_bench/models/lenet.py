@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from cl_bench.contracts import UsageError
+from cl_bench.contracts.options import Widths, checked
 
 
+@checked("model.")
 class LeNet(nn.Sequential):
     """5x5 convolutions of 20 and 50 channels, then layers of width 800 and 500.
 
@@ -25,7 +27,7 @@ class LeNet(nn.Sequential):
     def __init__(
         self,
         input_shape: Sequence[int],
-        widths: Sequence[int] = (800, 500),
+        widths: Widths = (800, 500),
         bias: bool = False,
     ) -> None:
         if len(input_shape) != 3:
@@ -33,8 +35,6 @@ class LeNet(nn.Sequential):
                 f"model lenet needs (channels, height, width) inputs, the stream gives "
                 f"{tuple(input_shape)}: use model=mlp"
             )
-        if not widths or min(widths) < 1:
-            raise UsageError(f"model.widths={list(widths)}: name at least one width, each >= 1")
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         previous = input_shape[0]
         for i, out in enumerate((20, 50), start=1):

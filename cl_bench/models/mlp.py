@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from cl_bench.contracts import UsageError
+from cl_bench.contracts.options import PartShare, Widths, checked
 from cl_bench.models.dropout import Dropout
 
 
+@checked("model.")
 class MLP(nn.Sequential):
     """Linear layers with ReLU between them, on flattened inputs.
 
@@ -26,15 +28,13 @@ class MLP(nn.Sequential):
     def __init__(
         self,
         input_shape: Sequence[int],
-        hidden: Sequence[int] = (100, 100),
+        hidden: Widths = (100, 100),
         bias: bool = False,
-        dropout: Sequence[float] = (),
+        dropout: Sequence[PartShare] = (),
     ) -> None:
-        if not hidden or min(hidden) < 1:
-            raise UsageError(f"model.hidden={list(hidden)}: name at least one width, each >= 1")
-        if len(dropout) not in (0, len(hidden)) or not all(0 <= p < 1 for p in dropout):
+        if len(dropout) not in (0, len(hidden)):
             raise UsageError(
-                f"model.dropout={list(dropout)}: one share in [0, 1) for each of the "
+                f"model.dropout={list(dropout)}: one share for each of the "
                 f"{len(hidden)} hidden layers, or []"
             )
         layers: OrderedDict[str, nn.Module] = OrderedDict()

@@ -5,10 +5,12 @@ from pathlib import Path
 from torch import nn
 
 from cl_bench.contracts import UsageError
+from cl_bench.contracts.options import checked
 from cl_bench.hub import hub_reachable
 from cl_bench.models.gpt import require_transformers
 
 
+@checked("model.")
 def pretrained(name_or_path: str | None = None, revision: str | None = None) -> nn.Module:
     """A causal model or an encoder-decoder with its weights, in float32.
 

@@ -6,9 +6,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from cl_bench.contracts import UsageError
+from cl_bench.contracts.options import Count, checked
 from cl_bench.models.norms import NormPolicy, norm2d
 
 
+@checked("model.")
 class ResNet18Small(nn.Module):
     """ResNet-18 with ``nf`` filters in its first stage and a 3x3 stem.
 
@@ -26,8 +28,8 @@ class ResNet18Small(nn.Module):
     def __init__(
         self,
         input_shape: Sequence[int],
-        nf: int = 20,
-        stem_stride: int = 1,
+        nf: Count = 20,
+        stem_stride: Count = 1,
         norm: NormPolicy = "batch_statistics",
         bias: bool = False,
     ) -> None:
@@ -38,8 +40,6 @@ class ResNet18Small(nn.Module):
                 f"{16 * stem_stride} pixels, the stream gives {tuple(input_shape)}: use "
                 "model=cnn_small or model=mlp"
             )
-        if nf < 1 or stem_stride < 1:
-            raise UsageError(f"model.nf={nf}, model.stem_stride={stem_stride}: both at least 1")
         self.conv1 = nn.Conv2d(input_shape[0], nf, 3, stride=stem_stride, padding=1, bias=bias)
         self.bn1 = norm2d(norm, nf)
         widths = [nf, nf, 2 * nf, 4 * nf, 8 * nf]

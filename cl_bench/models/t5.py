@@ -5,20 +5,22 @@ from typing import Any
 from torch import nn
 
 from cl_bench.contracts import UsageError
+from cl_bench.contracts.options import Count, PartShare, Rate, checked
 from cl_bench.models.gpt import require_transformers
 
 
+@checked("model.")
 def t5(
     vocabulary: int,
-    depth: int = 2,
-    width: int = 64,
-    heads: int = 4,
-    feed_forward: int = 256,
+    depth: Count = 2,
+    width: Count = 64,
+    heads: Count = 4,
+    feed_forward: Count = 256,
     gated: bool = False,
     tied: bool = True,
     scaled: bool = True,
-    dropout: float = 0.0,
-    initial_scale: float = 1.0,
+    dropout: PartShare = 0.0,
+    initial_scale: Rate = 1.0,
 ) -> nn.Module:
     """A T5 with random weights, drawn from torch's global generator.
 
@@ -38,11 +40,8 @@ def t5(
     Raises:
         UsageError: transformers is not installed, or the sizes do not fit together.
     """
-    if min(depth, width, heads, feed_forward) < 1 or width % heads:
-        raise UsageError(
-            f"model.width={width}, model.heads={heads}, model.depth={depth}, "
-            f"model.feed_forward={feed_forward}: all positive, and heads must divide the width"
-        )
+    if width % heads:
+        raise UsageError(f"model.width={width}, model.heads={heads}: heads must divide the width")
     require_transformers()
     from transformers import T5Config, T5ForConditionalGeneration
 

@@ -11,7 +11,7 @@ freeze them after the first task (``protect.norm``, the default), or let them go
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -25,8 +25,8 @@ from cl_bench.contracts import (
     Statistics,
     Strategy,
     Task,
-    UsageError,
 )
+from cl_bench.contracts.options import Count, Range, Rate
 from cl_bench.subspace import Confinement, Moments, Projection
 
 BATCH = 256
@@ -58,24 +58,14 @@ class AdamNSCL(Strategy):
 
     def __init__(
         self,
-        a: float = 10.0,
-        samples: int | None = None,
+        a: Annotated[float, Range(least=1)] = 10.0,
+        samples: Count | None = None,
         official_scale: bool = False,
-        later_rate: float | None = None,
-        norm_rate: float | None = None,
-        head_rate: float | None = None,
+        later_rate: Rate | None = None,
+        norm_rate: Rate | None = None,
+        head_rate: Rate | None = None,
         protect: Protect | None = None,
     ) -> None:
-        if a < 1:
-            raise UsageError(
-                f"strategy.a={a}: at least 1, or no eigenvalue is small enough; try strategy.a=10"
-            )
-        if samples is not None and samples < 1:
-            raise UsageError(f"strategy.samples={samples}: at least one, or null for all")
-        rates = {"later_rate": later_rate, "norm_rate": norm_rate, "head_rate": head_rate}
-        for key, rate in rates.items():
-            if rate is not None and rate <= 0:
-                raise UsageError(f"strategy.{key}={rate}: positive, or null for optimizer.lr")
         self.a = a
         self.samples = samples
         self.official_scale = official_scale

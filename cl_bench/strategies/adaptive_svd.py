@@ -12,7 +12,7 @@ says where. We have not checked the paper's equation numbers.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from cl_bench.contracts import (
     Task,
     UsageError,
 )
+from cl_bench.contracts.options import Count, Index, OnlyWith, Share, Strength
 from cl_bench.subspace import (
     CoreUpdate,
     CosineSum,
@@ -91,55 +92,35 @@ class AdaptiveSVD(Strategy):
     def __init__(
         self,
         schedule: Literal["fixed", "importance", "budget", "effrank"] = "fixed",
-        preserve_ratio: float = 0.5,
-        mrr: float = 0.1,
-        trr: float = 0.8,
-        tasks: int | None = None,
-        samples: int = 128,
-        snap: float = 0.0,
-        start_task: int = 1,
+        preserve_ratio: Annotated[Share, OnlyWith("schedule", ("fixed",))] = 0.5,
+        mrr: Annotated[Share, OnlyWith("schedule", ("importance",))] = 0.1,
+        trr: Annotated[Share, OnlyWith("schedule", ("importance",))] = 0.8,
+        tasks: Annotated[Count | None, OnlyWith("schedule", ("budget",))] = None,
+        samples: Annotated[Count, OnlyWith("schedule", ("importance",))] = 128,
+        snap: Share = 0.0,
+        start_task: Index = 1,
         projection: Kind = "two_sided",
         parametrisation: Literal[
             "projected_param", "dense_projected", "factored"
         ] = "projected_param",
-        weight_decay: float = 0.0,
+        weight_decay: Strength = 0.0,
         train_rest: Literal["none", "norms", "all"] = "all",
         include: Sequence[str] = (),
         exclude: Sequence[str] = CROSS_ATTENTION,
     ) -> None:
-        for key, value, allowed in (
-            ("schedule", schedule, ("fixed", "importance", "budget", "effrank")),
-            ("projection", projection, ("two_sided", "block", "left", "right")),
-            (
-                "parametrisation",
-                parametrisation,
-                ("projected_param", "dense_projected", "factored"),
-            ),
-            ("train_rest", train_rest, ("none", "norms", "all")),
-        ):
-            if value not in allowed:
-                raise UsageError(f"strategy.{key}={value!r}: use {' or '.join(allowed)}")
         if parametrisation == "factored" and projection == "block":
             raise UsageError(
                 "strategy.projection=block: factors that are trained apart leave the block, "
                 "whatever is projected; use strategy.parametrisation=projected_param"
             )
-        for key, share in (("preserve_ratio", preserve_ratio), ("snap", snap)):
-            if not 0.0 <= share <= 1.0:
-                raise UsageError(f"strategy.{key}={share}: a share of the rank lies in [0, 1]")
-        if not 0.0 <= mrr <= trr <= 1.0:
+        if mrr > trr:
             raise UsageError(
-                f"strategy.mrr={mrr}, strategy.trr={trr}: 0 <= mrr <= trr <= 1; try 0.1 and 0.8"
+                f"strategy.mrr={mrr}, strategy.trr={trr}: mrr is at most trr; try 0.1 and 0.8"
             )
-        if schedule == "budget" and (tasks is None or tasks < 1):
+        if schedule == "budget" and tasks is None:
             raise UsageError(
-                f"strategy.tasks={tasks}: schedule=budget divides by the number of tasks; say how "
+                "strategy.tasks=null: schedule=budget divides by the number of tasks; say how "
                 "many the stream has, for example strategy.tasks=10"
-            )
-        if samples < 1 or start_task < 0 or weight_decay < 0:
-            raise UsageError(
-                f"strategy.samples={samples}, strategy.start_task={start_task}, "
-                f"strategy.weight_decay={weight_decay}: at least 1, 0 and 0"
             )
         self.schedule, self.preserve_ratio = schedule, preserve_ratio
         self.mrr, self.trr, self.tasks, self.samples = mrr, trr, tasks, samples

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cl_bench.contracts import Batch, Learner, Needs, State, Strategy, Task, UsageError, generator
+from cl_bench.contracts.options import Count
 
 
 class ER(Strategy):
@@ -21,11 +22,9 @@ class ER(Strategy):
     needs = Needs(engine="any")
     private = True
 
-    def __init__(self, memory: int = 500, replay: int | None = None) -> None:
-        if memory < 1:
-            raise UsageError(f"memory={memory}: the replay memory must hold at least one sample")
-        if replay is not None and replay < 1:
-            raise UsageError(f"replay={replay}: replay at least one sample, or null for a batch")
+    def __init__(self, memory: Count = 500, replay: Count | None = None) -> None:
+        if replay is not None and replay > memory:
+            raise UsageError(f"strategy.replay={replay}: at most strategy.memory={memory} are kept")
         self.memory = memory
         self.replay = replay
         self.buffer: Batch = {}

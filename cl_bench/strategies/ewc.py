@@ -5,7 +5,7 @@ L = L_t + lambda / 2 * sum_j sum_i F_j,i (theta_i - theta_j,i)^2 over old tasks 
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from cl_bench.contracts import (
     UsageError,
     generator,
 )
+from cl_bench.contracts.options import Count, OnlyWith, Share, Strength
 
 
 class EWC(Strategy):
@@ -54,28 +55,14 @@ class EWC(Strategy):
 
     def __init__(
         self,
-        strength: float = 100.0,
-        samples: int = 1000,
+        strength: Strength = 100.0,
+        samples: Count = 1000,
         fisher: Literal["true", "empirical", "batched"] = "true",
-        fisher_batch: int = 20,
+        fisher_batch: Annotated[Count, OnlyWith("fisher", ("batched",))] = 20,
         information: Literal["sum", "mean"] = "sum",
         anchor: Literal["sum", "latest"] = "sum",
-        decay: float = 1.0,
+        decay: Share = 1.0,
     ) -> None:
-        if strength < 0:
-            raise UsageError(f"strategy.strength={strength}: must not be negative")
-        for key, count in (("samples", samples), ("fisher_batch", fisher_batch)):
-            if count < 1:
-                raise UsageError(f"strategy.{key}={count}: at least one sample is needed")
-        for key, choice, allowed in (
-            ("fisher", fisher, ("true", "empirical", "batched")),
-            ("information", information, ("sum", "mean")),
-            ("anchor", anchor, ("sum", "latest")),
-        ):
-            if choice not in allowed:
-                raise UsageError(f"strategy.{key}={choice!r}: use {', '.join(allowed)}")
-        if not 0.0 <= decay <= 1.0:
-            raise UsageError(f"strategy.decay={decay}: must lie in [0, 1]")
         if decay != 1.0 and information == "mean":
             raise UsageError(
                 f"strategy.decay={decay}: a mean over tasks does not fade; use "

@@ -6,7 +6,8 @@ Client k minimises F_k(w) + mu / 2 ||w - w^r||^2, where w^r are the weights that
 import torch
 from torch import Tensor
 
-from cl_bench.contracts import Batch, Learner, Needs, Strategy, Task, UsageError
+from cl_bench.contracts import Batch, Learner, Needs, Strategy, Task
+from cl_bench.contracts.options import Strength
 
 
 class FedProx(Strategy):
@@ -18,9 +19,7 @@ class FedProx(Strategy):
 
     needs = Needs(engine="federated")
 
-    def __init__(self, mu: float = 0.01) -> None:
-        if mu < 0:
-            raise UsageError(f"strategy.mu={mu}: must not be negative")
+    def __init__(self, mu: Strength = 0.01) -> None:
         self.mu = mu
         self.start: dict[str, Tensor] = {}
 

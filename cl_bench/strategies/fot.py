@@ -10,9 +10,9 @@ Source: github.com/duygunuryldz/Federated_Orthogonal_Training @ f343e36 (the pap
 at hand).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +28,8 @@ from cl_bench.contracts import (
     UsageError,
     generator,
 )
-from cl_bench.strategies.gpm import check_thresholds, threshold_of
+from cl_bench.contracts.options import OnlyWith, Rate
+from cl_bench.strategies.gpm import Increment, PerLayer, threshold_of
 from cl_bench.subspace import (
     LinearMap,
     Projection,
@@ -71,32 +72,20 @@ class FOT(Strategy):
 
     def __init__(
         self,
-        eps: float | Sequence[float] | Mapping[str, float] = 0.8,
-        eps_inc: float = 0.0,
+        eps: PerLayer = 0.8,
+        eps_inc: Increment = 0.0,
         sketch: SketchKind = "gram",
-        width: float | Mapping[str, float] = 1.0,
+        width: Annotated[
+            Rate | Mapping[str, Rate], OnlyWith("sketch", ("gaussian", "uniform"))
+        ] = 1.0,
         residual_ratio: Literal["energy", "norm"] = "energy",
         extraction: Literal["global", "local"] = "global",
         dropout: bool = False,
-        omega: Literal["seeded", "secret"] = "seeded",
+        omega: Annotated[
+            Literal["seeded", "secret"], OnlyWith("sketch", ("gaussian", "uniform"))
+        ] = "seeded",
         protect: Protect | None = None,
     ) -> None:
-        check_thresholds("eps", eps)
-        choices: list[tuple[str, str, tuple[str, ...]]] = [
-            ("sketch", sketch, ("gaussian", "uniform", "gram")),
-            ("residual_ratio", residual_ratio, ("energy", "norm")),
-            ("extraction", extraction, ("global", "local")),
-            ("omega", omega, ("seeded", "secret")),
-        ]
-        for key, choice, allowed in choices:
-            if choice not in allowed:
-                raise UsageError(f"strategy.{key}={choice!r}: use one of {', '.join(allowed)}")
-        if not -1.0 < eps_inc < 1.0:
-            raise UsageError(f"strategy.eps_inc={eps_inc}: added per task, e.g. 0.001")
-        factors = list(width.values()) if isinstance(width, Mapping) else [width]
-        for factor in factors:
-            if not isinstance(factor, int | float) or factor <= 0:
-                raise UsageError(f"strategy.width={factor}: a multiple of d above 0, e.g. 5.0")
         self.eps = eps
         self.eps_inc = eps_inc
         self.sketch: SketchKind = sketch

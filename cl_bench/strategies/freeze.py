@@ -7,6 +7,7 @@ what lies above them re-aligns. No old data, no memory; backward passes end at b
 from typing import Literal
 
 from cl_bench.contracts import EpochDecision, Learner, Progress, Strategy, Task, UsageError
+from cl_bench.contracts.options import Count, Index, SomeShare
 
 
 class Freeze(Strategy):
@@ -29,23 +30,13 @@ class Freeze(Strategy):
 
     def __init__(
         self,
-        n_blocks: int = 1,
-        start_task: int = 1,
+        n_blocks: Index = 1,
+        start_task: Index = 1,
         embeddings: bool = True,
         tied: Literal["refuse", "train", "freeze"] = "refuse",
-        early_stop: float | None = None,
-        stop_samples: int = 500,
+        early_stop: SomeShare | None = None,
+        stop_samples: Count = 500,
     ) -> None:
-        if n_blocks < 0 or start_task < 0:
-            raise UsageError(
-                f"strategy.n_blocks={n_blocks}, strategy.start_task={start_task}: both count from 0"
-            )
-        if tied not in ("refuse", "train", "freeze"):
-            raise UsageError(f"strategy.tied={tied!r}: use 'refuse', 'train' or 'freeze'")
-        if early_stop is not None and not 0.0 < early_stop <= 1.0:
-            raise UsageError(f"strategy.early_stop={early_stop}: a metric in (0, 1], or null")
-        if stop_samples < 1:
-            raise UsageError(f"strategy.stop_samples={stop_samples}: at least one is needed")
         self.n_blocks = n_blocks
         self.start_task = start_task
         self.embeddings = embeddings

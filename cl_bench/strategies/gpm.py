@@ -5,9 +5,9 @@ their energy. Later gradients lose their part inside it, G <- G - (G M) M^T, so 
 does to remembered inputs stays as it is.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from torch import Tensor
 
@@ -22,9 +22,17 @@ from cl_bench.contracts import (
     Task,
     UsageError,
 )
+from cl_bench.contracts.options import Count, Range, SomeShare
 from cl_bench.subspace import Confinement, LinearMap, Moments, Projection, Where, grow
 
 N = TypeVar("N", int, float)
+
+PerLayer = SomeShare | Sequence[SomeShare] | Mapping[str, SomeShare]
+"""One share, one per protected layer in order, or ``{layer pattern: share}``."""
+Samples = Count | Sequence[Count] | Mapping[str, Count]
+"""The same for numbers of samples."""
+Increment = Annotated[float, Range(above=-1, below=1)]
+"""Added to a share once a task."""
 
 
 class GPM(Strategy):
@@ -51,24 +59,13 @@ class GPM(Strategy):
 
     def __init__(
         self,
-        threshold: float | Sequence[float] | Mapping[str, float] = 0.95,
-        increment: float = 0.0,
-        samples: int | Sequence[int] | Mapping[str, int] = 300,
+        threshold: PerLayer = 0.95,
+        increment: Increment = 0.0,
+        samples: Samples = 300,
         rank_rule: Literal["official", "energy"] = "official",
         project: Literal["auto", "input", "gradient", "step"] = "auto",
         protect: Protect | None = None,
     ) -> None:
-        check_thresholds("threshold", threshold)
-        if not all(isinstance(n, int) and n >= 1 for n in _entries(samples)):
-            raise UsageError(f"strategy.samples={samples}: whole numbers, at least one sample")
-        if not -1.0 < increment < 1.0:
-            raise UsageError(f"strategy.increment={increment}: added per task, e.g. 0.003")
-        if rank_rule not in ("official", "energy"):
-            raise UsageError(f"strategy.rank_rule={rank_rule!r}: use 'official' or 'energy'")
-        if project not in ("auto", "input", "gradient", "step"):
-            raise UsageError(
-                f"strategy.project={project!r}: use 'auto', 'input', 'gradient' or 'step'"
-            )
         self.threshold = threshold
         self.increment = increment
         self.samples = samples
@@ -214,15 +211,6 @@ def layer_gradients(
     return found
 
 
-def check_thresholds(key: str, value: float | Sequence[float] | Mapping[str, float]) -> None:
-    """Raise :class:`UsageError` unless every threshold lies in (0, 1]."""
-    for eps in _entries(value):
-        if not isinstance(eps, int | float) or not 0.0 < eps <= 1.0:
-            raise UsageError(
-                f"strategy.{key}={eps}: a share of energy lies in (0, 1]; try strategy.{key}=0.95"
-            )
-
-
 def threshold_of(
     value: float | Sequence[float] | Mapping[str, float],
     name: str,
@@ -260,9 +248,3 @@ def per_layer(
             )
         return value[position]
     return value
-
-
-def _entries(value: object) -> Iterable[object]:
-    if isinstance(value, Mapping):
-        return value.values()
-    return value if isinstance(value, list | tuple) else [value]

@@ -7,6 +7,7 @@ are, and nothing keeps the new one out of their way: O-LoRA with lambda1 = lambd
 from collections.abc import Sequence
 from typing import Literal
 
+from cl_bench.contracts.options import Count, PartShare, Rate
 from cl_bench.strategies.o_lora import OLoRA
 
 
@@ -19,9 +20,9 @@ class IncLoRA(OLoRA):
 
     def __init__(
         self,
-        rank: int = 8,
-        alpha: float = 32.0,
-        dropout: float = 0.1,
+        rank: Count = 8,
+        alpha: Rate = 32.0,
+        dropout: PartShare = 0.1,
         targets: Sequence[str] | Literal["all"] | None = None,
         full_first: bool = False,
     ) -> None:

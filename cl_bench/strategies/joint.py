@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cl_bench.contracts import Batch, Data, Learner, Strategy, Stream, Task, UsageError
+from cl_bench.contracts import Batch, Data, Learner, Strategy, Stream, Task
 
 
 class Joint(Strategy):
@@ -23,8 +23,6 @@ class Joint(Strategy):
     """
 
     def __init__(self, fresh: bool = True, when: Literal["every", "last"] = "every") -> None:
-        if when not in ("every", "last"):
-            raise UsageError(f"strategy.when={when!r}: use 'every' or 'last'")
         self.fresh = fresh
         self.when = when
 

@@ -32,13 +32,14 @@ from cl_bench.contracts import (
     Task,
     UsageError,
 )
+from cl_bench.contracts.options import Count, PartShare, Rate, Strength
 from cl_bench.subspace import added_weight, shared_out
 
 if TYPE_CHECKING:
     from peft import LoraModel
     from peft.tuners.lora import LoraLayer
 
-Strength = float | Mapping[str, float]
+PerTask = Strength | Mapping[str, Strength]
 """One number, or numbers by shell patterns of task names, of which the first that fits counts."""
 
 
@@ -68,33 +69,20 @@ class OLoRA(Strategy):
 
     def __init__(
         self,
-        rank: int = 8,
-        alpha: float = 32.0,
-        dropout: float = 0.1,
-        lambda1: Strength = 0.5,
-        lambda2: Strength = 0.0,
+        rank: Count = 8,
+        alpha: Rate = 32.0,
+        dropout: PartShare = 0.1,
+        lambda1: PerTask = 0.5,
+        lambda2: PerTask = 0.0,
         targets: Sequence[str] | Literal["all"] | None = None,
         full_first: bool = False,
     ) -> None:
-        if rank < 1:
-            raise UsageError(f"strategy.rank={rank}: at least 1; try 8")
-        if alpha <= 0:
-            raise UsageError(f"strategy.alpha={alpha}: must be positive; try 4 times the rank")
-        if not 0.0 <= dropout < 1.0:
-            raise UsageError(f"strategy.dropout={dropout}: a share in [0, 1); try 0.1")
         for name, strength in (("lambda1", lambda1), ("lambda2", lambda2)):
-            if min(_values(strength), default=0.0) < 0:
-                raise UsageError(f"strategy.{name}={strength}: must not be negative")
             if isinstance(strength, Mapping) and "*" not in strength:
                 raise UsageError(
                     f"strategy.{name}={dict(strength)}: add a last pattern '*' for tasks that no "
                     "other pattern names"
                 )
-        if isinstance(targets, str) and targets != "all":
-            raise UsageError(
-                f"strategy.targets={targets}: a list such as [q,v], 'all', or null for the model's "
-                "default"
-            )
         self.rank = rank
         self.alpha = alpha
         self.dropout = dropout
@@ -260,11 +248,7 @@ def _ends(name: str, end: str) -> bool:
     return name == end or name.endswith(f".{end}")
 
 
-def _values(strength: Strength) -> list[float]:
-    return list(strength.values()) if isinstance(strength, Mapping) else [strength]
-
-
-def _of_task(strength: Strength, task: Task) -> float:
+def _of_task(strength: PerTask, task: Task) -> float:
     if not isinstance(strength, Mapping):
         return strength
     return next(value for pattern, value in strength.items() if fnmatchcase(task.name, pattern))

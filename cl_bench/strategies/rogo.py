@@ -10,9 +10,9 @@ The steps follow the authors' code (github.com/THUNLP-MT/ROGO @ 87ec345); we hav
 paper's equation numbers.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
@@ -28,7 +28,15 @@ from cl_bench.contracts import (
     UsageError,
     derive_seed,
 )
-from cl_bench.strategies.gpm import GPM, check_thresholds, layer_gradients, threshold_of
+from cl_bench.contracts.options import Count, OnlyWith, Rate, SomeShare, Strength
+from cl_bench.strategies.gpm import (
+    GPM,
+    Increment,
+    PerLayer,
+    Samples,
+    layer_gradients,
+    threshold_of,
+)
 from cl_bench.subspace import (
     Moments,
     Projection,
@@ -39,8 +47,6 @@ from cl_bench.subspace import (
     split_as_published,
     split_by_angle,
 )
-
-PerLayer = float | Sequence[float] | Mapping[str, float]
 
 
 class ROGO(GPM):
@@ -74,16 +80,16 @@ class ROGO(GPM):
     def __init__(
         self,
         threshold: PerLayer = 0.95,
-        increment: float = 0.0,
-        samples: int | Sequence[int] | Mapping[str, int] = 300,
+        increment: Increment = 0.0,
+        samples: Samples = 300,
         gradient_threshold: PerLayer = 0.97,
         cosine: PerLayer = 0.9,
-        strength: float = 1.0,
-        relax_samples: int = 125,
+        strength: Strength = 1.0,
+        relax_samples: Count = 125,
         schedule: Literal["epoch", "plateau"] = "epoch",
-        rounds: int | None = None,
-        rate_factor: float = 0.5,
-        relax_below: float = 5e-4,
+        rounds: Count | None = None,
+        rate_factor: Annotated[SomeShare, OnlyWith("schedule", ("epoch",))] = 0.5,
+        relax_below: Annotated[Rate, OnlyWith("schedule", ("plateau",))] = 5e-4,
         representation: Literal["activations", "gradients"] = "activations",
         official_quirks: bool = False,
         rank_rule: Literal["official", "energy"] = "official",
@@ -91,28 +97,11 @@ class ROGO(GPM):
         protect: Protect | None = None,
     ) -> None:
         super().__init__(threshold, increment, samples, rank_rule, project, protect)
-        check_thresholds("gradient_threshold", gradient_threshold)
-        check_thresholds("cosine", cosine)
-        for key, choice, allowed in (
-            ("schedule", schedule, ("epoch", "plateau")),
-            ("representation", representation, ("activations", "gradients")),
-        ):
-            if choice not in allowed:
-                raise UsageError(f"strategy.{key}={choice!r}: use {' or '.join(allowed)}")
         if representation == "gradients" and not isinstance(samples, int):
             raise UsageError(
                 f"strategy.samples={samples}: strategy.representation=gradients takes one gradient "
                 "for all layers, so one number, e.g. strategy.samples=125"
             )
-        if strength < 0:
-            raise UsageError(f"strategy.strength={strength}: must not be negative")
-        if relax_samples < 1 or (rounds is not None and rounds < 1):
-            raise UsageError(
-                f"strategy.relax_samples={relax_samples}, strategy.rounds={rounds}: at least 1 "
-                "(rounds=null sets no limit)"
-            )
-        if not 0.0 < rate_factor <= 1.0:
-            raise UsageError(f"strategy.rate_factor={rate_factor}: must lie in (0, 1]; try 0.5")
         self.gradient_threshold = gradient_threshold
         self.cosine = cosine
         self.strength = strength

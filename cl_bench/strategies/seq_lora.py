@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cl_bench.contracts import Learner, State, Statistics, Task
+from cl_bench.contracts.options import Count, PartShare, Rate
 from cl_bench.strategies.o_lora import OLoRA
 from cl_bench.subspace import shared_out
 
@@ -26,9 +27,9 @@ class SeqLoRA(OLoRA):
 
     def __init__(
         self,
-        rank: int = 8,
-        alpha: float = 32.0,
-        dropout: float = 0.1,
+        rank: Count = 8,
+        alpha: Rate = 32.0,
+        dropout: PartShare = 0.1,
         targets: Sequence[str] | Literal["all"] | None = None,
         full_first: bool = False,
     ) -> None:

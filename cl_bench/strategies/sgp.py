@@ -8,14 +8,15 @@ The steps follow the authors' code (github.com/sahagobinda/SGP); we have not che
 equation numbers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from cl_bench.contracts import Protect, State, UsageError
-from cl_bench.strategies.gpm import GPM
+from cl_bench.contracts import Protect, State
+from cl_bench.contracts.options import Strength
+from cl_bench.strategies.gpm import GPM, Increment, PerLayer, Samples
 from cl_bench.subspace import Moments, Projection, grow
 
 
@@ -33,17 +34,15 @@ class SGP(GPM):
 
     def __init__(
         self,
-        threshold: float | Sequence[float] | Mapping[str, float] = 0.95,
-        increment: float = 0.0,
-        samples: int | Sequence[int] | Mapping[str, int] = 300,
-        scale: float = 10.0,
+        threshold: PerLayer = 0.95,
+        increment: Increment = 0.0,
+        samples: Samples = 300,
+        scale: Strength = 10.0,
         rank_rule: Literal["official", "energy"] = "official",
         project: Literal["auto", "input", "gradient", "step"] = "auto",
         protect: Protect | None = None,
     ) -> None:
         super().__init__(threshold, increment, samples, rank_rule, project, protect)
-        if scale < 0:
-            raise UsageError(f"strategy.scale={scale}: must not be negative; try strategy.scale=10")
         self.scale = scale
         self.importance: dict[str, Tensor] = {}
 

@@ -23,6 +23,7 @@ from cl_bench.contracts import (
     Task,
     UsageError,
 )
+from cl_bench.contracts.options import Count, Index, Strength
 
 
 class TaskVector(Strategy):
@@ -37,13 +38,9 @@ class TaskVector(Strategy):
         UsageError: an option is out of range.
     """
 
-    def __init__(self, alpha: float = 0.4, epoch: int | None = None, start_task: int = 1) -> None:
-        if alpha < 0 or start_task < 0:
-            raise UsageError(
-                f"strategy.alpha={alpha}, strategy.start_task={start_task}: at least 0"
-            )
-        if epoch is not None and epoch < 1:
-            raise UsageError(f"strategy.epoch={epoch}: epochs count from 1; null for the last one")
+    def __init__(
+        self, alpha: Strength = 0.4, epoch: Count | None = None, start_task: Index = 1
+    ) -> None:
         self.alpha = alpha
         self.epoch = epoch
         self.start_task = start_task

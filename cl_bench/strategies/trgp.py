@@ -23,9 +23,9 @@ from cl_bench.contracts import (
     State,
     Statistics,
     Task,
-    UsageError,
 )
-from cl_bench.strategies.gpm import GPM, layer_gradients
+from cl_bench.contracts.options import Count, Share
+from cl_bench.strategies.gpm import GPM, Increment, PerLayer, Samples, layer_gradients
 from cl_bench.subspace import LinearMap, Moments, Rescaling, Where, extend, rank_to_reach
 
 
@@ -51,23 +51,18 @@ class TRGP(GPM):
 
     def __init__(
         self,
-        threshold: float | Sequence[float] | Mapping[str, float] = 0.95,
-        increment: float = 0.0,
-        samples: int | Sequence[int] | Mapping[str, int] = 300,
-        trust: float = 0.5,
-        regions: int = 2,
-        trust_samples: int = 300,
+        threshold: PerLayer = 0.95,
+        increment: Increment = 0.0,
+        samples: Samples = 300,
+        trust: Share = 0.5,
+        regions: Count = 2,
+        trust_samples: Count = 300,
         official_quirks: bool = False,
         rank_rule: Literal["official", "energy"] = "official",
         project: Literal["auto", "input", "gradient", "step"] = "auto",
         protect: Protect | None = None,
     ) -> None:
         super().__init__(threshold, increment, samples, rank_rule, project, protect)
-        if not 0.0 <= trust <= 1.0:
-            raise UsageError(f"strategy.trust={trust}: a share lies in [0, 1]; try 0.5")
-        for key, value in (("regions", regions), ("trust_samples", trust_samples)):
-            if value < 1:
-                raise UsageError(f"strategy.{key}={value}: at least one is needed")
         self.trust = trust
         self.regions = regions
         self.trust_samples = trust_samples

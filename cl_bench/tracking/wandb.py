@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from cl_bench.contracts import UsageError
+from cl_bench.contracts.options import checked
 from cl_bench.metrics import Matrix
 from cl_bench.tracking.files import write_atomically
 from cl_bench.tracking.tables import Event
@@ -28,17 +28,16 @@ if TYPE_CHECKING:
 
 ID = "wandb_id.txt"
 
-MODES = ("online", "offline", "disabled")
-
 FINISH_TIMEOUT = 120.0
 """Seconds an upload may hold up the end of a run; ``wandb sync`` sends what was left over."""
 
 
+@checked("logger.")
 def wandb_sink(
     directory: Path | str,
     config: Mapping[str, Any],
     *,
-    mode: str = "offline",
+    mode: Literal["online", "offline", "disabled"] = "offline",
     project: str = "cl_bench",
     entity: str | None = None,
     group: str | None = None,
@@ -56,12 +55,7 @@ def wandb_sink(
         group: as in W&B.
         name: of the W&B run; None means the last three parts of ``directory``.
         tags: as in W&B.
-
-    Raises:
-        UsageError: ``mode`` is none of the three.
     """
-    if mode not in MODES:
-        raise UsageError(f"logger.mode={mode!r}: use one of {', '.join(MODES)}")
     if mode == "disabled":
         return None
     path = Path(directory)

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Iterator
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from cl_bench.contracts.language import IGNORE
+from cl_bench.contracts.options import Count, Range, checked
 from cl_bench.contracts.randomness import generator
 from cl_bench.contracts.stream import Batch
 from tasks.arguments import require
@@ -17,6 +19,7 @@ CHUNK = 4096
 """Biographies that are written at a time."""
 
 
+@checked("stream.pretrain.")
 class Biographies:
     """Batches of packed biographies of the people 0 to ``count`` - 1.
 
@@ -33,7 +36,12 @@ class Biographies:
     """
 
     def __init__(
-        self, world: World, count: int, variants: int | None, length: int, batch_size: int
+        self,
+        world: World,
+        count: int,
+        variants: int | None,
+        length: Annotated[int, Range(least=2)],
+        batch_size: Count,
     ) -> None:
         orders = math.factorial(len(world.attributes))
         most = min(orders, len(world.sentences[0]))
@@ -43,8 +51,6 @@ class Biographies:
                 "sentences and in their order"
             )
             require(1 <= variants <= most, "variants", variants, remedy)
-        require(length >= 2, "pretrain.length", length, "a piece has at least 2 tokens")
-        require(batch_size >= 1, "pretrain.batch_size", batch_size, "at least 1")
         self.world = world
         self.count = count
         self.variants = variants

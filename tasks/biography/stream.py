@@ -8,19 +8,22 @@ may still be there.
 """
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from cl_bench.contracts.language import LanguageStream
+from cl_bench.contracts.options import Count, Index, Range, Rate, Seed, Share
 from cl_bench.contracts.stream import Data, Origin, Pretraining, Recovery, Task
 from tasks.arguments import require
 from tasks.biography.packing import Biographies
 from tasks.biography.pools import ATTRIBUTES, FULL_SIZES, NAME_SIZES
+from tasks.biography.templates import PER_ATTRIBUTE
 from tasks.biography.world import World
 from tasks.memory import MemoryData
 
@@ -171,40 +174,32 @@ class Biography(LanguageStream):
 
     def __init__(
         self,
-        num_tasks: int = 1,
-        people: int = 1000,
-        new_people: int = 200,
-        strangers: int = 100,
-        train_share: float = 0.5,
-        attributes: Mapping[str, int] | None = None,
-        names: Sequence[int] = NAME_SIZES,
-        templates: int = 50,
-        variants: int | None = 5,
+        num_tasks: Index = 1,
+        people: Count = 1000,
+        new_people: Annotated[int, Range(least=2)] = 200,
+        strangers: Index = 100,
+        train_share: Share = 0.5,
+        attributes: Mapping[str, Count] | None = None,
+        names: tuple[Count, Count, Count] = NAME_SIZES,
+        templates: Annotated[int, Range(least=1, most=PER_ATTRIBUTE)] = 50,
+        variants: Count | None = 5,
         whole_values: bool = False,
-        epochs: Sequence[int] | None = None,
-        rates: Sequence[float] = (1.0, 1.0),
+        epochs: tuple[Count, Count] | None = None,
+        rates: tuple[Rate, Rate] = (1.0, 1.0),
         pretrain: Mapping[str, Any] | None = None,
-        world_seed: int = 0,
+        world_seed: Seed = 0,
     ) -> None:
-        require(num_tasks >= 0, "num_tasks", num_tasks, "tasks of new people, 0 or more")
-        require(new_people >= 2, "new_people", new_people, "at least 2 new people a task")
-        require(strangers >= 0, "strangers", strangers, "0 or more")
         learned = round(train_share * people)
         share = f"leaves {learned} of {people} people to learn and the rest to test; both need some"
         require(0 < learned < people, "train_share", train_share, share)
-        require(len(names) == 3, "names", list(names), "three numbers: first, middle, last")
-        for key, pair in (("epochs", epochs or (1, 1)), ("rates", rates)):
-            remedy = "two positive numbers: for task 0 and for later tasks"
-            require(len(pair) == 2 and min(pair) > 0, key, list(pair), remedy)
         sizes = dict(FULL_SIZES if attributes is None else attributes)
         sizes = {name: sizes[name] for name in sorted(sizes, key=_position)}
         first_new = people + strangers
-        first, middle, last = names
         world = World(
             world_seed,
             first_new + num_tasks * new_people,
             sizes,
-            (first, middle, last),
+            names,
             templates,
             whole_values,
         )
@@ -243,6 +238,10 @@ class Biography(LanguageStream):
         )
         if pretrain is not None:
             recipe = dict(pretrain)
+            needed = ("steps", "length", "batch_size")
+            known = [*needed, *list(inspect.signature(Pretraining).parameters)[3:]]
+            require(set(recipe) <= set(known), "pretrain", recipe, f"it has {', '.join(known)}")
+            require(set(needed) <= set(recipe), "pretrain", recipe, f"say {', '.join(needed)}")
             length, batch_size = recipe.pop("length"), recipe.pop("batch_size")
             documents = Biographies(world, people, variants, length, batch_size)
             identity = _hash([FORMAT, *text, variants, length, batch_size])

@@ -11,7 +11,7 @@ from cl_bench.contracts.language import IGNORE
 from tasks.arguments import require
 from tasks.biography import pools
 from tasks.biography.people import draw, populate
-from tasks.biography.templates import PER_ATTRIBUTE, QUESTIONS, statements
+from tasks.biography.templates import QUESTIONS, statements
 from tasks.biography.vocabulary import END, HOLE, PAD, VALUE, Vocabulary, fill
 from tasks.memory import MemoryData
 
@@ -41,8 +41,6 @@ class World:
         whole_values: bool,
     ) -> None:
         require(bool(attributes), "attributes", dict(attributes), "name at least one")
-        most = PER_ATTRIBUTE
-        require(1 <= templates <= most, "templates", templates, f"between 1 and {most}")
         self.seed = seed
         self.attributes = tuple(attributes)
         texts = {name: pools.values(name, size) for name, size in attributes.items()}

@@ -10,7 +10,7 @@ from torch import Tensor
 from cl_bench.contracts.errors import UsageError
 from cl_bench.contracts.randomness import generator
 from cl_bench.contracts.stream import Scenario
-from tasks.arguments import require, require_choice
+from tasks.arguments import Order, Rows, require
 from tasks.images.source import ImageSource
 from tasks.images.task import ImageData, ImageTask
 from tasks.images.views import Arrangement, Permutation, Rotation, Unchanged, View, view_of
@@ -44,14 +44,8 @@ class Holdout:
     """
 
     fraction: float
-    split: str
+    split: Rows
     seed: int
-
-    def __post_init__(self) -> None:
-        remedy = "choose a share of the training data in [0, 1)"
-        require(0 <= self.fraction < 1, "validation_fraction", self.fraction, remedy)
-        require_choice("validation_split", self.split, ("first", "random"))
-        require(0 <= self.seed < 2**32, "order_seed", self.seed, "choose from 0 to 2**32 - 1")
 
     def carve(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """``rows`` (n,) as (training, validation), each in the order of ``rows``."""
@@ -92,10 +86,8 @@ def permuted_tasks(
 
     With ``task_id`` every batch says which task it is from.
 
-    Raises:
-        UsageError: if ``num_tasks`` is not in 1..100, where the slots' seeds are distinct.
+    At most 100 tasks have distinct seeds for their slots.
     """
-    require(1 <= num_tasks <= 100, "num_tasks", num_tasks, "choose from 1 to 100 permutations")
     orders = pixel_orders(source.shape[1] * source.shape[2], num_tasks, order_seed)
     arrangements: list[Arrangement] = [Permutation(order) for order in orders]
     if identity_first:
@@ -110,7 +102,7 @@ def rotated_tasks(
     order_seed: int,
     holdout: Holdout,
     max_angle: float,
-    angle_order: str,
+    angle_order: Order,
 ) -> list[ImageTask]:
     """Tasks rotated by ``i * max_angle / num_tasks`` degrees, i = 0 .. num_tasks - 1.
 
@@ -125,8 +117,6 @@ def rotated_tasks(
     Raises:
         UsageError: if an argument is out of range.
     """
-    require(1 <= num_tasks <= 360, "num_tasks", num_tasks, "choose from 1 to 360 rotations")
-    require(0 < max_angle <= 360, "max_angle", max_angle, "choose degrees in (0, 360]")
     angles = [i * max_angle / num_tasks for i in range(num_tasks)]
     angles = [angles[i] for i in ordered(num_tasks, "angle_order", angle_order, order_seed)]
     names = [f"rot_{angle:g}" for angle in angles]
@@ -140,7 +130,7 @@ def split_tasks(
     order_seed: int,
     holdout: Holdout,
     scenario: Scenario,
-    class_order: str,
+    class_order: Order,
 ) -> list[ImageTask]:
     """Tasks with classes of their own.
 
@@ -158,7 +148,6 @@ def split_tasks(
     Raises:
         UsageError: if the classes cannot be divided like that.
     """
-    require_choice("scenario", scenario, ("task", "class", "domain"))
     num_tasks, size = _divide(source.num_classes, num_tasks, classes_per_task)
     if size == 1:
         remedy = "one class a task leaves nothing to decide there; use fewer tasks or class"
@@ -181,7 +170,6 @@ def class_tasks(parts: Sequence[Part], scenario: Scenario, holdout: Holdout) -> 
     Raises:
         UsageError: a class has no training or no test samples.
     """
-    require_choice("scenario", scenario, ("task", "class", "domain"))
     tasks: list[ImageTask] = []
     start = 0
     for i, part in enumerate(parts):
@@ -281,8 +269,6 @@ def _divide(
         raise UsageError(
             f"stream.num_tasks=null: {have}; set stream.num_tasks or stream.classes_per_task"
         )
-    if num_tasks is not None:
-        require(num_tasks >= 1, "num_tasks", num_tasks, "choose at least one task")
     if classes_per_task is not None:
         remedy = f"{have}; choose from 1 to {num_classes}"
         require(1 <= classes_per_task <= num_classes, "classes_per_task", classes_per_task, remedy)
@@ -301,9 +287,8 @@ def _divide(
     return num_tasks, classes_per_task
 
 
-def ordered(count: int, key: str, how: str, order_seed: int) -> list[int]:
+def ordered(count: int, key: str, how: Order, order_seed: int) -> list[int]:
     """``range(count)``, ``fixed`` or in the ``random`` order that ``order_seed`` gives ``key``."""
-    require_choice(key, how, ("fixed", "random"))
     if how == "fixed":
         return list(range(count))
     order: list[int] = torch.randperm(count, generator=generator(order_seed, key)).tolist()

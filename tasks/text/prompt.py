@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tasks.arguments import require_choice
+from cl_bench.contracts.options import checked
 
 QUESTIONS = {
     "NLI": 'What is the logical relationship between the "sentence 1" and the "sentence 2"?',
@@ -20,6 +20,7 @@ QUESTIONS = {
 """O-LoRA's question by category, to the letter. COPA's samples state their own."""
 
 
+@checked("stream.prompt.")
 @dataclass(frozen=True)
 class Prompt:
     """How prompts are laid out.
@@ -36,10 +37,6 @@ class Prompt:
 
     layout: Literal["o_lora", "text"] = "o_lora"
     task_tag: bool = True
-
-    def __post_init__(self) -> None:
-        require_choice("prompt.layout", self.layout, ("o_lora", "text"))
-        require_choice("prompt.task_tag", str(self.task_tag).lower(), ("true", "false"))
 
     def __call__(self, text: str, category: str, name: str, labels: Sequence[str]) -> str:
         """The prompt of a sample of the task ``name``."""

@@ -3,8 +3,10 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Annotated
 
 from cl_bench.contracts.language import Codec, PromptStream
+from cl_bench.contracts.options import Range
 from tasks.arguments import require
 from tasks.text.codec import load_codec
 from tasks.text.metrics import METRICS, require_packages
@@ -33,11 +35,10 @@ class TextStream(PromptStream):
         name: str,
         tasks: Sequence[TextTask],
         tokenizer: str | Codec | None,
-        prompt_length: int,
+        prompt_length: Annotated[int, Range(least=8)],
         answer_length: int,
         task_tag: bool,
     ) -> None:
-        require(prompt_length >= 8, "prompt_length", prompt_length, "at least 8 tokens")
         remedy = "name the pretrained model too, model.name_or_path=..., or use bytes"
         require(tokenizer is not None, "tokenizer", tokenizer, remedy)
         assert tokenizer is not None

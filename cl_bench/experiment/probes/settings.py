@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from cl_bench.contracts import UsageError
+from cl_bench.contracts.options import Count, Index, OnlyWith, Range, Rate, SomeShare, checked
 from cl_bench.experiment.steps import steps_of
 
+ENABLED = OnlyWith("enabled", (True,))
 
+
+@checked("probe.updates.")
 @dataclass(frozen=True)
 class UpdateSettings:
     """Angles between the weight updates of two phases.
@@ -19,14 +23,11 @@ class UpdateSettings:
     """
 
     enabled: bool = False
-    energy: float = 0.99
-    standardise: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.energy <= 1.0:
-            raise UsageError(f"probe.updates.energy={self.energy}: a share in (0, 1]; try 0.99")
+    energy: Annotated[SomeShare, ENABLED] = 0.99
+    standardise: Annotated[bool, ENABLED] = False
 
 
+@checked("probe.features.")
 @dataclass(frozen=True)
 class FeatureSettings:
     """Drift of hidden states on fixed samples of old tasks.
@@ -38,15 +39,11 @@ class FeatureSettings:
     """
 
     enabled: bool = False
-    samples: int = 200
-    components: int = 5
-
-    def __post_init__(self) -> None:
-        for key, least in (("samples", 2), ("components", 1)):
-            if getattr(self, key) < least:
-                raise UsageError(f"probe.features.{key}={getattr(self, key)}: at least {least}")
+    samples: Annotated[int, Range(least=2), ENABLED] = 200
+    components: Annotated[Count, ENABLED] = 5
 
 
+@checked("probe.recovery.")
 @dataclass(frozen=True)
 class RecoverySettings:
     """Learning one half of an old task anew, to see what of the other half is still known.
@@ -60,22 +57,16 @@ class RecoverySettings:
     """
 
     enabled: bool = False
-    steps: int = 50
-    rate: float | None = None
-    samples: int | None = 1000
-    at: Sequence[int] = ()
+    steps: Annotated[Index, ENABLED] = 50
+    rate: Annotated[Rate | None, ENABLED] = None
+    samples: Annotated[Count | None, ENABLED] = 1000
+    at: Annotated[Sequence[Index], ENABLED] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "at", steps_of("probe.recovery.at", self.at))
-        if self.steps < 0 or (self.rate is not None and self.rate <= 0):
-            raise UsageError(
-                f"probe.recovery.steps={self.steps}, probe.recovery.rate={self.rate}: steps count "
-                "from 0, a rate is positive or null"
-            )
-        if self.samples is not None and self.samples < 1:
-            raise UsageError(f"probe.recovery.samples={self.samples}: at least 1, or null for all")
+        object.__setattr__(self, "at", steps_of(self.at))
 
 
+@checked("probe.landscape.")
 @dataclass(frozen=True)
 class LandscapeSettings:
     """Losses of old and new task on the plane through three sets of weights of the new task.
@@ -88,13 +79,11 @@ class LandscapeSettings:
     """
 
     enabled: bool = False
-    samples: int = 200
-    along_early: Sequence[float] = (-1.0, 2.5, 15)
-    along_late: Sequence[float] = (-1.0, 2.0, 13)
+    samples: Annotated[Count, ENABLED] = 200
+    along_early: Annotated[Sequence[float], ENABLED] = (-1.0, 2.5, 15)
+    along_late: Annotated[Sequence[float], ENABLED] = (-1.0, 2.0, 13)
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise UsageError(f"probe.landscape.samples={self.samples}: at least 1")
         for key in ("along_early", "along_late"):
             places = list(getattr(self, key))
             right = len(places) == 3 and places[0] < places[1] and places[2] >= 2
@@ -105,6 +94,7 @@ class LandscapeSettings:
                 )
 
 
+@checked("probe.unprotected.")
 @dataclass(frozen=True)
 class UnprotectedSettings:
     """How much of a task's update lies where keeping large singular directions protects nothing.
@@ -115,16 +105,10 @@ class UnprotectedSettings:
     """
 
     enabled: bool = False
-    preserve_ratio: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.preserve_ratio < 1.0:
-            raise UsageError(
-                f"probe.unprotected.preserve_ratio={self.preserve_ratio}: a share in (0, 1); "
-                "try 0.5"
-            )
+    preserve_ratio: Annotated[float, Range(above=0, below=1), ENABLED] = 0.5
 
 
+@checked("probe.general_text.")
 @dataclass(frozen=True)
 class GeneralTextSettings:
     """Loss of a language model on text that no task teaches, before and after every task.
@@ -145,28 +129,20 @@ class GeneralTextSettings:
     """
 
     enabled: bool = False
-    path: str | None = None
-    dataset: str | None = None
-    subset: str | None = None
-    split: str = "test"
-    field: str = "text"
-    windows: int = 64
-    length: int = 128
-    objective: Literal["auto", "continuation", "span_corruption"] = "auto"
+    path: Annotated[str | None, ENABLED] = None
+    dataset: Annotated[str | None, ENABLED] = None
+    subset: Annotated[str | None, ENABLED] = None
+    split: Annotated[str, ENABLED] = "test"
+    field: Annotated[str, ENABLED] = "text"
+    windows: Annotated[Count, ENABLED] = 64
+    length: Annotated[int, Range(least=8), ENABLED] = 128
+    objective: Annotated[Literal["auto", "continuation", "span_corruption"], ENABLED] = "auto"
 
     def __post_init__(self) -> None:
         if self.path is not None and self.dataset is not None:
             raise UsageError(
                 f"probe.general_text.path={self.path} and probe.general_text.dataset="
                 f"{self.dataset}: give one of them"
-            )
-        for key, least in (("windows", 1), ("length", 8)):
-            if getattr(self, key) < least:
-                raise UsageError(f"probe.general_text.{key}={getattr(self, key)}: at least {least}")
-        if self.objective not in ("auto", "continuation", "span_corruption"):
-            raise UsageError(
-                f"probe.general_text.objective={self.objective!r}: use 'auto', 'continuation' or "
-                "'span_corruption'"
             )
 
     @property
@@ -177,6 +153,7 @@ class GeneralTextSettings:
         return self.path or "cl_bench"
 
 
+@checked("probe.")
 @dataclass(frozen=True)
 class ProbeSettings:
     """All of them.
@@ -186,7 +163,7 @@ class ProbeSettings:
         updates, features, recovery, landscape, unprotected, general_text: see there.
     """
 
-    early: Sequence[int] = (0, 40)
+    early: Sequence[Index] = (0, 40)
     updates: UpdateSettings = field(default_factory=UpdateSettings)
     features: FeatureSettings = field(default_factory=FeatureSettings)
     recovery: RecoverySettings = field(default_factory=RecoverySettings)
@@ -196,6 +173,6 @@ class ProbeSettings:
 
     def __post_init__(self) -> None:
         early = list(self.early)
-        if len(early) != 2 or not 0 <= early[0] < early[1]:
+        if len(early) != 2 or early[0] >= early[1]:
             raise UsageError(f"probe.early={early}: first and last step, such as [0, 40]")
         object.__setattr__(self, "early", tuple(early))
