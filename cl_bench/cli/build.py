@@ -8,8 +8,9 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import torch
 from hydra.errors import HydraException
@@ -20,9 +21,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 from torch.optim import SGD
 
+from cl_bench.cli.foreign import ranges_of, refuse_foreign
 from cl_bench.cli.kinds import require_kind, require_made
 from cl_bench.cli.threads import AUTO, check_threads, computing_with
 from cl_bench.contracts import Strategy, Stream, UsageError, derive_seed
+from cl_bench.contracts.options import Count, Length, Widths, annotations, check, shown
 from cl_bench.experiment import (
     AlignmentSettings,
     CheckpointSettings,
@@ -68,6 +71,12 @@ from cl_bench.tracking.files import require_plain
 
 Settings = TypeVar("Settings")
 
+NODES = (
+    "eval", "alignment", "checkpoint", "strategy", "stream", "model", "optimizer", "schedule",
+    "learner", "trainer", "logger",
+)  # fmt: skip
+"""Parts of a configuration that every run has."""
+
 HYDRAS = ("_target_", "_partial_", "_convert_", "_recursive_")
 """Keys of a node that are for Hydra, not for the target."""
 
@@ -103,9 +112,8 @@ def run_config(
     Raises:
         UsageError: whatever the user can put right.
     """
-    asked = cfg.get("deterministic", False)
-    if not isinstance(asked, bool):
-        raise UsageError(f"deterministic={asked}: use true or false")
+    _require_nodes(cfg)
+    asked = _whole_run(cfg)
     count = processes(cfg.trainer)
     with (
         computing_with(_threads(cfg, resume)),
@@ -149,8 +157,6 @@ def _run_config(
     if isinstance(cfg.get("run_dir"), str):
         require_plain(Path(cfg.run_dir))
     seed = cfg.seed
-    if not isinstance(seed, int) or seed < 0:
-        raise UsageError(f"seed={seed}: must be a whole number of at least 0")
     evaluation = _settings(EvalSettings, cfg.eval)
     loop = LoopSettings(
         seed,
@@ -356,6 +362,85 @@ def build_model(cfg: DictConfig, stream: Stream) -> nn.Module:
     return model
 
 
+def _require_nodes(cfg: DictConfig) -> None:
+    """Raise :class:`UsageError` if a part of the configuration is missing or empty."""
+    for name in NODES:
+        if not isinstance(cfg.get(name), DictConfig):
+            raise UsageError(
+                f"{name}={shown(cfg.get(name))}: a run needs its {name}; leave {name}=... and "
+                f"~{name} out, or choose one ({name}=<name>)"
+            )
+
+
+def _whole_run(cfg: DictConfig) -> bool:
+    """Check what concerns the run as a whole; returns whether it is deterministic."""
+    top = {k: v for k, v in _plain(cfg, resolve=False).items() if not isinstance(v, str)}
+    found = {
+        k: top.get(k, cfg.get(k)) for k in inspect.signature(_top_level).parameters if k in cfg
+    }
+    check(_top_level, found)
+    reference = found.get("reference")
+    if reference is not None:
+        check(_published, reference, "reference.")
+    return bool(found.get("deterministic", False))
+
+
+def _top_level(
+    run_dir: Annotated[str, Length(1)] | None = None,
+    deterministic: bool = False,
+    widths: Widths = (100, 100),
+    reference: Mapping[str, str | int | float | None] | None = None,
+) -> None:
+    """Options that stand alone."""
+
+
+def _published(
+    strategy: str | None = None,
+    acc: float | None = None,
+    acc_std: float | None = None,
+    bwt: float | None = None,
+    bwt_std: float | None = None,
+    forgetting: float | None = None,
+    forgetting_std: float | None = None,
+    seeds: Count | None = None,
+    source: str | None = None,
+) -> None:
+    """Numbers that a run can be compared with, in percent."""
+
+
+def _plain(cfg: DictConfig, resolve: bool = True) -> dict[str, Any]:
+    plain: Any = OmegaConf.to_container(cfg, resolve=resolve)
+    return {str(k): v for k, v in plain.items()}
+
+
+def _checked(target: Callable[..., Any], cfg: DictConfig) -> dict[str, Any]:
+    """The plain options of a node, as the target takes them.
+
+    Raises:
+        UsageError: an option is not one of the target's, or not what its annotation asks for.
+    """
+    require_arguments(target, cfg)
+    prefix = f"{cfg._get_full_key(None)}."
+    hints = annotations(target)
+    options = {}
+    for key, value in _plain(cfg).items():
+        if key in HYDRAS or _has_target(value):
+            continue
+        kinds: list[Any] = [k for k in get_args(hints.get(key)) if is_dataclass(k)]
+        if value is None and kinds:
+            fields = ", ".join(inspect.signature(kinds[0]).parameters)
+            raise UsageError(f"{prefix}{key}=null: leave it out, or set its options ({fields})")
+        options[key] = value
+    return check(target, options, prefix, ranges_of(target))
+
+
+def _has_target(value: Any) -> bool:
+    """Whether Hydra makes an object of the value, or of something in it."""
+    if isinstance(value, dict):
+        return "_target_" in value or any(map(_has_target, value.values()))
+    return isinstance(value, list) and any(map(_has_target, value))
+
+
 def _on_cuda(trainer: DictConfig) -> bool:
     return trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
@@ -372,21 +457,21 @@ def build(cfg: DictConfig, **given: Any) -> Any:
     """
     with _explained(cfg):
         target = _target(cfg)
+        options = _checked(target, cfg)
         accepted = inspect.signature(target).parameters
         takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
         objects = {k: v for k, v in given.items() if takes_all or k in accepted}
         # Through _partial_, since Hydra would make a configuration of the objects.
         make = instantiate(cfg, _partial_=True, _convert_="all")
-        made = make(**objects)
+        made = make(**{**options, **objects})
         require_made(made, cfg)
         return made
 
 
 def _target(cfg: DictConfig) -> Callable[..., Any]:
-    """What ``_target_`` names: of the slot's kind, and taking the arguments that are there."""
+    """What ``_target_`` names, which is of the slot's kind."""
     target: Callable[..., Any] = get_object(cfg._target_)
     require_kind(target, cfg)
-    require_arguments(target, cfg)
     return target
 
 
@@ -450,8 +535,7 @@ def _with_full_keys(message: str, cfg: DictConfig) -> str:
 def _settings(kind: Callable[..., Settings], cfg: DictConfig) -> Settings:
     """Settings of ours from the node of their name."""
     with _explained(cfg):
-        require_arguments(kind, cfg)
-        return kind(**{str(k): v for k, v in cfg.items()})
+        return kind(**_checked(kind, cfg))
 
 
 PROBES = {
@@ -470,15 +554,21 @@ def _probe(cfg: DictConfig | None) -> ProbeSettings | None:
         return None
     with _explained(cfg):
         require_arguments(ProbeSettings, cfg)
-        made = {name: _settings(kind, cfg[name]) for name, kind in PROBES.items() if name in cfg}
-        return ProbeSettings(early=cfg.early, **made)
+        made: dict[str, Any] = {}
+        for name, kind in PROBES.items():
+            if name in cfg and not isinstance(cfg[name], DictConfig):
+                raise UsageError(
+                    f"probe.{name}={shown(cfg[name])}: probe.{name}.enabled=false leaves it out"
+                )
+            if name in cfg:
+                made[name] = _settings(kind, cfg[name])
+        return ProbeSettings(early=_plain(cfg)["early"], **made)
 
 
 def _logger(cfg: DictConfig) -> dict[str, Any]:
     """Arguments of the W&B sink, tried once: nothing starts before it is told to."""
-    options: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     with _explained(cfg):
-        require_arguments(wandb_sink, cfg)
+        options = _checked(wandb_sink, cfg)
         wandb_sink(Path(), {}, **options)
     return options
 
@@ -497,7 +587,7 @@ def _strategy(cfg: DictConfig, name: str, given: Strategy | None) -> tuple[Strat
 def _optimizer(cfg: DictConfig) -> Any:
     """The factory, tried once on a parameter of its own: a negative rate shows before any work."""
     with _explained(cfg):
-        _target(cfg)
+        _checked(_target(cfg), cfg)
         factory = instantiate(cfg, _partial_=True, _convert_="all")
         require_made(factory([{"params": [nn.Parameter()]}]), cfg)
     return factory
@@ -510,7 +600,7 @@ def _schedule(cfg: DictConfig) -> Plateau | Callable[..., Any] | None:
     if not cfg.get("_partial_"):
         return build(cfg)  # type: ignore[no-any-return]
     with _explained(cfg):
-        _target(cfg)
+        _checked(_target(cfg), cfg)
         factory = instantiate(cfg, _partial_=True, _convert_="all")
         require_made(factory(SGD([nn.Parameter()], lr=1.0)), cfg)
     return factory  # type: ignore[no-any-return]
@@ -518,15 +608,9 @@ def _schedule(cfg: DictConfig) -> Plateau | Callable[..., Any] | None:
 
 def _trainer(cfg: DictConfig) -> Callable[..., Any]:
     """The factory, tried once: an accelerator that is not there shows before any work."""
-    options: Any = {k: v for k, v in cfg.items() if k not in ("_target_", "_partial_")}
-    owned = sorted(set(options) & {*QUIET, "callbacks"})
-    if owned:
-        raise UsageError(
-            f"trainer.{owned[0]}: cl_bench sets it itself (its record, display and checkpoints "
-            "take that place); leave it out"
-        )
+    refuse_foreign(cfg)
     with _explained(cfg):
-        _target(cfg)
+        _checked(_target(cfg), cfg)
 
         def factory(**more: Any) -> Trainer:
             # Anew every time: a plugin or strategy that _target_ names serves one Trainer.

@@ -307,6 +307,8 @@ def _is_number(value: Any, kind: type) -> bool:
 
 def _in_ranges(value: Any, markers: Sequence[Any]) -> Any:
     for marker in markers:
+        if isinstance(marker, Length) and not value and isinstance(value, str):
+            raise _MisfitError("must not be empty", kind=True)
         if isinstance(marker, Length) and len(value) < marker.least:
             raise _MisfitError(f"name at least {marker.least}", kind=True)
         if isinstance(marker, Range):

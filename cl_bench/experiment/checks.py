@@ -156,12 +156,13 @@ def processes(trainer: Mapping[str, Any]) -> int:
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     if devices in ("1", [0]):
         devices = 1
-    if not isinstance(devices, int) or not isinstance(nodes, int) or min(devices, nodes) < 1:
+    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (devices, nodes))
+    if not whole or min(devices, nodes) < 1:
         raise UsageError(
             f"trainer.devices={devices}, trainer.num_nodes={nodes}: whole numbers of at least 1 "
             "(which GPUs, says the environment variable CUDA_VISIBLE_DEVICES)"
         )
-    return devices * nodes
+    return int(devices * nodes)
 
 
 def shares_weights(trainer: Mapping[str, Any]) -> bool:
@@ -228,10 +229,6 @@ def check_trainer(trainer: Mapping[str, Any], pack: int, strategy: Strategy) -> 
             f"{count} processes need Lightning's own optimization loop, not packs of {pack} "
             "batches: add pack=1"
         )
-    for key in ("max_epochs", "accumulate_grad_batches"):
-        value = trainer.get(key, 1)
-        if not isinstance(value, int) or value < 1:
-            raise UsageError(f"trainer.{key}={value}: must be a whole number of at least 1")
     if trainer.get("gradient_clip_algorithm") == "value" and strategy.needs.rewrites_gradients:
         raise UsageError(
             "trainer.gradient_clip_algorithm=value leads a projected gradient out of its subspace: "
@@ -239,7 +236,13 @@ def check_trainer(trainer: Mapping[str, Any], pack: int, strategy: Strategy) -> 
         )
     if pack == 1:
         return
-    for key, plain in (("accumulate_grad_batches", (1,)), ("gradient_clip_val", (None, 0, 0.0))):
+    for key, plain in (
+        ("accumulate_grad_batches", (1,)),
+        ("gradient_clip_val", (None,)),
+        ("limit_train_batches", (None, 1.0)),
+        ("max_steps", (-1,)),
+        ("max_time", (None,)),
+    ):
         if trainer.get(key, plain[0]) not in plain:
             raise UsageError(
                 f"trainer.{key}={trainer[key]} needs Lightning's own optimization loop, "

@@ -12,6 +12,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.modules.batchnorm import _NormBase
 
 from cl_bench.contracts import Batch, Protect, UsageError
+from cl_bench.contracts.options import shown
 from cl_bench.subspace import (
     Accumulator,
     LinearMap,
@@ -215,9 +216,11 @@ class NetworkServices:
             maps = [m for m in maps if m.weight not in left]
             if protect.matches(name) and self.is_guarded_head(name, protect.heads) is not False:
                 found += maps
-        if not found and protect.include:
+        if not found and (protect.include or protect.exclude):
+            option = "include" if protect.include else "exclude"
+            remedy = "matches no layer" if protect.include else "leaves no layer to protect"
             raise UsageError(
-                f"strategy.protect.include={list(protect.include)} matches no layer; "
+                f"strategy.protect.{option}={shown(getattr(protect, option))} {remedy}; "
                 f"the network's layers are {', '.join(known)}"
             )
         return found

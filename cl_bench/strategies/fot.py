@@ -29,7 +29,7 @@ from cl_bench.contracts import (
     generator,
 )
 from cl_bench.contracts.options import OnlyWith, Rate
-from cl_bench.strategies.gpm import Increment, PerLayer, threshold_of
+from cl_bench.strategies.gpm import Increment, PerLayer, per_layer, threshold_of
 from cl_bench.subspace import (
     LinearMap,
     Projection,
@@ -97,6 +97,12 @@ class FOT(Strategy):
         self.protect = protect or Protect()
         self.basis: dict[str, Tensor] = {}
         self._projections: dict[str, Projection] = {}
+
+    def check(self, learner: Learner) -> None:
+        """There must be layers to protect, and lists must have an entry for each."""
+        layers = learner.layers(self.protect)
+        for i, layer in enumerate(layers):
+            per_layer(self.eps, layer.name, i, len(layers), "eps")
 
     def guarded(self, learner: Learner) -> frozenset[str]:
         """What ``protect`` says."""

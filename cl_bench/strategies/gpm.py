@@ -22,7 +22,7 @@ from cl_bench.contracts import (
     Task,
     UsageError,
 )
-from cl_bench.contracts.options import Count, Range, SomeShare
+from cl_bench.contracts.options import Count, Range, SomeShare, shown
 from cl_bench.subspace import Confinement, LinearMap, Moments, Projection, Where, grow
 
 N = TypeVar("N", int, float)
@@ -79,6 +79,13 @@ class GPM(Strategy):
         self.rows_per_step: dict[str, float] = {}
         self.confinement: Confinement | None = None
 
+    def check(self, learner: Learner) -> None:
+        """There must be layers to protect, and lists must have an entry for each."""
+        layers = learner.layers(self.protect)
+        for i, layer in enumerate(layers):
+            threshold_of(self.threshold, layer.name, i, len(layers))
+            per_layer(self.samples, layer.name, i, len(layers), "samples")
+
     def guarded(self, learner: Learner) -> frozenset[str]:
         """What ``protect`` says."""
         return learner.guarded(self.protect)
@@ -87,9 +94,7 @@ class GPM(Strategy):
         """Confine every remembered layer to the complement of its memory."""
         learner.guard(self.protect, first_task=not self.memory)
         self.layers = learner.layers(self.protect)
-        for i, layer in enumerate(self.layers):  # a wrong list should not wait for the task's end
-            threshold_of(self.threshold, layer.name, i, len(self.layers))
-            per_layer(self.samples, layer.name, i, len(self.layers), "samples")
+        self.check(learner)  # a wrong list should not wait for the task's end
         self.projected_at = self.place(learner)
         self.rows_per_step = {
             name: learner.batch_size * n for name, n in self.rows_per_sample.items()
@@ -238,12 +243,12 @@ def per_layer(
     if isinstance(value, Mapping):
         matching = [entry for pattern, entry in value.items() if fnmatchcase(name, pattern)]
         if not matching:
-            raise UsageError(f"strategy.{key}={dict(value)}: no pattern matches layer {name!r}")
+            raise UsageError(f"strategy.{key}={shown(value)}: no pattern matches layer {name!r}")
         return matching[0]
     if isinstance(value, Sequence):
         if len(value) != layers:
             raise UsageError(
-                f"strategy.{key}={list(value)} has {len(value)} entries, "
+                f"strategy.{key}={shown(value)} has {len(value)} entries, "
                 f"but {layers} layers are protected"
             )
         return value[position]

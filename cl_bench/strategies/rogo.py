@@ -35,6 +35,7 @@ from cl_bench.strategies.gpm import (
     PerLayer,
     Samples,
     layer_gradients,
+    per_layer,
     threshold_of,
 )
 from cl_bench.subspace import (
@@ -118,6 +119,15 @@ class ROGO(GPM):
         self.searching = False
         self.turned: dict[str, tuple[int, float]] = {}  # q and ||S - I||_F at the task's end
         self.relaxed: RelaxedSpaces | None = None
+
+    def check(self, learner: Learner) -> None:
+        """As :class:`GPM`, for its own lists too."""
+        super().check(learner)
+        layers = learner.layers(self.protect)
+        for i, layer in enumerate(layers):
+            per_layer(self.cosine, layer.name, i, len(layers), "cosine")
+            key = "gradient_threshold"
+            per_layer(self.gradient_threshold, layer.name, i, len(layers), key)
 
     def setup(self, learner: Learner, task: Task) -> None:
         """As GPM; nothing is relaxed yet."""

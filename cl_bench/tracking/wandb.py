@@ -16,7 +16,7 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from cl_bench.contracts.options import checked
 from cl_bench.metrics import Matrix
@@ -62,7 +62,7 @@ def wandb_sink(
     return WandbSink(
         path,
         config,
-        mode=cast(Literal["online", "offline"], mode),
+        mode=mode,
         project=project,
         entity=entity,
         group=group,
