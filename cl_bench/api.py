@@ -77,7 +77,7 @@ def run(
             cfg[part] = {OBJECT: _name(value), **_settings(value)}
         choices[part] = value.name if isinstance(value, Stream) else _short(value)
     copies = {k: copy.deepcopy(v) if k in ("strategy", "model") else v for k, v in given.items()}
-    return run_config(cfg, _command(words, given, run_dir), choices, resume, copies)
+    return run_config(cfg, _command(words, given, run_dir), choices, resume, copies, words)
 
 
 def _composed(words: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:

@@ -3,12 +3,19 @@
 from typing import Annotated, Literal
 
 from cl_bench.contracts.errors import UsageError
-from cl_bench.contracts.options import Range, shown
+from cl_bench.contracts.options import OnlyWith, Range, shown
 
 Rows = Literal["first", "random"]
 """Which rows become validation data."""
 Order = Literal["fixed", "random"]
 OrderSeed = Annotated[int, Range(least=0, below=2**32)]
+SplitSeed = Annotated[
+    OrderSeed, OnlyWith("class_order", ("random",)), OnlyWith("validation_split", ("random",))
+]
+RotationSeed = Annotated[
+    OrderSeed, OnlyWith("angle_order", ("random",)), OnlyWith("validation_split", ("random",))
+]
+HeldOut = Annotated[Rows, OnlyWith("validation_fraction")]
 Permutations = Annotated[int, Range(least=1, most=100)]
 """As many as there are distinct seeds for."""
 Rotations = Annotated[int, Range(least=1, most=360)]

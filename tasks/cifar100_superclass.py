@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cl_bench.contracts.options import PartShare, Range
 from cl_bench.contracts.stream import Scenario, Stream
-from tasks.arguments import OrderSeed, Rows
+from tasks.arguments import HeldOut, OrderSeed
 from tasks.cifar100 import load_cifar100
 from tasks.images.arrange import Holdout, Part, class_tasks, ordered
 from tasks.images.source import Moments
@@ -88,7 +88,7 @@ class CIFAR100Superclass(Stream):
         task_order: Annotated[int, Range(least=0, most=4)] | None = 0,
         order_seed: OrderSeed = 0,
         validation_fraction: PartShare = 0.05,
-        validation_split: Rows = "random",
+        validation_split: HeldOut = "random",
         official_quirks: bool = False,
         data_dir: str | None = None,
     ) -> None:

@@ -8,7 +8,7 @@ from cl_bench.contracts.errors import UsageError
 from cl_bench.contracts.options import PartShare
 from cl_bench.contracts.stream import Scenario, Stream
 from tasks import cifar100, mnist
-from tasks.arguments import OrderSeed, Rows, require
+from tasks.arguments import HeldOut, OrderSeed, require
 from tasks.images.arrange import Holdout, Part, class_tasks
 from tasks.images.files import Wanted
 from tasks.images.load import load_images
@@ -107,7 +107,7 @@ class FiveDatasets(Stream):
         scenario: Scenario = "task",
         order_seed: OrderSeed = 0,
         validation_fraction: PartShare = 0.05,
-        validation_split: Rows = "random",
+        validation_split: HeldOut = "random",
         data_dir: str | None = None,
     ) -> None:
         names = list(datasets)

@@ -2,7 +2,7 @@
 
 from cl_bench.contracts.options import PartShare
 from cl_bench.contracts.stream import Stream
-from tasks.arguments import OrderSeed, Permutations, Rows
+from tasks.arguments import HeldOut, OrderSeed, Permutations
 from tasks.digits import load_digits
 from tasks.images.arrange import Holdout, permuted_tasks
 
@@ -30,7 +30,7 @@ class PermutedDigits(Stream):
         order_seed: OrderSeed = 0,
         identity_first: bool = False,
         validation_fraction: PartShare = 0.1,
-        validation_split: Rows = "random",
+        validation_split: HeldOut = "random",
         task_id_at_test: bool | None = None,
     ) -> None:
         holdout = Holdout(validation_fraction, validation_split, order_seed)

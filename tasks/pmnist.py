@@ -2,7 +2,7 @@
 
 from cl_bench.contracts.options import PartShare
 from cl_bench.contracts.stream import Stream
-from tasks.arguments import OrderSeed, Permutations, Rows
+from tasks.arguments import HeldOut, OrderSeed, Permutations
 from tasks.images.arrange import Holdout, permuted_tasks
 from tasks.mnist import load_mnist
 
@@ -35,7 +35,7 @@ class PMNIST(Stream):
         order_seed: OrderSeed = 0,
         identity_first: bool = False,
         validation_fraction: PartShare = 0.1,
-        validation_split: Rows = "first",
+        validation_split: HeldOut = "first",
         task_id_at_test: bool | None = None,
         data_dir: str | None = None,
     ) -> None:

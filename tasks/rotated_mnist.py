@@ -2,7 +2,7 @@
 
 from cl_bench.contracts.options import PartShare
 from cl_bench.contracts.stream import Stream
-from tasks.arguments import Angle, Order, OrderSeed, Rotations, Rows
+from tasks.arguments import Angle, HeldOut, Order, Rotations, RotationSeed
 from tasks.images.arrange import Holdout, rotated_tasks
 from tasks.mnist import load_mnist
 
@@ -28,9 +28,9 @@ class RotatedMNIST(Stream):
         num_tasks: Rotations = 10,
         max_angle: Angle = 180.0,
         angle_order: Order = "fixed",
-        order_seed: OrderSeed = 0,
+        order_seed: RotationSeed = 0,
         validation_fraction: PartShare = 0.1,
-        validation_split: Rows = "first",
+        validation_split: HeldOut = "first",
         data_dir: str | None = None,
     ) -> None:
         holdout = Holdout(validation_fraction, validation_split, order_seed)

@@ -2,7 +2,7 @@
 
 from cl_bench.contracts.options import Count, PartShare
 from cl_bench.contracts.stream import Scenario, Stream
-from tasks.arguments import Order, OrderSeed, Rows
+from tasks.arguments import HeldOut, Order, SplitSeed
 from tasks.cifar100 import load_cifar100
 from tasks.images.arrange import Holdout, split_tasks
 
@@ -37,9 +37,9 @@ class SplitCIFAR100(Stream):
         classes_per_task: Count | None = None,
         scenario: Scenario = "task",
         class_order: Order = "fixed",
-        order_seed: OrderSeed = 0,
+        order_seed: SplitSeed = 0,
         validation_fraction: PartShare = 0.05,
-        validation_split: Rows = "random",
+        validation_split: HeldOut = "random",
         data_dir: str | None = None,
     ) -> None:
         holdout = Holdout(validation_fraction, validation_split, order_seed)

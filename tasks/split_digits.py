@@ -2,7 +2,7 @@
 
 from cl_bench.contracts.options import Count, PartShare
 from cl_bench.contracts.stream import Scenario, Stream
-from tasks.arguments import Order, OrderSeed, Rows
+from tasks.arguments import HeldOut, Order, SplitSeed
 from tasks.digits import load_digits
 from tasks.images.arrange import Holdout, split_tasks
 
@@ -30,9 +30,9 @@ class SplitDigits(Stream):
         classes_per_task: Count | None = 2,
         scenario: Scenario = "task",
         class_order: Order = "fixed",
-        order_seed: OrderSeed = 0,
+        order_seed: SplitSeed = 0,
         validation_fraction: PartShare = 0.1,
-        validation_split: Rows = "random",
+        validation_split: HeldOut = "random",
     ) -> None:
         holdout = Holdout(validation_fraction, validation_split, order_seed)
         source = load_digits()

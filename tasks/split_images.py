@@ -5,7 +5,7 @@ from typing import Literal
 
 from cl_bench.contracts.options import Count, PartShare
 from cl_bench.contracts.stream import Scenario, Stream
-from tasks.arguments import Angle, Order, OrderSeed, Rows, require
+from tasks.arguments import Angle, HeldOut, Order, OrderSeed, require
 from tasks.images.arrange import Holdout, permuted_tasks, rotated_tasks, split_tasks
 from tasks.images.files import Wanted
 from tasks.images.load import load_images
@@ -77,7 +77,7 @@ class SplitImages(Stream):
         angle_order: Order | None = None,
         order_seed: OrderSeed = 0,
         validation_fraction: PartShare = 0.1,
-        validation_split: Rows = "random",
+        validation_split: HeldOut = "random",
         licence: str = "unknown: see the source",
         citation: str = "unknown: see the source",
     ) -> None:

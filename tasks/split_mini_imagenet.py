@@ -5,7 +5,7 @@ from dataclasses import replace
 from cl_bench.contracts.errors import UsageError
 from cl_bench.contracts.options import Count, PartShare
 from cl_bench.contracts.stream import Scenario, Stream
-from tasks.arguments import Order, OrderSeed, Rows
+from tasks.arguments import HeldOut, Order, SplitSeed
 from tasks.images.arrange import Holdout, split_tasks
 from tasks.images.files import Wanted
 from tasks.images.load import load_images
@@ -56,9 +56,9 @@ class SplitMiniImageNet(Stream):
         classes_per_task: Count | None = None,
         scenario: Scenario = "task",
         class_order: Order = "random",
-        order_seed: OrderSeed = 0,
+        order_seed: SplitSeed = 0,
         validation_fraction: PartShare = 0.02,
-        validation_split: Rows = "random",
+        validation_split: HeldOut = "random",
         dataset: str = "timm/mini-imagenet",
         test_split: str = "validation",
         data_dir: str | None = None,

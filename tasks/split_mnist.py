@@ -2,7 +2,7 @@
 
 from cl_bench.contracts.options import Count, PartShare
 from cl_bench.contracts.stream import Scenario, Stream
-from tasks.arguments import Order, OrderSeed, Rows
+from tasks.arguments import HeldOut, Order, SplitSeed
 from tasks.images.arrange import Holdout, split_tasks
 from tasks.mnist import load_mnist
 
@@ -32,9 +32,9 @@ class SplitMNIST(Stream):
         classes_per_task: Count | None = 2,
         scenario: Scenario = "task",
         class_order: Order = "fixed",
-        order_seed: OrderSeed = 0,
+        order_seed: SplitSeed = 0,
         validation_fraction: PartShare = 0.1,
-        validation_split: Rows = "first",
+        validation_split: HeldOut = "first",
         data_dir: str | None = None,
     ) -> None:
         holdout = Holdout(validation_fraction, validation_split, order_seed)

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 from torch.optim import SGD
 
+from cl_bench.cli.effects import check_effects
 from cl_bench.cli.foreign import ranges_of, refuse_foreign
 from cl_bench.cli.kinds import require_kind, require_made
 from cl_bench.cli.threads import AUTO, check_threads, computing_with
@@ -97,6 +98,7 @@ def run_config(
     resume: Resume = False,
     given: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
+    words: Sequence[str] = (),
 ) -> Result:
     """Run one experiment.
 
@@ -108,11 +110,13 @@ def run_config(
         given: objects in place of what ``cfg`` says: ``strategy``, ``stream``, ``model``,
             ``optimizer``, and what makes a federation's ``site`` from the strategy.
         notes: said where the run begins.
+        words: the overrides that were typed; those that cannot have an effect are refused.
 
     Raises:
         UsageError: whatever the user can put right.
     """
     _require_nodes(cfg)
+    check_effects(cfg, words, {**SETTINGS, **{f"probe.{k}": v for k, v in PROBES.items()}})
     asked = _whole_run(cfg)
     count = processes(cfg.trainer)
     with (
@@ -169,8 +173,8 @@ def _run_config(
     alignment = _settings(AlignmentSettings, cfg.alignment)
     probe = _probe(cfg.get("probe"))
     checkpoint = _settings(CheckpointSettings, cfg.checkpoint)
-    search = _settings(SearchSettings, cfg.search) if "search" in cfg else SearchSettings()
-    if isinstance(cfg.get("selected"), str):
+    search = _settings(SearchSettings, cfg.search) if cfg.get("search") else SearchSettings()
+    if not isinstance(cfg.get("selected"), DictConfig | None):
         raise UsageError(f"selected={cfg.selected}: that is for the command line")
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     sink = functools.partial(wandb_sink, config=settings, **_logger(cfg.logger))
@@ -426,7 +430,7 @@ def _checked(target: Callable[..., Any], cfg: DictConfig) -> dict[str, Any]:
     for key, value in _plain(cfg).items():
         if key in HYDRAS or _has_target(value):
             continue
-        kinds: list[Any] = [k for k in get_args(hints.get(key)) if is_dataclass(k)]
+        kinds = [k for k in get_args(hints.get(key)) if inspect.isclass(k) and is_dataclass(k)]
         if value is None and kinds:
             fields = ", ".join(inspect.signature(kinds[0]).parameters)
             raise UsageError(f"{prefix}{key}=null: leave it out, or set its options ({fields})")
@@ -537,6 +541,14 @@ def _settings(kind: Callable[..., Settings], cfg: DictConfig) -> Settings:
     with _explained(cfg):
         return kind(**_checked(kind, cfg))
 
+
+SETTINGS = {
+    "eval": EvalSettings,
+    "alignment": AlignmentSettings,
+    "checkpoint": CheckpointSettings,
+    "search": SearchSettings,
+    "probe": ProbeSettings,
+}
 
 PROBES = {
     "updates": UpdateSettings,

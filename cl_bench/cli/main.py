@@ -229,8 +229,9 @@ class Jobs:
             policy = os.environ.get("OMP_WAIT_POLICY", "").lower()
             waiting = ", which sleep while they wait" if policy == "passive" else ""
             says.append(f"threads: {threads}{waiting} (trainer.threads=auto)")
+        words, named = list(job.overrides.task), dict(job.runtime.choices)
         with computing_with(threads):
-            result = run_config(cfg, self.command(), dict(job.runtime.choices), notes=says)
+            result = run_config(cfg, self.command(), named, notes=says, words=words)
         return float(result.summary["acc"])
 
     def _run_in_sweep(self, cfg: DictConfig) -> float | None:

@@ -77,6 +77,8 @@ def apply_selection(cfg: DictConfig, choices: Mapping[str, Any], task: Sequence[
     """
     if cfg.get("selected") is None:
         return
+    if not isinstance(cfg.selected, str):
+        raise UsageError(f"selected={cfg.selected}: name the directory of a finished search")
     folder = Path(cfg.selected)
     strategy = "+".join([str(choices.get("strategy")), *(cfg.get("also") or {})])
     stream = str(choices.get("stream"))

@@ -64,15 +64,24 @@ class Length:
 
 @dataclass(frozen=True)
 class OnlyWith:
-    """The option has an effect only where another one of the same object has one of some values.
+    """The option has an effect only beside another one of the same object.
+
+    Of several of these on one option, one must hold.
 
     Attributes:
         option: the other one.
-        values: with which this one has an effect.
+        values: with which this one has an effect; none means all but null, false, 0 and empty.
     """
 
     option: str
-    values: tuple[Any, ...]
+    values: tuple[Any, ...] = ()
+
+    def holds(self, value: Any) -> bool:
+        """Whether the other option's value lets this one have an effect."""
+        return any(shown(value) == shown(v) for v in self.values) if self.values else bool(value)
+
+    def __str__(self) -> str:
+        return f"{self.option}={' or '.join(map(shown, self.values)) or '...'}"
 
 
 NotNegative, Positive = Range(least=0), Range(above=0)
@@ -90,7 +99,8 @@ PartShare = Annotated[float, Range(least=0, below=1)]
 """In [0, 1): not all of it."""
 Widths = Annotated[Sequence[Count], Length(1)]
 """Of layers, at least one."""
-Seed = Annotated[int, Range(least=0, below=2**63)]
+Seed = Index
+"""Any whole number that is not negative."""
 
 
 PLAIN = (bool, int, float, str, list, tuple, dict, types.NoneType)
@@ -209,10 +219,9 @@ def without_effect(
     hints, parameters = annotations(made), inspect.signature(made).parameters
     for name in names:
         needed = [m for m in _markers(hints.get(name)) if isinstance(m, OnlyWith)]
-        for marker in needed:
-            other = values.get(marker.option, parameters[marker.option].default)
-            if all(other != value or type(other) is not type(value) for value in marker.values):
-                yield name, f"{marker.option}={' or '.join(map(shown, marker.values))}"
+        others = [values.get(m.option, parameters[m.option].default) for m in needed]
+        if needed and not any(m.holds(v) for m, v in zip(needed, others, strict=True)):
+            yield name, " or ".join(map(str, needed))
 
 
 def known(wrong: str, names: Sequence[str], prefix: str = "") -> str:

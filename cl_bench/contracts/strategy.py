@@ -36,6 +36,8 @@ class Needs:
             ``any`` does both.
         plateau: works only where the rate decays on a plateau of the validation loss.
         modalities: kinds of streams it can learn; empty means any.
+        first_task: index of the first task that it treats in its own way; a stream of several
+            tasks that ends before it is refused.
     """
 
     task_id_at_test: bool = False
@@ -44,6 +46,7 @@ class Needs:
     engine: Literal["local", "federated", "any"] = "local"
     plateau: bool = False
     modalities: frozenset[str] = frozenset()
+    first_task: int = 0
 
 
 @dataclass(frozen=True)

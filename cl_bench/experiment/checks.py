@@ -127,6 +127,12 @@ def check_pair(name: str, strategy: Strategy, stream: Stream, federated: bool = 
             f"strategy {name!r} learns {' or '.join(sorted(needs.modalities))} streams, stream "
             f"{stream.name!r} is of {stream.modality}s"
         )
+    late = max(member.needs.first_task for member in members(strategy))
+    if len(stream) > 1 and late >= len(stream):
+        raise UsageError(
+            f"strategy.start_task={late}: has no effect, as stream {stream.name!r} has "
+            f"{len(stream)} tasks, counted from 0; at most {len(stream) - 1}"
+        )
     if federated and needs.engine == "local":
         raise UsageError(
             f"strategy {name!r} learns from one site's data and cannot run in a federation: leave "

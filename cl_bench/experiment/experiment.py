@@ -3,12 +3,12 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
 from cl_bench.contracts import Strategy, Stream, Task
-from cl_bench.contracts.options import Count, Index, checked
+from cl_bench.contracts.options import Count, Index, OnlyWith, checked
 from cl_bench.experiment.engine import LightningEngine
 from cl_bench.experiment.steps import steps_of
 from cl_bench.tracking import ProgressDisplay, Record
@@ -32,7 +32,7 @@ class EvalSettings:
     max_samples: Count | None = None
     batch_size: Count = 2000
     dense: Sequence[Index] = ()
-    dense_samples: Count | None = 500
+    dense_samples: Annotated[Count | None, OnlyWith("dense")] = 500
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dense", steps_of(self.dense))

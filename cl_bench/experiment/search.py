@@ -83,10 +83,15 @@ def for_search(stream: Stream, settings: SearchSettings) -> Stream:
     """The stream as a search may see it; itself where there is no search.
 
     Raises:
-        UsageError: a task has no validation data.
+        UsageError: a task has no validation data, or there are fewer tasks.
     """
     if not settings.enabled:
         return stream
+    if settings.tasks > max(len(stream), SearchSettings().tasks):
+        raise UsageError(
+            f"search.tasks={settings.tasks}: stream {stream.name!r} has {len(stream)} tasks; at "
+            "most that many"
+        )
     sealed = stream[: settings.tasks]
     sealed.tasks = tuple(SearchTask(task) for task in sealed.tasks)
     return sealed

@@ -73,8 +73,8 @@ class Federation:
     fraction_bits: Annotated[int, Range(least=8, most=48), OnlyWith("secure", ("masked",))] = 32
     server: ServerOptimizer | None = None
     engine: Literal["inprocess", "flower"] = "inprocess"
-    superlink: str | None = None
-    nodes: Count | None = None
+    superlink: Annotated[str | None, OnlyWith("engine", ("flower",))] = None
+    nodes: Annotated[Count | None, OnlyWith("engine", ("flower",))] = None
     warn_below: Share = 0.1
 
     def __post_init__(self) -> None:

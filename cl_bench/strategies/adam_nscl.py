@@ -76,6 +76,10 @@ class AdamNSCL(Strategy):
         self.occupied: dict[str, Tensor] = {}  # orthonormal complement of U2
         self.confinement: Confinement | None = None
 
+    def check(self, learner: Learner) -> None:
+        """There must be layers to protect."""
+        learner.layers(self.protect)
+
     def guarded(self, learner: Learner) -> frozenset[str]:
         """What ``protect`` says."""
         return learner.guarded(self.protect)

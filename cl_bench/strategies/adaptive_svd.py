@@ -127,7 +127,9 @@ class AdaptiveSVD(Strategy):
         self.snap, self.start_task = snap, start_task
         self.projection, self.parametrisation = projection, parametrisation
         self.weight_decay, self.train_rest = weight_decay, train_rest
-        self.needs = replace(self.needs, shardable=parametrisation == "dense_projected")
+        self.needs = replace(
+            self.needs, shardable=parametrisation == "dense_projected", first_task=start_task
+        )
         self.include, self.exclude = tuple(include), tuple(exclude)
         self.index = 0
         self.layers: list[LinearMap] = []

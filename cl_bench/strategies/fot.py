@@ -103,6 +103,7 @@ class FOT(Strategy):
         layers = learner.layers(self.protect)
         for i, layer in enumerate(layers):
             per_layer(self.eps, layer.name, i, len(layers), "eps")
+            self._width(layer.name)
 
     def guarded(self, learner: Learner) -> frozenset[str]:
         """What ``protect`` says."""

@@ -4,10 +4,11 @@ From the second task on, input embeddings and the first n blocks keep their weig
 what lies above them re-aligns. No old data, no memory; backward passes end at block n.
 """
 
-from typing import Literal
+from dataclasses import replace
+from typing import Annotated, Literal
 
 from cl_bench.contracts import EpochDecision, Learner, Progress, Strategy, Task, UsageError
-from cl_bench.contracts.options import Count, Index, SomeShare
+from cl_bench.contracts.options import Count, Index, OnlyWith, SomeShare
 
 
 class Freeze(Strategy):
@@ -35,8 +36,9 @@ class Freeze(Strategy):
         embeddings: bool = True,
         tied: Literal["refuse", "train", "freeze"] = "refuse",
         early_stop: SomeShare | None = None,
-        stop_samples: Count = 500,
+        stop_samples: Annotated[Count, OnlyWith("early_stop")] = 500,
     ) -> None:
+        self.needs = replace(self.needs, first_task=start_task)
         self.n_blocks = n_blocks
         self.start_task = start_task
         self.embeddings = embeddings

@@ -10,6 +10,8 @@ number means nothing without the other one; alpha = 1 with v the last epoch give
 before the task by construction.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -41,6 +43,7 @@ class TaskVector(Strategy):
     def __init__(
         self, alpha: Strength = 0.4, epoch: Count | None = None, start_task: Index = 1
     ) -> None:
+        self.needs = replace(self.needs, first_task=start_task)
         self.alpha = alpha
         self.epoch = epoch
         self.start_task = start_task
