@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from cl_bench.cli.build import run_config
-from cl_bench.cli.explain import explain, refuse_lists, searched
+from cl_bench.cli.explain import explain, refuse_empty, refuse_lists, searched
 from cl_bench.cli.main import conf_directory, quote
 from cl_bench.cli.recorded import OBJECT
 from cl_bench.contracts import Strategy, Stream, UsageError
@@ -81,6 +81,7 @@ def run(
 
 
 def _composed(words: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
+    refuse_empty(words, conf_directory())
     refused = refuse_lists(words)
     if refused:
         raise UsageError(refused)

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 from torch.optim import SGD
 
-from cl_bench.cli.effects import check_effects
+from cl_bench.cli.effects import check_beside, check_effects
 from cl_bench.cli.foreign import ranges_of, refuse_foreign
 from cl_bench.cli.kinds import require_kind, require_made
 from cl_bench.cli.threads import AUTO, check_threads, computing_with
@@ -51,6 +51,7 @@ from cl_bench.experiment import (
     check_tasks,
     check_together,
     check_trainer,
+    check_watch,
     conduct,
     for_search,
     new_directory,
@@ -77,6 +78,9 @@ NODES = (
     "learner", "trainer", "logger",
 )  # fmt: skip
 """Parts of a configuration that every run has."""
+
+MADE = ("strategy", "stream", "model", "optimizer", "learner", "trainer")
+"""Those of them that name what they are made into."""
 
 HYDRAS = ("_target_", "_partial_", "_convert_", "_recursive_")
 """Keys of a node that are for Hydra, not for the target."""
@@ -115,8 +119,8 @@ def run_config(
     Raises:
         UsageError: whatever the user can put right.
     """
-    _require_nodes(cfg)
-    check_effects(cfg, words, {**SETTINGS, **{f"probe.{k}": v for k, v in PROBES.items()}})
+    _require_nodes(cfg, given or {})
+    notes = [*notes, *check_effects(cfg, words)]
     asked = _whole_run(cfg)
     count = processes(cfg.trainer)
     with (
@@ -124,7 +128,7 @@ def run_config(
         deterministically(asked),
         _company(count, _on_cuda(cfg.trainer)),
     ):
-        return _run_config(cfg, command, choices, resume, given or {}, asked, notes)
+        return _run_config(cfg, command, choices, resume, given or {}, asked, words, notes)
 
 
 def _threads(cfg: DictConfig, resume: Resume) -> int | None:
@@ -156,6 +160,7 @@ def _run_config(
     resume: Resume,
     given: Mapping[str, Any],
     deterministic: bool,
+    words: Sequence[str],
     notes: Sequence[str],
 ) -> Result:
     if isinstance(cfg.get("run_dir"), str):
@@ -200,7 +205,7 @@ def _run_config(
     check_pair(strategy_name, strategy, stream, federation is not None)
     if federation is not None:
         check_federation(federation, strategy_name, strategy, stream, cfg.trainer, loop.schedule)
-    check_tasks(stream)
+    check_tasks(stream, validated=isinstance(loop.schedule, Plateau))
 
     seed_training(derive_seed(seed, "model"))
     with memory_explained(loop, evaluation.batch_size):
@@ -215,6 +220,10 @@ def _run_config(
             pack=loop.pack,
         )
     refuse_half_precision(strategy, learner, str(cfg.trainer.get("precision")))
+    check_beside(cfg, words, _made(cfg))
+    watched = {"alignment": alignment, "probe": probe, "evaluation": evaluation, "loop": loop}
+    check_watch(stream, learner, **watched)
+    strategy.check(learner)
     if federation is not None and federation.engine == "flower" and "site" not in given:
         return _in_flower(cfg, command, choices, resume, given, federation, learner, strategy)
     count = processes(cfg.trainer)
@@ -248,6 +257,7 @@ def _run_config(
         },
         notes=[
             *notes,
+            *_idle_schedule(loop.schedule, cfg.trainer.max_epochs, stream),
             *([says] if deterministic else []),
             *([f"{strategy_name} is given the task id at test time"] if told else []),
         ],
@@ -366,14 +376,46 @@ def build_model(cfg: DictConfig, stream: Stream) -> nn.Module:
     return model
 
 
-def _require_nodes(cfg: DictConfig) -> None:
+def _require_nodes(cfg: DictConfig, given: Mapping[str, Any]) -> None:
     """Raise :class:`UsageError` if a part of the configuration is missing or empty."""
     for name in NODES:
-        if not isinstance(cfg.get(name), DictConfig):
-            raise UsageError(
-                f"{name}={shown(cfg.get(name))}: a run needs its {name}; leave {name}=... and "
-                f"~{name} out, or choose one ({name}=<name>)"
-            )
+        node = cfg.get(name)
+        made = name in MADE and name not in given
+        if not isinstance(node, DictConfig) or (made and "_target_" not in node):
+            raise UsageError(f"{name} is missing: a run needs it; leave {name}=... or ~{name} out")
+
+
+def _made(cfg: DictConfig) -> dict[str, Callable[..., Any]]:
+    """What parts of the configuration, which all have been made by now, are made into."""
+    places = [*NODES, "federation", *(f"also.{name}" for name in cfg.get("also") or ())]
+    nodes = {place: OmegaConf.select(cfg, place) for place in places}
+    targets = {
+        place: get_object(node._target_)
+        for place, node in nodes.items()
+        if isinstance(node, DictConfig) and "_target_" in node
+    }
+    probes = {f"probe.{name}": kind for name, kind in PROBES.items()}
+    return {**targets, **SETTINGS, **probes}
+
+
+def _idle_schedule(
+    schedule: Plateau | Callable[..., Any] | None, max_epochs: int, stream: Stream
+) -> list[str]:
+    """A warning where no task has epochs enough for the schedule to change anything."""
+    epochs = max(max_epochs if task.epochs is None else task.epochs for task in stream)
+    if schedule is None:
+        return []
+    if isinstance(schedule, Plateau):
+        idle = epochs == 1 or (not schedule.restore_best and epochs <= schedule.patience + 1)
+    else:
+        optimizer = SGD([nn.Parameter()], lr=1.0)
+        scheduler, rates = schedule(optimizer), [optimizer.param_groups[0]["lr"]]
+        for _ in range(epochs - 1):
+            optimizer.step()
+            scheduler.step()
+            rates.append(optimizer.param_groups[0]["lr"])
+        idle = len(set(rates)) == 1
+    return [f"warning: schedule=... changes nothing in {epochs} epochs a task"] if idle else []
 
 
 def _whole_run(cfg: DictConfig) -> bool:

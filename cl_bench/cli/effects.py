@@ -1,14 +1,17 @@
-"""What was typed and cannot have an effect here: refused, since it would mislead."""
+"""What was typed and cannot have an effect here: refused or warned about, since it would mislead.
+
+Only the overrides of a run that begins are looked at, and the keys that files bring: in a recorded
+configuration nothing refers to anything any more.
+"""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from cl_bench.contracts import UsageError
-from cl_bench.contracts.options import known, without_effect
+from cl_bench.contracts.options import known, shown, without_effect
 
 TOP = (
     "seed", "run_dir", "batch_size", "pack", "widths", "num_workers", "deterministic", "search",
@@ -17,64 +20,63 @@ TOP = (
 )  # fmt: skip
 """What a configuration holds."""
 
-IN_FEDERATIONS = ("pack", "num_workers", "trainer.", "eval.dense", "eval.dense_samples")
-"""What is for runs of epochs; clients learn in a plain loop of their own."""
 
-
-def check_effects(
-    cfg: DictConfig, words: Sequence[str], kinds: Mapping[str, Callable[..., Any]]
-) -> None:
-    """Raise :class:`UsageError` if an override cannot have an effect.
+def check_effects(cfg: DictConfig, words: Sequence[str]) -> list[str]:
+    """Warnings about overrides that have no effect in this kind of run.
 
     Args:
         cfg: the composed configuration.
-        words: the overrides, as typed; what configuration files say is not looked at.
-        kinds: what the nodes without ``_target_`` are made into.
+        words: the overrides, as typed.
+
+    Raises:
+        UsageError: nothing takes a key, or nothing takes ``widths`` that were typed.
     """
-    typed = [word.lstrip("+").partition("=")[0] for word in words if not word.startswith("~")]
-    _refuse_unknown(cfg)
-    text = OmegaConf.to_yaml(cfg, resolve=False)
-    if "widths" in typed and "${widths}" not in text:
-        raise UsageError(
-            f"widths={cfg.widths}: no effect, as this model does not take them; leave it out"
-        )
-    for key in typed:
-        if "federation" in cfg and key != "trainer.accelerator":
-            _refuse_in_federation(key, OmegaConf.select(cfg, key))
-        _refuse_alone(cfg, key, kinds)
-
-
-def _refuse_unknown(cfg: DictConfig) -> None:
-    """A key of the user's own is fine where another value refers to it."""
-    text = OmegaConf.to_yaml(cfg, resolve=False)
+    if not words:
+        return []
+    text, typed = OmegaConf.to_yaml(cfg, resolve=False), _keys(words)
     for key in map(str, cfg):
+        # A key of the user's own is fine where another value refers to it.
         if key not in TOP and f"${{{key}" not in text and f":{key}" not in text:
+            value = OmegaConf.select(cfg, key)
             raise UsageError(
-                f"{key}={cfg[key]}: there is no such setting, and no other refers to it."
+                f"{key}={value}: there is no such setting, and no other refers to it."
                 f"{known(key, TOP)}"
+            )
+    if "widths" in typed and "${widths}" not in text:
+        raise UsageError(f"widths={cfg.widths}: no part of this model takes them; leave it out")
+    if "federation" not in cfg:
+        return []
+    return [
+        f"warning: {key}={shown(OmegaConf.select(cfg, key))} has no effect in a federation, whose "
+        "clients learn in a plain loop without a Trainer"
+        for key in typed
+        if key == "pack" or (key.startswith("trainer.") and key != "trainer.accelerator")
+    ]
+
+
+def check_beside(
+    cfg: DictConfig, words: Sequence[str], made: Mapping[str, Callable[..., Any]]
+) -> None:
+    """Raise :class:`UsageError` if an option does nothing beside what another one says.
+
+    Args:
+        cfg: the composed configuration.
+        words: the overrides, as typed.
+        made: what parts of the configuration are made into, by their place in it.
+    """
+    for key in _keys(words):
+        place, _, name = key.rpartition(".")
+        if place not in made or name not in inspect.signature(made[place]).parameters:
+            continue
+        node = OmegaConf.select(cfg, place)
+        values: Any = OmegaConf.to_container(node, resolve=True)
+        for option, needed in without_effect(made[place], values, [name]):
+            raise UsageError(
+                f"{key}={shown(values[option])}: has no effect without {place}.{needed}; add that, "
+                f"or leave {key} out"
             )
 
 
-def _refuse_in_federation(key: str, value: Any) -> None:
-    if any(key == name or (name[-1] == "." and key.startswith(name)) for name in IN_FEDERATIONS):
-        raise UsageError(
-            f"{key}={value}: has no effect in a federation, whose clients learn in a plain loop "
-            "without a Trainer; leave it out"
-        )
-
-
-def _refuse_alone(cfg: DictConfig, key: str, kinds: Mapping[str, Callable[..., Any]]) -> None:
-    """An option that does something only beside another value of a second one."""
-    parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(cfg, parent) if parent else None
-    if not isinstance(node, DictConfig):
-        return
-    made = get_object(node._target_) if "_target_" in node else kinds.get(parent)
-    if made is None or name not in inspect.signature(made).parameters:
-        return
-    values: Any = OmegaConf.to_container(node, resolve=True)
-    for option, needed in without_effect(made, values, [name]):
-        raise UsageError(
-            f"{parent}.{option}={node[option]}: has no effect without {parent}.{needed}; leave "
-            "one out or add the other"
-        )
+def _keys(words: Sequence[str]) -> list[str]:
+    """The keys of overrides that give a value."""
+    return [word.lstrip("+").partition("=")[0] for word in words if not word.startswith("~")]

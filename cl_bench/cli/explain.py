@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cl_bench.cli.listing import options
+from cl_bench.errors import UsageError
 
 ADDED = ("strategy", "stream", "experiment", "also", "federation")
 """Groups without a default: ``+`` names their first choice."""
@@ -65,6 +66,8 @@ def refuse_lists(overrides: Sequence[str]) -> str | None:
     """
     for override in _parsed(overrides):
         key, value = override.key_or_group, override.value()
+        if key == "also" and isinstance(value, list) and len(set(map(str, value))) < len(value):
+            return f"+also={_joined(list(map(str, value)))}: name each companion once"
         if key in (
             "strategy",
             "stream",
@@ -83,6 +86,24 @@ def refuse_lists(overrides: Sequence[str]) -> str | None:
                 f"others as companions: +strategy={names[0]} +also={_joined(names[1:])}"
             )
     return None
+
+
+def refuse_empty(words: Sequence[str], groups: Path) -> None:
+    """Raise :class:`UsageError` for a group without a choice, and for a sweep over no values.
+
+    Args:
+        words: the command line.
+        groups: the folder whose folders are the groups.
+    """
+    for override in (o for word in words for o in _parsed([word])):
+        key, sweeps = override.key_or_group, override.is_sweep_override()
+        if sweeps and not any(True for _ in override.sweep_iterator()):
+            raise UsageError(f"{override.input_line}: holds no value; name at least one")
+        choices = (str, list, dict)
+        group = "." not in key and (groups / key).is_dir() and not override.is_delete()
+        if group and not sweeps and not isinstance(override.value(), choices):
+            names = ", ".join(sorted(options([groups], key)))
+            raise UsageError(f"{override.input_line}: choose one of {names}, or leave it out")
 
 
 def searched(overrides: Sequence[str]) -> list[str]:

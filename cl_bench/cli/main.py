@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 import cl_bench
-from cl_bench.cli.explain import explain, refuse_lists, searched
+from cl_bench.cli.explain import explain, refuse_empty, refuse_lists, searched
 from cl_bench.cli.listing import print_listing
 from cl_bench.cli.output import patient_output
 from cl_bench.cli.reproduce import reproduce
@@ -92,6 +92,7 @@ def _main() -> int:
     try:
         with _errors_from_hydra(), stopping():
             require_own_tasks_package()
+            refuse_empty(sys.argv[1:], conf_directory())
             sys.argv[1:], jobs.sweep = place(sys.argv[1:])
             command = _on_a_run(sys.argv[1:])
             if command is None:

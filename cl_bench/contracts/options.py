@@ -51,8 +51,8 @@ class Range:
         if high == math.inf:
             if low == 0 and opening == "[":
                 return "must not be negative"
-            return f"at least {low:g}" if opening == "[" else f"must be above {low:g}"
-        return f"must lie in {opening}{low:g}, {high:g}{closing}"
+            return f"at least {low:.12g}" if opening == "[" else f"must be above {low:.12g}"
+        return f"must lie in {opening}{low:.12g}, {high:.12g}{closing}"
 
 
 @dataclass(frozen=True)

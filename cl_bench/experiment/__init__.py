@@ -27,6 +27,7 @@ from cl_bench.experiment.probes import (
     RecoverySettings,
     UnprotectedSettings,
     UpdateSettings,
+    check_watch,
 )
 from cl_bench.experiment.search import SealedError, SearchSettings, for_search, search_facts
 
@@ -61,6 +62,7 @@ __all__ = [
     "check_tasks",
     "check_together",
     "check_trainer",
+    "check_watch",
     "conduct",
     "for_search",
     "new_directory",

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cl_bench.contracts import Strategy, Stream, Task, UsageError
 from cl_bench.contracts.strategy import members
-from cl_bench.experiment.loader import require_labels, require_samples
+from cl_bench.experiment.loader import require_labels, require_samples, require_validation
 from cl_bench.experiment.plateau import Plateau
 from cl_bench.experiment.probes.settings import ProbeSettings
 
@@ -17,9 +17,10 @@ GLANCE = 100
 """Training samples of every task that are looked at before any task is learned."""
 
 
-def check_tasks(stream: Stream) -> None:
+def check_tasks(stream: Stream, validated: bool = False) -> None:
     """Raise :class:`UsageError` if a task is empty, or its data is not what a learner can take.
 
+    With ``validated``, it needs validation samples as well.
     Looks at a few samples of each task, so that the last one does not fail after hours of training;
     the engine looks at all labels of a task before it learns it.
     """
@@ -33,6 +34,8 @@ def check_tasks(stream: Stream) -> None:
         scored = task.scored[torch.arange(min(GLANCE, len(task.scored)))]
         check_batch(stream, task, scored, "test")
         require_labels(task, scored)
+        if validated:
+            require_validation(task)
 
 
 def check_name(name: object) -> None:
@@ -235,6 +238,8 @@ def check_trainer(trainer: Mapping[str, Any], pack: int, strategy: Strategy) -> 
             f"{count} processes need Lightning's own optimization loop, not packs of {pack} "
             "batches: add pack=1"
         )
+    if trainer.get("max_epochs", 1) is None:
+        raise UsageError("trainer.max_epochs=null: say how many, at least 1")
     if trainer.get("gradient_clip_algorithm") == "value" and strategy.needs.rewrites_gradients:
         raise UsageError(
             "trainer.gradient_clip_algorithm=value leads a projected gradient out of its subspace: "

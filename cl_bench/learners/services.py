@@ -318,8 +318,11 @@ class NetworkServices:
                 module.training = training
 
     def _to_device(self, batch: Batch) -> Batch:
-        device = next(self.network.parameters()).device
-        return {name: value.to(device) for name, value in batch.items()}
+        weight = next(self.network.parameters())
+        return {
+            name: value.to(weight.device, weight.dtype if value.is_floating_point() else None)
+            for name, value in batch.items()
+        }
 
 
 class _Objective(nn.Module):

@@ -7,6 +7,7 @@ puts those together that were asked for. None of them changes a bit of the run.
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from cl_bench.contracts import State, Stream, Task, UsageError
 from cl_bench.experiment.engine import LoopSettings
@@ -43,6 +44,7 @@ __all__ = [
     "RecoverySettings",
     "UnprotectedSettings",
     "UpdateSettings",
+    "check_watch",
     "watch",
 ]
 
@@ -97,6 +99,12 @@ def watch(
             "probe.<name>.enabled=false)"
         )
     return Observers(members if own is None else {"alignment": own, **members}, clock, record)
+
+
+def check_watch(stream: Stream, learner: BaseLearner, **settings: Any) -> None:
+    """Raise what :func:`watch` would, before there is a record; the settings are those it takes."""
+    nowhere: Any = None
+    watch(stream, learner, nowhere, **settings)
 
 
 class Observers(Observer):
