@@ -188,12 +188,15 @@ def _run_config(
     strategy, strategy_name = _strategy(
         cfg, str(choices.get("strategy", "strategy")), given.get("strategy")
     )
-    check_trainer(cfg.trainer, loop.pack, strategy)
-    check_schedule(strategy, loop.schedule)
     options = OmegaConf.merge(cfg.trainer, {"deterministic": True} if deterministic else {})
     assert isinstance(options, DictConfig)
     with open_dict(options):
         options.pop("threads", None)  # ours, not Lightning's
+    refuse_foreign(options)
+    with _explained(options):
+        _checked(_target(options), options)
+    check_trainer(cfg.trainer, loop.pack, strategy)
+    check_schedule(strategy, loop.schedule)
     trainer = _trainer(options)
     optimizer = given["optimizer"] if "optimizer" in given else _optimizer(cfg.optimizer)
     with memory_explained(loop, evaluation.batch_size):
@@ -415,7 +418,11 @@ def _idle_schedule(
             scheduler.step()
             rates.append(optimizer.param_groups[0]["lr"])
         idle = len(set(rates)) == 1
-    return [f"warning: schedule=... changes nothing in {epochs} epochs a task"] if idle else []
+    return (
+        [f"warning: the schedule changes nothing, as no task has more than {epochs} epochs"]
+        if idle
+        else []
+    )
 
 
 def _whole_run(cfg: DictConfig) -> bool:
@@ -662,9 +669,7 @@ def _schedule(cfg: DictConfig) -> Plateau | Callable[..., Any] | None:
 
 def _trainer(cfg: DictConfig) -> Callable[..., Any]:
     """The factory, tried once: an accelerator that is not there shows before any work."""
-    refuse_foreign(cfg)
     with _explained(cfg):
-        _checked(_target(cfg), cfg)
 
         def factory(**more: Any) -> Trainer:
             # Anew every time: a plugin or strategy that _target_ names serves one Trainer.

@@ -165,7 +165,7 @@ def check(
         try:
             found[name] = _fit(hint, value)
         except _MisfitError as wrong:
-            hint = "" if default in (inspect.Parameter.empty, value) else _default(default)
+            hint = "" if shown(default) == shown(value) else _default(default)
             raise UsageError(f"{prefix}{name}={shown(value)}: {wrong.remedy}{hint}") from None
     return found
 
@@ -252,7 +252,12 @@ def _ambiguous(text: str) -> bool:
 
 def _default(default: Any) -> str:
     plain = isinstance(default, bool | int | float | str | list | tuple) or default is None
-    return f"; by default {shown(default)}" if plain else ""
+    return f"; by default {_word(default)}" if plain else ""
+
+
+def _word(value: Any) -> str:
+    """As :func:`shown`, for an option's own words, which need no quotes."""
+    return value if isinstance(value, str) and value else shown(value)
 
 
 def _markers(hint: Any) -> list[Any]:
@@ -333,7 +338,7 @@ def _literal(allowed: Sequence[Any], value: Any) -> Any:
             return value
     if isinstance(value, bool) and shown(value) in allowed:
         return shown(value)  # YAML reads the word as a boolean
-    *others, last = map(shown, allowed)
+    *others, last = map(_word, allowed)
     remedy = f"use {', '.join(others)} or {last}" if others else f"use {last}"
     raise _MisfitError(remedy, kind=isinstance(value, str))
 
@@ -377,7 +382,7 @@ def _kind(hint: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(map(_kind, inner))
     if origin is Literal:
-        return " or ".join(map(shown, inner))
+        return " or ".join(map(_word, inner))
     if origin in (list, tuple, collections.abc.Sequence, collections.abc.Iterable):
         return f"a list of {_kinds(inner[0])}"
     if origin in (dict, collections.abc.Mapping):

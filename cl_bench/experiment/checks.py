@@ -250,7 +250,7 @@ def check_trainer(trainer: Mapping[str, Any], pack: int, strategy: Strategy) -> 
     for key, plain in (
         ("accumulate_grad_batches", (1,)),
         ("gradient_clip_val", (None,)),
-        ("limit_train_batches", (None, 1.0)),
+        ("limit_train_batches", (None,)),
         ("max_steps", (-1,)),
         ("max_time", (None,)),
     ):

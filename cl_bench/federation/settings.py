@@ -160,7 +160,7 @@ def check_federation(
     for key, plain in (
         ("gradient_clip_val", (None, 0, 0.0)),
         ("accumulate_grad_batches", (1,)),
-        ("limit_train_batches", (None, 1.0)),
+        ("limit_train_batches", (None,)),
         ("deterministic", (None, False)),
         ("devices", (1, "1", [0])),
         ("num_nodes", (1,)),
