@@ -726,15 +726,15 @@ def test_convolutions_are_matrices_too():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"schedule": "plateau"}, "strategy.schedule='plateau'"),
-        ({"projection": "none"}, "strategy.projection='none'"),
-        ({"parametrisation": "svd"}, "strategy.parametrisation='svd'"),
-        ({"train_rest": "some"}, "strategy.train_rest='some'"),
+        ({"schedule": "plateau"}, "strategy.schedule=plateau"),
+        ({"projection": "none"}, "strategy.projection=none"),
+        ({"parametrisation": "svd"}, "strategy.parametrisation=svd"),
+        ({"train_rest": "some"}, "strategy.train_rest=some"),
         ({"parametrisation": "factored", "projection": "block"}, "strategy.projection=block"),
         ({"preserve_ratio": 1.2}, "strategy.preserve_ratio=1.2"),
         ({"snap": -0.1}, "strategy.snap=-0.1"),
         ({"mrr": 0.9, "trr": 0.5}, "strategy.mrr=0.9, strategy.trr=0.5"),
-        ({"schedule": "budget"}, "strategy.tasks=None"),
+        ({"schedule": "budget"}, "strategy.tasks=null"),
         ({"samples": 0}, "strategy.samples=0"),
     ],
 )

@@ -539,7 +539,7 @@ def test_freeze_of_networks_without_embeddings_is_by_blocks():
     ("options", "words"),
     [
         ({"n_blocks": -1}, "strategy.n_blocks=-1"),
-        ({"tied": "loose"}, "strategy.tied='loose'"),
+        ({"tied": "loose"}, "strategy.tied=loose"),
         ({"early_stop": 1.5}, "strategy.early_stop=1.5"),
         ({"stop_samples": 0}, "strategy.stop_samples=0"),
     ],
@@ -667,7 +667,7 @@ def test_rates_rise_and_fall():
 def test_diverging_pretraining_says_so(cache):
     from dataclasses import replace
 
-    recipe = replace(world(pretrained=True).pretraining, learning_rate=float("inf"))
+    recipe = replace(world(pretrained=True).pretraining, learning_rate=1e30)
     with pytest.raises(UsageError, match=r"stream\.pretrain\.learning_rate"):
         pretrained(recipe=recipe)
 
@@ -758,7 +758,7 @@ def test_importing_cl_bench_does_not_need_transformers():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"architecture": "rnn"}, "model.architecture='rnn'"),
+        ({"architecture": "rnn"}, "model.architecture=rnn"),
         ({"width": 10, "heads": 3}, "heads must divide"),
         ({"depth": 0}, "model.depth=0"),
     ],

@@ -220,7 +220,7 @@ def test_the_package_has_text_of_its_own():
     [
         ({"windows": 0}, "windows=0"),
         ({"length": 4}, "length=4"),
-        ({"objective": "mlm"}, "objective='mlm'"),
+        ({"objective": "mlm"}, "objective=mlm"),
         ({"path": "a.txt", "dataset": "b"}, "give one of them"),
     ],
 )

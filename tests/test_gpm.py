@@ -582,16 +582,16 @@ def test_increment_raises_the_threshold_by_task_up_to_1():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threshold": 0.0}, r"threshold=0\.0.*\(0, 1\].*strategy\.threshold=0\.95"),
+        ({"threshold": 0.0}, r"threshold=0\.0: must lie in \(0, 1\]; by default 0\.95"),
         ({"threshold": 1.5}, r"threshold=1\.5"),
         ({"threshold": float("nan")}, r"threshold=nan"),
-        ({"threshold": [0.9, -1.0]}, r"threshold=-1\.0"),
-        ({"threshold": {"*": 2}}, r"threshold=2"),
+        ({"threshold": [0.9, -1.0]}, r"threshold=\[0\.9, -1\.0\]: every entry: must lie"),
+        ({"threshold": {"*": 2}}, r"threshold=\{\*: 2\}: every entry: must lie"),
         ({"threshold": "0.9"}, r"threshold=.*0"),
-        ({"samples": 0}, r"samples=0.*at least one"),
-        ({"samples": [10, 0.5]}, r"samples=\[10, 0\.5\].*whole numbers"),
-        ({"rank_rule": "best"}, r"rank_rule='best'.*'official' or 'energy'"),
-        ({"project": "weights"}, r"project='weights'.*'auto', 'input', 'gradient' or 'step'"),
+        ({"samples": 0}, r"samples=0: at least 1"),
+        ({"samples": [10, 0.5]}, r"samples=\[10, 0\.5\]: every entry: must be a whole number"),
+        ({"rank_rule": "best"}, r"rank_rule=best: use official or energy"),
+        ({"project": "weights"}, r"project=weights: use auto, input, gradient or step"),
     ],
 )
 def test_bad_options_are_named_with_a_remedy(options, message):
@@ -601,7 +601,7 @@ def test_bad_options_are_named_with_a_remedy(options, message):
 
 @pytest.mark.parametrize("option", ["bias", "norm", "heads"])
 def test_bad_protection_is_named_with_a_remedy(option):
-    with pytest.raises(UsageError, match=rf"protect\.{option}='odd'.*use one of"):
+    with pytest.raises(UsageError, match=rf"protect\.{option}=odd: use "):
         Protect(**{option: "odd"})
 
 

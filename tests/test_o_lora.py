@@ -578,7 +578,7 @@ def test_targets_are_ends_of_names_or_all_but_heads():
         ({"lambda1": -1}, "strategy.lambda1=-1"),
         ({"lambda2": {"*": -1}}, "strategy.lambda2="),
         ({"lambda1": {"a": 1}}, r"add a last pattern '\*'"),
-        ({"targets": "q"}, r"a list such as \[q,v\]"),
+        ({"targets": "q"}, "must be a list of text, null or all"),
     ],
 )
 def test_options_are_checked(options, words):

@@ -314,7 +314,7 @@ def test_five_datasets_say_what_is_missing(five, tmp_path):
     (tmp_path / "five/notmnist").mkdir()
     with pytest.raises(UsageError, match=r"found an empty folder in notmnist\."):
         FiveDatasets(["cifar10", "notmnist"], data_dir=str(tmp_path / "five"))
-    with pytest.raises(UsageError, match=r"stream.datasets=\['mnist', 'mnist'\]: name each task"):
+    with pytest.raises(UsageError, match=r"stream.datasets=\[mnist, mnist\]: name each task"):
         FiveDatasets(["mnist", "mnist"], data_dir=str(folder))
     write_parquet(tmp_path / "odd/svhn", {"train": [0, 1], "test": [0, 1]}, (32, 30, 3))
     with pytest.raises(UsageError, match=r"svhn has 10 classes .* this data has 2 of 32x30"):

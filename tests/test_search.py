@@ -58,7 +58,7 @@ def test_a_strategy_that_looks_at_test_data_fails(cli, tmp_path, monkeypatch):
     ("overrides", "message"),
     [
         (["stream.validation_fraction=0"], "has no validation data to search on"),
-        (["search.tasks=0"], "search.tasks=0: at least 1 task"),
+        (["search.tasks=0"], "search.tasks=0: at least 1"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused(cli, overrides, message):

@@ -25,7 +25,7 @@ from tasks.permuted_digits import PermutedDigits
 QUICK = ("stream.num_tasks=2", "trainer.max_epochs=1", "logger.mode=disabled", "widths=[8]")
 
 
-class Reached(Exception):
+class ReachedError(Exception):
     """Everything was accepted: training would begin."""
 
 
@@ -40,7 +40,7 @@ def begin(monkeypatch, tmp_path):
     """Goes as far as a run directory; gives what would be said where the run begins."""
 
     def stop(*_, notes, **__):
-        raise Reached(notes)
+        raise ReachedError(notes)
 
     monkeypatch.setattr(build, "conduct", stop)
     monkeypatch.chdir(tmp_path)
@@ -53,7 +53,7 @@ def begin(monkeypatch, tmp_path):
         words = [f"{key}={value}" for key, value in values.items()] if typed == () else typed
         try:
             build.run_config(cfg, "", {"strategy": name}, words=words)
-        except Reached as reached:
+        except ReachedError as reached:
             return reached.args[0]
         finally:
             assert list(tmp_path.iterdir()) == [], "nothing is written before all is checked"
@@ -248,9 +248,8 @@ def test_a_schedule_that_changes_nothing_is_warned_about(begin, schedule):
     said = begin("gpm", "permuted_digits", (f"schedule={schedule}",))
     assert any("the schedule changes nothing" in note for note in said)
     longer = {"trainer.max_epochs": 80, "schedule.T_max": 80} if schedule == "cosine" else {}
-    said = begin(
-        "gpm", "permuted_digits", (f"schedule={schedule}",), **{"trainer.max_epochs": 80, **longer}
-    )
+    longer |= {"trainer.max_epochs": 80}
+    said = begin("gpm", "permuted_digits", (f"schedule={schedule}",), **longer)
     assert not any("the schedule changes nothing" in note for note in said)
 
 
@@ -275,6 +274,7 @@ def test_widths_that_nothing_takes_are_refused(begin):
         ("schedule=null", "choose one of constant, "),
         ("logger=5", "choose one of wandb"),
         ("seed=range(0)", "holds no value"),
+        ("stream.attributes={}", "merges nothing"),
     ],
 )
 def test_a_group_without_a_choice_and_a_sweep_without_a_value(word, message):

@@ -349,11 +349,11 @@ def test_ewc_state_round_trip():
     ("options", "message"),
     [
         ({"strength": -1.0}, r"strength=-1\.0.*negative"),
-        ({"samples": 0}, r"samples=0.*at least one"),
-        ({"fisher_batch": 0}, r"fisher_batch=0.*at least one"),
-        ({"fisher": "exact"}, r"fisher='exact'.*true, empirical, batched"),
-        ({"information": "max"}, r"information='max'.*sum, mean"),
-        ({"anchor": "first"}, r"anchor='first'.*sum, latest"),
+        ({"samples": 0}, r"samples=0: at least 1"),
+        ({"fisher_batch": 0}, r"fisher_batch=0: at least 1"),
+        ({"fisher": "exact"}, r"fisher=exact: use true, empirical or batched"),
+        ({"information": "max"}, r"information=max: use sum or mean"),
+        ({"anchor": "first"}, r"anchor=first: use sum or latest"),
         ({"information": "mean", "decay": 0.9}, r"decay=0\.9.*does not fade"),
         ({"decay": 1.5}, r"decay=1\.5.*\[0, 1\]"),
     ],
@@ -509,7 +509,7 @@ def test_er_state_is_a_snapshot():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"memory": 0}, r"memory=0.*at least one"), ({"replay": 0}, r"replay=0.*at least one")],
+    [({"memory": 0}, r"memory=0: at least 1"), ({"replay": 0}, r"replay=0: at least 1, or null")],
 )
 def test_er_options(options, message):
     with pytest.raises(UsageError, match=message):
@@ -608,7 +608,7 @@ def test_joint_learns_the_union_of_what_was_seen():
     assert [Joint(when="last").train_data(stream, t) is None for t in range(3)] == [
         *(True, True, False)
     ]
-    with pytest.raises(UsageError, match=r"when='often'.*'every' or 'last'"):
+    with pytest.raises(UsageError, match=r"when=often: use every or last"):
         Joint(when="often")
 
 

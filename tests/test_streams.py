@@ -339,10 +339,10 @@ def test_classes_may_be_left_out_only_when_asked():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PermutedDigits(num_tasks=0), "stream.num_tasks=0: choose from 1 to 100"),
+        (lambda: PermutedDigits(num_tasks=0), "stream.num_tasks=0: must lie in .1, 100"),
         (lambda: RotatedDigits(num_tasks=0), "stream.num_tasks=0"),
         (lambda: RotatedDigits(max_angle=0), "stream.max_angle=0"),
-        (lambda: RotatedDigits(angle_order="up"), "stream.angle_order=up: choose one of fixed"),
+        (lambda: RotatedDigits(angle_order="up"), "stream.angle_order=up: use fixed or random"),
         (lambda: SplitDigits(3, None), "stream.num_tasks=3: .*10 classes; choose a divisor"),
         (lambda: SplitDigits(num_tasks=0), "stream.num_tasks=0"),
         (lambda: SplitDigits(None, 4), "stream.classes_per_task=4: .*choose a divisor"),
@@ -350,7 +350,7 @@ def test_classes_may_be_left_out_only_when_asked():
         (lambda: SplitDigits(6, 2), "stream.num_tasks=6: .*too few for 2 a task"),
         (lambda: SplitDigits(2, 11), "stream.classes_per_task=11: .*from 1 to 10"),
         (lambda: SplitDigits(10, None), "stream.scenario=task: one class a task"),
-        (lambda: SplitDigits(scenario="head"), "stream.scenario=head: choose one of task"),
+        (lambda: SplitDigits(scenario="head"), "stream.scenario=head: use domain, task or class"),
         (lambda: SplitDigits(class_order="x"), "stream.class_order=x"),
         (lambda: PermutedDigits(validation_fraction=1.0), r"stream.validation_fraction=1.0"),
         (lambda: PermutedDigits(validation_split="last"), "stream.validation_split=last"),

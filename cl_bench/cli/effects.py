@@ -79,4 +79,5 @@ def check_beside(
 
 def _keys(words: Sequence[str]) -> list[str]:
     """The keys of overrides that give a value."""
-    return [word.lstrip("+").partition("=")[0] for word in words if not word.startswith("~")]
+    keys = [word.lstrip("+").partition("=")[0] for word in words if not word.startswith("~")]
+    return list(dict.fromkeys(keys))

@@ -99,6 +99,10 @@ def refuse_empty(words: Sequence[str], groups: Path) -> None:
         key, sweeps = override.key_or_group, override.is_sweep_override()
         if sweeps and not any(True for _ in override.sweep_iterator()):
             raise UsageError(f"{override.input_line}: holds no value; name at least one")
+        if not sweeps and override.value() == {} and not override.is_delete():
+            raise UsageError(
+                f"{override.input_line}: merges nothing into what is there; leave it out"
+            )
         choices = (str, list, dict)
         group = "." not in key and (groups / key).is_dir() and not override.is_delete()
         if group and not sweeps and not isinstance(override.value(), choices):

@@ -358,14 +358,11 @@ def _one_of(members: Sequence[Any], value: Any) -> Any:
             failed.append(wrong)
     plain = [m for m in members if not _opaque(m)]
     alone = len([m for m in plain if m is not types.NoneType]) == 1
-    near = [wrong for wrong in failed if wrong.kind and (alone or not words)]
-    kinds = list(dict.fromkeys(map(_kind, plain)))
-    *others, last = kinds
-    raise (
-        near[0]
-        if near
-        else _MisfitError(f"must be {', '.join(others)} or {last}".replace(" be  or", " be"))
-    )
+    near = [wrong.remedy for wrong in failed if wrong.kind and (alone or not words)]
+    if near:
+        raise _MisfitError(near[0] + ", or null" * (types.NoneType in members), kind=True)
+    *others, last = dict.fromkeys(map(_kind, plain))
+    raise _MisfitError(f"must be {', '.join(others)} or {last}" if others else f"must be {last}")
 
 
 def _opaque(hint: Any) -> bool:
