@@ -110,7 +110,7 @@ def test_ends_of_a_range_are_open_or_closed_as_they_say(low, high, value):
         ({"some": [0.5, 2]}, "toy.some=[0.5, 2]: every entry: must lie in (0, 1]; by default 0.5"),
         ({"word": "seldom"}, "toy.word=seldom: use true, false or often; by default true"),
         ({"mixed": "no"}, "must be true or false, null or warn"),
-        ({"limit": 0}, "toy.limit=0: at least 1; by default null"),
+        ({"limit": 0}, "toy.limit=0: at least 1, or null"),
         ({"pair": [1, 1.0]}, "every entry: must lie in [0, 1)"),
         ({"pair": [1]}, "must be a list of 2: a whole number, a number"),
         ({"widths": []}, "toy.widths=[]: name at least 1; by default [3]"),

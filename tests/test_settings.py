@@ -157,6 +157,7 @@ WRONG = [
     ("gpm", "trainer.val_check_interval", 1, "has no effect here"),
     ("gpm", "trainer.profiler", "simple", "silent"),
     ("gpm", "eval", None, "eval is missing: a run needs it"),
+    ("gpm", "probe", None, "probe is missing: a run needs it"),
     ("gpm", "schedule", None, "schedule is missing: a run needs it"),
     ("gpm", "unknown", 1, "there is no such setting, and no other refers to it"),
     ("gpm", "batchsize", 1, "Did you mean batch_size?"),

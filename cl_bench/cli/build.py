@@ -381,7 +381,7 @@ def build_model(cfg: DictConfig, stream: Stream) -> nn.Module:
 
 def _require_nodes(cfg: DictConfig, given: Mapping[str, Any]) -> None:
     """Raise :class:`UsageError` if a part of the configuration is missing or empty."""
-    for name in NODES:
+    for name in (*NODES, *({"probe", "search"} & set(cfg))):  # older runs have none of these
         node = cfg.get(name)
         made = name in MADE and name not in given
         if not isinstance(node, DictConfig) or (made and "_target_" not in node):

@@ -165,7 +165,8 @@ def check(
         try:
             found[name] = _fit(hint, value)
         except _MisfitError as wrong:
-            hint = "" if shown(default) == shown(value) else _default(default)
+            told = shown(default) == shown(value) or (default is None and "null" in wrong.remedy)
+            hint = "" if told else _default(default)
             raise UsageError(f"{prefix}{name}={shown(value)}: {wrong.remedy}{hint}") from None
     return found
 

@@ -71,8 +71,7 @@ def inference_overhead(learner: BaseLearner, strategy: Strategy, stream: Stream)
     if not overrides(strategy, "inference"):
         return 1.0
     task = stream[len(stream) - 1]
-    device = next(learner.network.parameters()).device
-    batch = {k: v.to(device) for k, v in task.sample(SAMPLES, learner.seed).items()}
+    batch = learner._to_device(task.sample(SAMPLES, learner.seed))
     known = task if stream.task_id_at_test else None
     training = learner.training
     learner.eval()

@@ -319,8 +319,10 @@ class NetworkServices:
 
     def _to_device(self, batch: Batch) -> Batch:
         weight = next(self.network.parameters())
+        # trainer.precision=64-true: what the Trainer does to its own batches.
+        dtype = None if weight.dtype == torch.float32 else weight.dtype
         return {
-            name: value.to(weight.device, weight.dtype if value.is_floating_point() else None)
+            name: value.to(weight.device, dtype if value.is_floating_point() else None)
             for name, value in batch.items()
         }
 
