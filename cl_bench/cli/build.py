@@ -195,7 +195,7 @@ def _run_config(
     refuse_foreign(options)
     with _explained(options):
         _checked(_target(options), options)
-    check_trainer(cfg.trainer, loop.pack, strategy)
+    check_trainer(cfg.trainer, 1 if "federation" in cfg else loop.pack, strategy)
     check_schedule(strategy, loop.schedule)
     trainer = _trainer(options)
     optimizer = given["optimizer"] if "optimizer" in given else _optimizer(cfg.optimizer)

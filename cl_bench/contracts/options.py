@@ -339,7 +339,7 @@ def _literal(allowed: Sequence[Any], value: Any) -> Any:
             return value
     if isinstance(value, bool) and shown(value) in allowed:
         return shown(value)  # YAML reads the word as a boolean
-    *others, last = map(_word, allowed)
+    *others, last = dict.fromkeys(map(_word, allowed))
     remedy = f"use {', '.join(others)} or {last}" if others else f"use {last}"
     raise _MisfitError(remedy, kind=isinstance(value, str))
 
