@@ -17,7 +17,7 @@ from typing import IO, Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from cl_bench.contracts import State
+from cl_bench.contracts import State, UsageError
 from cl_bench.contracts.options import Count, OnlyWith, checked
 from cl_bench.experiment.weights import TaskWeights
 from cl_bench.tracking.aside import Aside
