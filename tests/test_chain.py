@@ -232,7 +232,7 @@ def test_a_copy_made_between_two_steps_passes_its_own_layers():
     with learner._by_hand() as chain:
         assert chain is not None
         copied = copy.deepcopy(learner)
-    copied.objective(batch).backward()
+    copied.objective(batch)[0].backward()
     assert copied.backbone.fc1.weight.grad.abs().max() > 0
 
 
@@ -240,7 +240,7 @@ def test_a_step_that_fails_leaves_no_chain_behind():
     learner, batch = begun()
     with pytest.raises(RuntimeError, match="stop"), learner._by_hand():
         raise RuntimeError("stop")
-    learner.objective(batch).backward()
+    learner.objective(batch)[0].backward()
     assert learner.backbone.fc1.weight.grad.abs().max() > 0
 
 

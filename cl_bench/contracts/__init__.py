@@ -3,6 +3,7 @@
 from cl_bench.contracts.errors import UsageError
 from cl_bench.contracts.language import IGNORE, Codec, LanguageStream, PromptStream
 from cl_bench.contracts.learner import Learner, Protect
+from cl_bench.contracts.loss import Loss
 from cl_bench.contracts.randomness import derive_seed, generator
 from cl_bench.contracts.strategy import (
     EpochDecision,
@@ -31,6 +32,7 @@ __all__ = [
     "EpochDecision",
     "LanguageStream",
     "Learner",
+    "Loss",
     "Needs",
     "Origin",
     "Pretraining",

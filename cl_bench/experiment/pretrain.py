@@ -18,14 +18,15 @@ import lightning
 from filelock import FileLock
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import IterableDataset
 
-from cl_bench.contracts import Batch, Pretraining, UsageError, derive_seed
+from cl_bench.contracts import Batch, Loss, Pretraining, UsageError, derive_seed
 from cl_bench.experiment.engine import TrainerFactory, as_interrupt, quiet_lightning, seed_training
 from cl_bench.experiment.interrupts import without_signals
 from cl_bench.learners import BaseLearner
+from cl_bench.learners.window import Window
 from cl_bench.tracking import ProgressDisplay
 from tasks.images.cache import cache_directory, cached, digest
 
@@ -169,9 +170,18 @@ class _Reader(lightning.LightningModule):
         super().__init__()
         self.learner = learner
         self.recipe = recipe
+        self.window = Window()
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self.learner.loss(self.learner(batch), batch)
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        loss, terms = self.learner.loss(self.learner(batch), batch), self.learner.terms(batch)
+        weighed = loss
+        if self.trainer.accumulate_grad_batches > 1:
+            weighed = self.window.weigh(loss, terms)
+        return {"loss": weighed, "total": Loss(loss.detach().double() * terms, terms)}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if self.trainer.accumulate_grad_batches > 1:
+            self.window.settle(optimizer, self.trainer.accumulate_grad_batches)
 
     def configure_optimizers(self) -> Any:
         recipe = self.recipe
@@ -192,7 +202,7 @@ class _Hooks(Callback):
     """Tells the display, and now and then looks at the loss.
 
     Attributes:
-        loss: mean over the steps since the last look but one.
+        loss: mean over samples or labelled tokens, since the last look but one.
     """
 
     EVERY = 100
@@ -204,7 +214,7 @@ class _Hooks(Callback):
         self.progress = progress
         self.after_step = after_step
         self.loss = float("nan")
-        self._sum: Tensor | float = 0.0
+        self._seen: Loss | None = None
         self._count = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -220,12 +230,12 @@ class _Hooks(Callback):
     ) -> None:
         self.after_step()
         self.progress.advance()
-        self._sum = self._sum + outputs["loss"].detach()
+        self._seen = outputs["total"] if self._seen is None else self._seen + outputs["total"]
         self._count += 1
         if self._count < self.EVERY and trainer.global_step < self.steps:
             return
-        self.loss = float(self._sum) / self._count
-        self._sum, self._count = 0.0, 0
+        self.loss = float(self._seen.mean)
+        self._seen, self._count = None, 0
         if self.loss != self.loss or abs(self.loss) == float("inf"):
             raise UsageError(
                 f"the loss became {self.loss} in pre-training by step {trainer.global_step}; lower "

@@ -77,7 +77,7 @@ def client_fit(
 
     Returns:
         ``update/<name>`` = n (w_k - w^r), of what was trained and of float buffers; ``weight`` = n;
-        ``loss`` and ``steps``, summed over steps.
+        ``loss`` and ``terms``, its sum over samples and their number, every epoch's.
 
     Raises:
         DivergedError: a loss is not finite.
@@ -93,14 +93,14 @@ def client_fit(
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     step, whole, device = short_step(optimizer), None, trained[0].device
     seed_device(turn.derive("fit"), device)
-    losses = []
+    losses, terms = [], []
     for epoch in range(local_epochs):
         rng = generator(turn.seed, "order", turn.task, turn.round, turn.client, epoch)
         order = torch.randperm(len(task.train), generator=rng)
         for batch in task.train.epoch(order, learner.batch_size):
             if device.type != "cpu":
                 batch = {name: value.to(device) for name, value in batch.items()}
-            loss = learner.objective(batch)
+            loss, count = learner.objective(batch)
             for parameter in trained:
                 parameter.grad = None
             whole = torch.ones_like(loss) if whole is None else whole
@@ -108,6 +108,7 @@ def client_fit(
             strategy.constrain(learner)
             step()
             losses.append(loss.detach())
+            terms.append(float(count))
     strategy.release(learner)
     seen = torch.stack(losses)
     if not bool(seen.isfinite().all()):
@@ -125,8 +126,9 @@ def client_fit(
         torch._foreach_mul_(updates, n)
     sums = {f"update/{name}": update for name, update in zip(held, updates, strict=True)}
     sums["weight"] = torch.tensor(n, dtype=torch.float64)
-    sums["loss"] = seen.double().sum()
-    sums["steps"] = torch.tensor(float(len(losses)), dtype=torch.float64)
+    counts = torch.tensor(terms, dtype=torch.float64)
+    sums["loss"] = (seen.double() * counts.to(seen.device)).sum()
+    sums["terms"] = counts.sum()
     return Upload(sums, len(losses), time.perf_counter() - begun)
 
 

@@ -131,7 +131,7 @@ class FederatedEngine(LightningEngine):
             if summed is not None:
                 load_weights(learner, weights)
                 weights = server_step(learner, strategy, weights, summed, server)
-                loss = float(summed.sums["loss"]) / float(summed.sums["steps"])
+                loss = float(summed.sums["loss"]) / float(summed.sums["terms"])
                 steps += summed.steps
                 traffic.client_seconds += summed.seconds
             load_weights(learner, weights)

@@ -4,6 +4,7 @@ Read :meth:`BaseLearner.training_step` and :meth:`BaseLearner.configure_optimize
 in ``docs/architecture.md``: they are its inner part.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -17,7 +18,8 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
-from cl_bench.contracts import Batch, Protect, State, Strategy, Stream, Task, UsageError
+from cl_bench.contracts import Batch, Loss, Protect, State, Strategy, Stream, Task, UsageError
+from cl_bench.contracts.loss import Count, some
 from cl_bench.contracts.strategy import overrides, penalises_weights
 from cl_bench.learners import sharding
 from cl_bench.learners.batch_norm import part_of_a_batch
@@ -25,6 +27,7 @@ from cl_bench.learners.chain import Chain
 from cl_bench.learners.ranks import average_, gathered, is_idle, share, world
 from cl_bench.learners.services import NetworkServices
 from cl_bench.learners.stepping import short_backward, short_step
+from cl_bench.learners.window import Window
 from cl_bench.learners.work import Work
 from cl_bench.subspace import Accumulator, LinearMap, Moments
 
@@ -45,12 +48,21 @@ class _Step:
 
     batch: Batch
     out: Tensor
-    validation: MeanMetric
+    terms: Count
+    validation: Loss
     chain: Chain | None = None
 
 
 def _samples(batch: Batch) -> int:
     return len(next(iter(batch.values())))
+
+
+def _counts(terms: Sequence[Count]) -> Tensor:
+    """int64 (n,)."""
+    where = next((count.device for count in terms if isinstance(count, Tensor)), None)
+    if where is None:
+        return torch.tensor(terms, dtype=torch.int64)
+    return torch.stack([torch.as_tensor(count, device=where) for count in terms])
 
 
 class BaseLearner(NetworkServices, lightning.LightningModule):
@@ -93,8 +105,10 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         self.held_norms: set[nn.Module] = set()
         self._held: set[Tensor] = set()
         self._losses: list[Tensor] = []
+        self._terms: list[Count] = []
         self._loss_sum, self._loss_count = 0.0, 0
         self._step = _Step()
+        self._window = Window()
 
     # -- what a kind of learner defines ---------------------------------------------------------
 
@@ -106,9 +120,21 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
     def loss(self, out: Tensor, batch: Batch) -> Tensor:
         """Mean loss over the batch."""
 
-    def loss_terms(self, batch: Batch) -> int:
-        """How many terms the mean of :meth:`loss` has: samples, or labelled tokens."""
+    def terms(self, batch: Batch) -> Count:
+        """How many terms the mean of :meth:`loss` has: samples, or labelled tokens.
+
+        Where that is counted on a device, a tensor (): training waits for no answer.
+        """
         return _samples(batch)
+
+    def loss_terms(self, batch: Batch) -> int:
+        """The same as a number."""
+        return int(self.terms(batch))
+
+    def total_loss(self, out: Tensor, batch: Batch) -> Loss:
+        """The loss as what may be added up over batches."""
+        terms = self.loss_terms(batch)
+        return Loss(self.loss(out, batch).double() * terms, terms)
 
     @abstractmethod
     def score(self, out: Tensor, batch: Batch) -> Tensor:
@@ -205,7 +231,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         if self.automatic_optimization:
             loss = self._learn(batch)
             self._watch(loss)
-            return loss
+            return loss if self._accumulated == 1 else self._window.weigh(loss, self._step.terms)
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
         trained = [p for group in optimizer.param_groups for p in group["params"]]
@@ -238,9 +264,18 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         finally:
             self._step.chain = None
 
-    def objective(self, batch: Batch) -> Tensor:
-        """What a batch's gradient is taken of, for engines that step by themselves."""
-        return self._learn(batch)
+    @property
+    def _accumulated(self) -> int:
+        """Batches of one optimizer step."""
+        return 1 if self._trainer is None else self._trainer.accumulate_grad_batches
+
+    def objective(self, batch: Batch) -> tuple[Tensor, Count]:
+        """What a batch's gradient is taken of, a mean, and over how many terms it goes.
+
+        For engines that step by themselves.
+        """
+        loss = self._learn(batch)
+        return loss, self._step.terms
 
     def _learn(self, batch: Batch) -> Tensor:
         whole = self.strategy.on_batch(self, batch)
@@ -249,16 +284,16 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         if batch is whole:
             chain = self._step.chain
             out = self(batch) if chain is None else chain(batch)
-            loss = self.loss(out, batch)
+            loss, terms = self.loss(out, batch), self.terms(batch)
         else:
             idle = is_idle(whole)
             with part_of_a_batch(_samples(whole) / _samples(batch), counts=not idle):
                 out = self(batch)
             # The mean over processes of what each makes of its part is the mean over the batch.
-            part = 0 if idle else self.loss_terms(batch)
-            loss = self.loss(out, batch) * (world() * part / self.loss_terms(whole))
+            part, terms = 0 if idle else self.loss_terms(batch), self.loss_terms(whole)
+            loss = self.loss(out, batch) * (world() * part / some(terms))
         penalty = self.strategy.penalty(self, batch, out)
-        self._step.batch, self._step.out = batch, out.detach()
+        self._step.batch, self._step.out, self._step.terms = batch, out.detach(), terms
         return loss if penalty is None else loss + penalty
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -268,6 +303,8 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
             for parameter in (p for group in optimizer.param_groups for p in group["params"]):
                 if id(parameter) not in own and parameter.grad is not None:
                     average_(parameter.grad)
+        if self._accumulated > 1:
+            self._window.settle(optimizer, self._accumulated)
         self.strategy.constrain(self)
 
     def configure_optimizers(self) -> Any:
@@ -298,6 +335,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
 
     def _watch(self, loss: Tensor) -> None:
         self._losses.append(loss.detach())
+        self._terms.append(self._step.terms)
         if len(self._losses) == LOSS_WINDOW:
             self.flush_losses()
 
@@ -313,19 +351,17 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         finite = losses.isfinite()
         if not bool(finite.all()):
             step = self.learned_steps + int(finite.logical_not().nonzero()[0])
-            name = self.task.name if self.task else "?"
-            raise DivergedError(
-                f"the loss became {losses[~finite][0].item()} in task {name!r} at step {step}; "
-                "lower the learning rate (optimizer.lr=...) or clip gradients "
-                "(pack=1 trainer.gradient_clip_val=1.0); results so far are kept"
-            )
+            value = losses[~finite][0].item()
+            raise self._diverged(f"the loss became {value}", f" at step {step}")
+        terms = _counts(self._terms).to(losses)
         self.learned_steps += len(self._losses)
-        self._loss_sum += float(losses.sum())
-        self._loss_count += len(self._losses)
+        self._loss_sum += float((losses * terms).sum())
+        self._loss_count += int(terms.sum())
         self._losses.clear()
+        self._terms.clear()
 
     def epoch_loss(self) -> float:
-        """Mean training loss since the last call."""
+        """Mean training loss since the last call, over samples or labelled tokens."""
         self.flush_losses()
         mean = self._loss_sum / max(1, self._loss_count)
         self._loss_sum, self._loss_count = 0.0, 0
@@ -340,6 +376,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
             "learned_steps": self.learned_steps,
             "work": self.work.counts(),
             "losses": torch.stack(self._losses) if self._losses else None,
+            "terms": _counts(self._terms),
             "loss_sum": self._loss_sum,
             "loss_count": self._loss_count,
         }
@@ -349,7 +386,9 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         self.seen_heads, self.learned_steps = state["seen_heads"], state["learned_steps"]
         self.work = Work(**state["work"])
         self._losses = [] if state["losses"] is None else list(state["losses"].unbind())
-        self._loss_sum, self._loss_count = state["loss_sum"], state["loss_count"]
+        alike = 1 if "terms" in state else self.batch_size  # older checkpoints count batches
+        self._terms = state["terms"].tolist() if "terms" in state else [alike] * len(self._losses)
+        self._loss_sum, self._loss_count = state["loss_sum"] * alike, state["loss_count"] * alike
 
     def train(self, mode: bool = True) -> "BaseLearner":
         """As usual, except that held normalisation layers keep their statistics."""
@@ -362,17 +401,29 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """A loss of its own for every pass over the validation data."""
-        self._step.validation = MeanMetric(nan_strategy="disable")
-        self._step.validation.set_dtype(torch.float64).to(self.device)
+        self._step.validation = Loss(torch.zeros((), dtype=torch.float64, device=self.device), 0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch's loss, without the strategy's penalty."""
-        out = self(batch)
-        self._step.validation.update(self.loss(out, batch), weight=len(out))
+        self._step.validation += self.total_loss(self(batch), batch)
 
     def validation_loss(self) -> float:
-        """Mean loss over the validation data, in the latest pass."""
-        return float(self._step.validation.compute())
+        """Mean loss over the validation data, in the latest pass.
+
+        Raises:
+            DivergedError: it is not finite.
+        """
+        mean = float(average_(self._step.validation.mean))
+        if not math.isfinite(mean):
+            raise self._diverged(f"the validation loss became {mean}")
+        return mean
+
+    def _diverged(self, what: str, where: str = "") -> DivergedError:
+        name = self.task.name if self.task else "?"
+        return DivergedError(
+            f"{what} in task {name!r}{where}; lower the learning rate (optimizer.lr=...) or clip "
+            "gradients (pack=1 trainer.gradient_clip_val=1.0); results so far are kept"
+        )
 
     # -- evaluation -------------------------------------------------------------------------------
 

@@ -116,10 +116,10 @@ class Causal(LanguageLearner):
         """Logits before the last token, and the tokens after the first."""
         return out[:, :-1], self.joined(batch)["labels"][:, 1:]
 
-    def loss_terms(self, batch: Batch) -> int:
+    def terms(self, batch: Batch) -> Tensor:
         """Labelled tokens; a text's first one is never predicted."""
         labels = batch["labels"] if self.prompts is not None else batch["labels"][:, 1:]
-        return int((labels != IGNORE).sum())
+        return (labels != IGNORE).sum()
 
     def _generated(self, batch: Batch, options: Mapping[str, Any]) -> Tensor:
         tokens, mask = batch["input_ids"], batch["attention_mask"]

@@ -191,11 +191,13 @@ class LanguageLearner(BaseLearner):
     def loss(self, out: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy, averaged over the labelled tokens of the batch."""
         logits, labels = self.targets(out, batch)
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+        flat = logits.flatten(0, 1), labels.flatten()
+        total = F.cross_entropy(*flat, ignore_index=IGNORE, reduction="sum")
+        return total / (labels != IGNORE).sum().clamp_min(1)  # without labels, 0 and not NaN
 
-    def loss_terms(self, batch: Batch) -> int:
+    def terms(self, batch: Batch) -> Tensor:
         """Labelled tokens."""
-        return int((batch["labels"] != IGNORE).sum())
+        return (batch["labels"] != IGNORE).sum()
 
     def label_logits(self, out: Tensor, batch: Batch) -> Tensor:
         """Mean logit of every sample's own labels (n,)."""

@@ -141,7 +141,7 @@ def profile(task: Noise, way: str, steps: int) -> dict[str, float]:
 
     for i in range(steps):
         batch = task.data[torch.arange(i * BATCH, (i + 1) * BATCH)]
-        loss = timed("forward", functools.partial(net.objective, batch))
+        loss, _ = timed("forward", functools.partial(net.objective, batch))
         optimizer.zero_grad()
         timed("backward", loss.backward)
         timed("projection", project)
