@@ -45,6 +45,7 @@ from cl_bench.experiment import (
     Together,
     UnprotectedSettings,
     UpdateSettings,
+    check_batches,
     check_pair,
     check_schedule,
     check_sharded,
@@ -64,7 +65,7 @@ from cl_bench.experiment import (
 from cl_bench.experiment.determinism import deterministically, statement
 from cl_bench.experiment.faults import memory_explained
 from cl_bench.experiment.reopen import Resume
-from cl_bench.federation import FederatedEngine, Federation, check_federation
+from cl_bench.federation import FederatedEngine, Federation, check_federation, check_shares
 from cl_bench.learners import BaseLearner
 from cl_bench.learners.guards import refuse_half_precision
 from cl_bench.learners.ranks import world
@@ -227,6 +228,19 @@ def _run_config(
     watched = {"alignment": alignment, "probe": probe, "evaluation": evaluation, "loop": loop}
     check_watch(stream, learner, **watched)
     strategy.check(learner)
+    check_batches(
+        stream,
+        learner,
+        loop.batch_size,
+        {
+            "eval.batch_size": evaluation.batch_size,
+            "eval.max_samples": evaluation.max_samples,
+            "eval.dense_samples": evaluation.dense_samples if evaluation.dense else None,
+        },
+        isinstance(loop.schedule, Plateau),
+    )
+    if federation is not None and learner.need_company:
+        check_shares(federation, stream, seed)
     if federation is not None and federation.engine == "flower" and "site" not in given:
         return _in_flower(cfg, command, choices, resume, given, federation, learner, strategy)
     count = processes(cfg.trainer)

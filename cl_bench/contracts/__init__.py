@@ -23,6 +23,7 @@ from cl_bench.contracts.stream import (
     Stream,
     Task,
 )
+from cl_bench.contracts.task import batch_sizes, split_batch
 
 __all__ = [
     "IGNORE",
@@ -47,6 +48,8 @@ __all__ = [
     "Stream",
     "Task",
     "UsageError",
+    "batch_sizes",
     "derive_seed",
     "generator",
+    "split_batch",
 ]

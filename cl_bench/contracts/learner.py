@@ -58,6 +58,10 @@ class Learner(Protocol):
     batch_size: int
     """Samples of one optimizer step."""
 
+    @property
+    def least_batch(self) -> int:
+        """2 where a batch of one sample means something else than the sample in a larger one."""
+
     seed: int
 
     @property

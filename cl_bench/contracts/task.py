@@ -1,7 +1,7 @@
 """Tasks: what a learner is given to learn at a time, and the form of its data."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
@@ -19,6 +19,25 @@ the stream's label space and, where the task id is known at test time, ``task`` 
 task's index; a few samples of every task are checked before a run starts. What
 language streams use stands in :mod:`cl_bench.contracts.language`.
 """
+
+
+def batch_sizes(count: int, size: int, least: int = 1) -> list[int]:
+    """Samples of every batch that ``count`` samples make, in order.
+
+    Each has ``size``, the last one what is left; if that is fewer than ``least``, it joins the
+    batch before it, where there is one.
+    """
+    sizes = [size] * (count // size) + [count % size] * (count % size > 0)
+    if len(sizes) > 1 and sizes[-1] < least and size >= least:
+        sizes[-2:] = [sizes[-2] + sizes[-1]]
+    return sizes
+
+
+def split_batch(batch: Batch, size: int, least: int = 1) -> Iterator[Batch]:
+    """A batch in batches of :func:`batch_sizes`."""
+    sizes = batch_sizes(len(next(iter(batch.values()))), size, least)
+    for values in zip(*(torch.split(v, sizes) for v in batch.values()), strict=True):
+        yield dict(zip(batch, values, strict=True))
 
 
 @runtime_checkable

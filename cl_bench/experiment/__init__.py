@@ -2,6 +2,7 @@
 
 from cl_bench.experiment.checkpoint import Checkpoints, CheckpointSettings
 from cl_bench.experiment.checks import (
+    check_batches,
     check_pair,
     check_schedule,
     check_sharded,
@@ -56,6 +57,7 @@ __all__ = [
     "TrainLoader",
     "UnprotectedSettings",
     "UpdateSettings",
+    "check_batches",
     "check_pair",
     "check_schedule",
     "check_sharded",

@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from cl_bench.contracts import Strategy, Stream, Task, UsageError
 from cl_bench.contracts.strategy import members
 from cl_bench.experiment.loader import require_labels, require_samples, require_validation
 from cl_bench.experiment.plateau import Plateau
 from cl_bench.experiment.probes.settings import ProbeSettings
+from cl_bench.learners import BaseLearner
+from cl_bench.learners.batch_norm import by_batch
 
 GLANCE = 100
 """Training samples of every task that are looked at before any task is learned."""
@@ -147,6 +148,47 @@ def check_pair(name: str, strategy: Strategy, stream: Stream, federated: bool = 
         )
 
 
+def check_batches(
+    stream: Stream,
+    learner: BaseLearner,
+    batch_size: int,
+    scored: Mapping[str, int | None],
+    validated: bool,
+) -> None:
+    """Raise :class:`UsageError` if a layer that needs company would meet a batch of one sample.
+
+    Args:
+        stream: the tasks.
+        learner: whose layers they are.
+        batch_size: samples of a training batch.
+        scored: by key, what limits the samples of a batch that is scored; None does not.
+        validated: whether the validation loss is measured.
+    """
+    if not learner.need_company:
+        return
+    name = learner.need_company[0]
+    why = (
+        f"layer {name!r} normalises by the batch, and one value a channel has no spread: use at "
+        "least two samples, or another norm (model.norm=...)"
+    )
+    if batch_size < 2:
+        raise UsageError(f"batch_size={batch_size}: {why}")
+    for task in stream:
+        if len(next(iter(task.sample(2, 0).values()))) < 2:
+            raise UsageError(f"task {task.name!r} has one training sample: {why}")
+    if not set(learner.need_company) & set(learner.by_batch):
+        return
+    why += "; model.norm=running_statistics scores samples one by one"
+    for key, limit in scored.items():
+        if limit is not None and limit < 2:
+            raise UsageError(f"{key}={limit}: {why}")
+    for task in stream:
+        if len(task.scored) == 1:
+            raise UsageError(f"task {task.name!r} has one test sample: {why}")
+        if validated and len(task.validation) == 1:
+            raise UsageError(f"task {task.name!r} has one validation sample: {why}")
+
+
 def check_schedule(strategy: Strategy, schedule: object) -> None:
     """Raise :class:`UsageError` if the strategy waits for a plateau that nothing looks for."""
     if any(m.needs.plateau for m in members(strategy)) and not isinstance(schedule, Plateau):
@@ -187,12 +229,11 @@ def check_together(stream: Stream, network: nn.Module) -> None:
         raise UsageError(
             f"stream {stream.name!r} pre-trains its model, in one process: use trainer=default"
         )
-    for name, module in network.named_modules():
-        if isinstance(module, _BatchNorm) and not module.track_running_stats:
-            raise UsageError(
-                f"layer {name!r} normalises test data by the batch it stands in, and every process "
-                "tests on a part: use model.norm=running_statistics, or trainer=default"
-            )
+    for name in by_batch(network):
+        raise UsageError(
+            f"layer {name!r} normalises test data by the batch it stands in, and every process "
+            "tests on a part: use model.norm=running_statistics, or trainer=default"
+        )
 
 
 def check_sharded(strategy: Strategy, probe: ProbeSettings | None) -> None:

@@ -121,12 +121,15 @@ class LightningEngine:
         require_samples(data, task.name, "training")
         require_labels(task)
         s = self.settings
-        loader = TrainLoader(data, s.batch_size, s.seed, task.index, s.pack, s.num_workers)
+        least = self.learner.least_batch
+        loader = TrainLoader(data, s.batch_size, s.seed, task.index, s.pack, s.num_workers, least)
         plateau, validation = None, None
         if isinstance(s.schedule, Plateau):
             require_validation(task)
             plateau = BestEpoch(s.schedule, self.learner, self.strategy)
-            validation = EvalLoader(task.validation, s.validation_batch_size)
+            validation = EvalLoader(
+                task.validation, s.validation_batch_size, mixed=self.learner.mixed(task)
+            )
         checkpoints = TaskCheckpoints(self.state, task.index, loader, self.interrupts, plateau)
         hooks = TaskHooks(self, task, loader, checkpoints, plateau)
         with quiet_lightning(), as_interrupt():
@@ -171,10 +174,18 @@ class LightningEngine:
         for task in tasks:
             require_samples(task.scored, task.name, "test")
         probes = [(task, name) for task in tasks for name in task.probes]
-        data = [task.scored for task in tasks] + [task.probes[name] for task, name in probes]
+        data = [(task, task.scored) for task in tasks]
+        data += [(task, task.probes[name]) for task, name in probes]
         loaders = [
-            EvalLoader(part, batch_size, max_samples, self.settings.num_workers, (rank(), world()))
-            for part in data
+            EvalLoader(
+                part,
+                batch_size,
+                max_samples,
+                self.settings.num_workers,
+                (rank(), world()),
+                self.learner.mixed(task),
+            )
+            for task, part in data
         ]
         self.learner.expect_tests([*tasks, *(task for task, _ in probes)])
         with self.learner.put_together():
@@ -313,6 +324,7 @@ class TaskHooks(Callback):
         learner, strategy = self.engine.learner, self.engine.strategy
         if self.plateau is not None:
             self.plateau.restore()
+        learner.require_finite()
         with implicit_replication():  # a part of a weight may meet what all hold alike
             strategy.consolidate(learner, self.task, strategy.collect(learner, self.task))
             strategy.release(learner)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cl_bench.contracts import Batch, Data, Task, UsageError, generator
+from cl_bench.contracts import Batch, Data, Task, UsageError, batch_sizes, generator
 from cl_bench.subspace import mark_drawn
 from tasks.memory import MemoryData
 
@@ -15,13 +15,17 @@ from tasks.memory import MemoryData
 class TrainLoader:
     """Batches of one task, epoch after epoch.
 
+    Attributes:
+        steps: batches in an epoch.
+
     Args:
         data: fetched many samples at a time.
-        batch_size: samples of a batch; the last of an epoch may be smaller.
+        batch_size: samples of a batch; the last of an epoch may differ.
         seed: with ``task`` and the epoch, decides the order.
         task: index of the task.
         pack: batches handed out at once, stacked along a new first dimension.
         num_workers: processes that fetch ahead, for data that is decoded on the way.
+        least: samples that a batch needs; a last one with fewer joins the batch before it.
     """
 
     def __init__(
@@ -32,6 +36,7 @@ class TrainLoader:
         task: int,
         pack: int = 1,
         num_workers: int = 0,
+        least: int = 1,
     ) -> None:
         self.data = data
         self.batch_size = batch_size
@@ -41,19 +46,17 @@ class TrainLoader:
         self.num_workers = num_workers
         self.epoch = 0
         self._skip = 0
+        sizes = batch_sizes(len(data), batch_size, least)
+        self.steps = len(sizes)
+        self._full = sizes.count(batch_size)
 
     def resume_at(self, epoch: int, position: int) -> None:
         """Begin in ``epoch`` (from 0), after the first ``position`` items of it."""
         self.epoch, self._skip = epoch, position
 
-    @property
-    def steps(self) -> int:
-        """Batches in an epoch."""
-        return -(-len(self.data) // self.batch_size)
-
     def _groups(self) -> list[tuple[int, int]]:
         """Start and end of every item that one epoch yields, as positions in its order."""
-        whole = len(self.data) // self.batch_size * self.batch_size
+        whole = self._full * self.batch_size
         stride = self.batch_size * self.pack
         groups = [(start, min(start + stride, whole)) for start in range(0, whole, stride)]
         return groups if whole == len(self.data) else [*groups, (whole, len(self.data))]
@@ -63,7 +66,7 @@ class TrainLoader:
 
     def batches_in(self, item: int) -> int:
         """Batches that the ``item``-th thing of an epoch holds; the last ones may hold fewer."""
-        left = len(self.data) // self.batch_size - item * self.pack
+        left = self._full - item * self.pack
         return min(self.pack, left) if left > 0 else 1
 
     def __iter__(self) -> Iterator[Batch]:
@@ -85,7 +88,7 @@ class TrainLoader:
 
     def _stack(self, batch: Batch) -> Batch:
         count = len(next(iter(batch.values())))
-        width = min(self.batch_size, count)
+        width = count if count % self.batch_size else self.batch_size
         return {k: v.reshape(count // width, width, *v.shape[1:]) for k, v in batch.items()}
 
 
@@ -93,7 +96,8 @@ class EvalLoader:
     """Batches of evaluation data, each sample once.
 
     Data that knows the ``lengths`` of its samples is sorted by them, so that a batch is padded
-    little.
+    little. Where a sample's outputs depend on its batch, the order is drawn instead: data sets are
+    often stored class by class, and a batch of one class is none that anybody meant.
 
     Args:
         data: what to evaluate on.
@@ -101,6 +105,8 @@ class EvalLoader:
         max_samples: evaluate on a fixed random subset of this size; None means all.
         num_workers: processes that fetch ahead.
         part: which of how many parts of the data, for processes that evaluate together.
+        mixed: seed and task from which the order is drawn; None leaves it to the data. No batch
+            is then left with a lone sample.
 
     Raises:
         UsageError: there are more parts than samples.
@@ -113,6 +119,7 @@ class EvalLoader:
         max_samples: int | None = None,
         num_workers: int = 0,
         part: tuple[int, int] = (0, 1),
+        mixed: tuple[int, int] | None = None,
     ) -> None:
         self.data = data
         self.num_workers = num_workers
@@ -126,9 +133,15 @@ class EvalLoader:
                 "eval.max_samples"
             )
         lengths: Tensor | None = getattr(data, "lengths", None)
-        if lengths is not None:
+        if mixed is not None:
+            index = index[
+                torch.randperm(len(index), generator=generator(mixed[0], "mix", mixed[1]))
+            ]
+        elif lengths is not None:
             index = index[lengths[index].argsort(stable=True)]
-        self.indices = list(torch.split(index[part[0] :: part[1]], batch_size))
+        own = index[part[0] :: part[1]]
+        sizes = batch_sizes(len(own), batch_size, 1 if mixed is None else 2)
+        self.indices = list(torch.split(own, sizes))
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from cl_bench.contracts import Protect, State, Task
+from cl_bench.contracts import Protect, State, Task, split_batch
 from cl_bench.contracts.options import Count, OnlyWith, SomeShare, checked
 from cl_bench.learners import BaseLearner
 from cl_bench.metrics.alignment import relative_change, share_inside
@@ -99,8 +99,7 @@ class AlignmentObserver(Observer):
         drawn = task.sample(self.settings.batches * self.batch_size, self.seed)
         inside: dict[str, list[float]] = {}
         names = {id(p): name for name, p in learner.named_parameters()}
-        for start in range(0, len(next(iter(drawn.values()))), self.batch_size):
-            batch = {k: v[start : start + self.batch_size] for k, v in drawn.items()}
+        for batch in split_batch(drawn, self.batch_size, learner.least_batch):
             gradients = learner.gradients(batch)
             for layer in layers:
                 gradient = gradients.get(names[id(layer.weight)])

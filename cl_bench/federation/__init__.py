@@ -2,7 +2,7 @@
 
 from cl_bench.federation.client import client_fit, client_statistics
 from cl_bench.federation.engine import FederatedEngine
-from cl_bench.federation.partition import Partition, partition
+from cl_bench.federation.partition import Partition, check_shares, partition
 from cl_bench.federation.reducer import MaskedReducer, PlainReducer, Reducer
 from cl_bench.federation.server import server_end_task, server_step
 from cl_bench.federation.settings import Federation, check_federation
@@ -17,6 +17,7 @@ __all__ = [
     "Reducer",
     "Upload",
     "check_federation",
+    "check_shares",
     "client_fit",
     "client_statistics",
     "partition",

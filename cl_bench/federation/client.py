@@ -97,7 +97,7 @@ def client_fit(
     for epoch in range(local_epochs):
         rng = generator(turn.seed, "order", turn.task, turn.round, turn.client, epoch)
         order = torch.randperm(len(task.train), generator=rng)
-        for batch in task.train.epoch(order, learner.batch_size):
+        for batch in task.train.epoch(order, learner.batch_size, learner.least_batch):
             if device.type != "cpu":
                 batch = {name: value.to(device) for name, value in batch.items()}
             loss, count = learner.objective(batch)

@@ -177,6 +177,7 @@ class FederatedEngine(LightningEngine):
     ) -> None:
         """Statistics, and what the server makes of them."""
         learner, strategy, f = self.learner, self.strategy, self.federation
+        learner.require_finite()
         share = tensor_bytes(strategy.share("collect"))
         if strategy.collects_on == "global":
             wanted = len(split.clients) if f.statistics == "all" else f.per_round

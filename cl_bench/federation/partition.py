@@ -8,7 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cl_bench.contracts import Batch, Data, Task, derive_seed, generator
+from cl_bench.contracts import (
+    Batch,
+    Data,
+    Stream,
+    Task,
+    UsageError,
+    batch_sizes,
+    derive_seed,
+    generator,
+)
 from cl_bench.federation.settings import Federation
 
 CHUNK = 4096
@@ -80,6 +89,19 @@ def partition(task: Task, labels: Tensor, federation: Federation, seed: int) -> 
     return Partition(rows, counts)
 
 
+def check_shares(federation: Federation, stream: Stream, seed: int) -> None:
+    """Raise :class:`UsageError` if a client gets one sample, where a batch needs two."""
+    for task in stream:
+        split = partition(task, labels_of(task.train), federation, seed)
+        lone = [client for client, rows in split.rows.items() if len(rows) == 1]
+        if lone:
+            raise UsageError(
+                f"federation.partition={federation.partition}: client {lone[0]} gets one sample of "
+                f"task {task.name!r}, and the network normalises by the batch: use fewer "
+                "federation.clients, a larger federation.alpha, or another norm (model.norm=...)"
+            )
+
+
 def _dirichlet(labels: Tensor, clients: int, alpha: float, seed: int) -> list[Tensor]:
     rng = np.random.Generator(np.random.PCG64(seed))
     parts: list[list[Tensor]] = [[] for _ in range(clients)]
@@ -120,13 +142,17 @@ class Part(Data):
     def __getitem__(self, index: Tensor) -> Batch:
         return self.data[self.rows[index]]
 
-    def epoch(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
-        """Batches in that order (n_k,), fetched many at a time."""
-        stride = max(1, CHUNK // batch_size) * batch_size
-        for rows in torch.split(self.rows[order], stride):
+    def epoch(self, order: Tensor, batch_size: int, least: int = 1) -> Iterator[Batch]:
+        """Batches in that order (n_k,), fetched many at a time; none has fewer than ``least``."""
+        sizes, many = batch_sizes(len(order), batch_size, least), max(1, CHUNK // batch_size)
+        done = 0
+        for first in range(0, len(sizes), many):
+            own = sizes[first : first + many]
+            rows = self.rows[order[done : done + sum(own)]]
+            done += sum(own)
             fetched = self.data[rows]
             names = list(fetched)
-            for values in zip(*(torch.split(v, batch_size) for v in fetched.values()), strict=True):
+            for values in zip(*(torch.split(v, own) for v in fetched.values()), strict=True):
                 yield dict(zip(names, values, strict=True))
 
 

@@ -81,6 +81,8 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
 
     backbone: nn.Module
     heads: nn.ModuleList
+    need_company: Sequence[str] = ()
+    """Layers that cannot take the statistics of a batch of one sample."""
 
     def __init__(
         self, stream: Stream, optimizer: OptimizerFactory, batch_size: int, seed: int, pack: int
@@ -152,6 +154,14 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         """The network as a chain of linear layers, where it is one and a call does no more."""
         return None
 
+    def finite(self, out: Tensor, batch: Batch) -> Tensor:
+        """Whether every sample's outputs say anything: bool (n,).
+
+        What is left out is minus infinity on purpose; NaN, plus infinity and nothing but minus
+        infinity are not.
+        """
+        return out.amax(-1).isfinite().reshape(len(out), -1).all(1)
+
     def details(self, out: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         """Further scores of every sample (n,), recorded beside the matrix; NaN does not count."""
         return {}
@@ -209,6 +219,11 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
             sharding.load_weights(self, weights)
         else:
             self.load_state_dict(weights)
+
+    @property
+    def least_batch(self) -> int:
+        """2 where a batch of one sample cannot be learned, or means something else."""
+        return 2 if self.need_company else super().least_batch
 
     # -- a task -----------------------------------------------------------------------------------
 
@@ -419,11 +434,19 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         return mean
 
     def _diverged(self, what: str, where: str = "") -> DivergedError:
-        name = self.task.name if self.task else "?"
+        when = f"in task {self.task.name!r}" if self.task else "before any training"
         return DivergedError(
-            f"{what} in task {name!r}{where}; lower the learning rate (optimizer.lr=...) or clip "
+            f"{what} {when}{where}; lower the learning rate (optimizer.lr=...) or clip "
             "gradients (pack=1 trainer.gradient_clip_val=1.0); results so far are kept"
         )
+
+    def mixed(self, task: Task) -> tuple[int, int] | None:
+        """What the order of the task's evaluation data follows from, where a score depends on it.
+
+        That is where layers normalise evaluation data by the batch: seed and task then, so that all
+        evaluations of the task have the same batches.
+        """
+        return (self.seed, task.index) if self.by_batch else None
 
     # -- evaluation -------------------------------------------------------------------------------
 
@@ -438,6 +461,8 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         task = self.test_tasks[dataloader_idx]
         with self.strategy.inference(self, task if self.task_id_at_test else None):
             out = self(batch)
+            if not bool(self.finite(out, batch).all()):
+                raise self._diverged(f"outputs for test data of task {task.name!r} are not finite")
             metric = self.test_scores[dataloader_idx]
             assert isinstance(metric, MeanMetric)
             score = self.score(out, batch)
@@ -448,6 +473,21 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
                 seen = torch.stack([known.sum(), known.new_tensor(len(known))])
                 sums[name] = sums[name] + seen if name in sums else seen
         return score
+
+    def require_finite(self) -> None:
+        """Before a strategy measures what was learned: the last step may have ruined it.
+
+        Raises:
+            DivergedError: outputs for the batch that was learned last are not finite.
+        """
+        batch = getattr(self._step, "batch", None)
+        if batch is None:
+            return
+        batch = self._to_device(batch)
+        with torch.no_grad(), self._evaluating():
+            known = self.finite(self(batch), batch).all()
+        if float(average_(known.float())) < 1:
+            raise self._diverged("outputs for training data are not finite")
 
     def test_details(self) -> list[dict[str, float]]:
         """Means of :meth:`details` over the data of each expected task; NaN where none counted."""
@@ -464,7 +504,8 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         """Mean score over the batch at the current weights; no side effects."""
         batch = self._to_device(batch)
         with torch.no_grad(), self._evaluating():
-            return float(self.score(self(batch), batch).mean())
+            out = self(batch)
+            return float(self.score(out, batch).where(self.finite(out, batch), math.nan).mean())
 
     # -- services for strategies that a bare network has no answer to ----------------------------
 

@@ -1,10 +1,10 @@
-"""Batch normalisation over a batch of which every process holds a part.
+"""Batch normalisation: what depends on the batch, and batches of which processes hold parts.
 
 ``nn.SyncBatchNorm`` runs on GPUs alone, and would count the sample that a process learns nothing
 from when a batch has fewer samples than there are processes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -14,6 +14,44 @@ from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 _shares: ContextVar[tuple[float, bool] | None] = ContextVar("shares", default=None)
+
+
+def by_batch(network: nn.Module) -> list[str]:
+    """Names of the layers that normalise by the batch in evaluation too: they keep no statistics.
+
+    What such a network says of a sample depends on the samples beside it.
+    """
+    return [name for name, m in network.named_modules() if _is_by_batch(m)]
+
+
+def _is_by_batch(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and module.running_mean is None
+
+
+@torch.no_grad()
+def need_company(network: nn.Module, forward: Callable[[], object], samples: int) -> list[str]:
+    """Names of the layers that cannot take the statistics of one sample: it is one value a channel.
+
+    Args:
+        network: in evaluation mode.
+        forward: passes a batch.
+        samples: in that batch.
+    """
+    names = {id(m): name for name, m in network.named_modules() if isinstance(m, _BatchNorm)}
+    found: list[str] = []
+
+    def look(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if given[0].numel() == given[0].shape[1] * samples:
+            found.append(names[id(module)])
+
+    layers = [m for m in network.modules() if id(m) in names]
+    handles = [m.register_forward_pre_hook(look) for m in layers]
+    try:
+        forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cl_bench.contracts import Batch, Stream, UsageError, derive_seed
 from cl_bench.learners.base import BaseLearner, OptimizerFactory
+from cl_bench.learners.batch_norm import need_company
 from cl_bench.learners.chain import Chain
 from cl_bench.metrics import TASK_AWARE
 
@@ -49,7 +50,7 @@ class Classifier(BaseLearner):
             )
         super().__init__(stream, optimizer, batch_size, seed, pack)
         self.backbone = model
-        width = _feature_width(model, stream)
+        width, self.need_company = _dry_run(model, stream)
         self.heads = nn.ModuleList()
         for i, classes in enumerate(stream.heads):
             with torch.random.fork_rng(devices=[]):
@@ -120,16 +121,19 @@ class Classifier(BaseLearner):
         return out.gather(1, batch["y"].unsqueeze(1)).squeeze(1)
 
 
-def _feature_width(model: nn.Module, stream: Stream) -> int:
+def _dry_run(model: nn.Module, stream: Stream) -> tuple[int, list[str]]:
+    """How many features the model gives, and which of its layers need company."""
     training = model.training
     model.eval()
+    found: list[Tensor] = []
     try:
-        with torch.no_grad():
-            features = model(torch.zeros(2, *stream.input_shape))
+        lonely = need_company(
+            model, lambda: found.append(model(torch.zeros(2, *stream.input_shape))), 2
+        )
     except (RuntimeError, ValueError) as error:
         raise UsageError(
             f"the model does not accept inputs of shape {stream.input_shape} that stream "
             f"{stream.name!r} gives ({error}); choose another with model=..."
         ) from error
     model.train(training)
-    return int(features.flatten(1).shape[1])
+    return int(found[0].flatten(1).shape[1]), [f"backbone.{name}".strip(".") for name in lonely]

@@ -129,6 +129,11 @@ class LanguageLearner(BaseLearner):
         logits, labels = self.targets(out, batch)
         return (logits.argmax(2) == labels) | (labels == IGNORE), labels
 
+    def finite(self, out: Tensor, batch: Batch) -> Tensor:
+        """Whether every sample's logits of labelled tokens say anything: bool (n,)."""
+        logits, labels = self.targets(out, batch)
+        return (logits.amax(2).isfinite() | (labels == IGNORE)).all(1)
+
     def score(self, out: Tensor, batch: Batch) -> Tensor:
         """The task's metric of greedily generated answers; without prompts, exact tokens.
 

@@ -17,12 +17,14 @@ from cl_bench.learners.base import BaseLearner
 
 
 def judge(learner: BaseLearner, batch: Batch, task: Task) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """Scores (n,) and details of every sample, on the CPU."""
+    """Scores (n,) and details of every sample, on the CPU; NaN where outputs are not finite."""
     batch = learner._to_device(batch)
     with _reading(learner, task):
         out = learner(batch)
+        known = learner.finite(out, batch)
         details = learner.details(out, batch)
-        return learner.score(out, batch).cpu(), {k: v.cpu() for k, v in details.items()}
+        score = learner.score(out, batch).where(known, torch.nan)
+        return score.cpu(), {k: v.where(known, torch.nan).cpu() for k, v in details.items()}
 
 
 def loss_on(learner: BaseLearner, batch: Batch, task: Task | None) -> float:

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from cl_bench.contracts import Batch, Protect, UsageError
 from cl_bench.contracts.options import shown
+from cl_bench.learners.batch_norm import by_batch
 from cl_bench.subspace import (
     Accumulator,
     LinearMap,
@@ -123,6 +124,16 @@ class NetworkServices:
     def is_own_head(self, name: str) -> bool:
         """Whether the layer or parameter belongs to a head that came with a task."""
         return False
+
+    @property
+    def by_batch(self) -> list[str]:
+        """Layers whose outputs for a sample depend on the batch, in evaluation too."""
+        return by_batch(self.network)
+
+    @property
+    def least_batch(self) -> int:
+        """2 where a batch of one sample means something else than the sample in a larger one."""
+        return 2 if self.by_batch else 1
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Parameters that take part in the current task."""
@@ -292,12 +303,16 @@ class NetworkServices:
         """Raw gradients of the trainable parameters at the current weights; no side effects."""
         batch = self._to_device(batch)
 
-        def value(batch: Batch) -> Tensor:
-            out = self(batch)
+        def of_outputs(out: Tensor, batch: Batch) -> Tensor:
             return self.loss(out, batch) if of == "loss" else self.label_logits(out, batch).mean()
+
+        def value(batch: Batch) -> Tensor:
+            return of_outputs(self(batch), batch)
 
         with unconfined(), self._evaluating(), torch.enable_grad():
             parameters = self.named_trainable()
+            if per_sample and self.by_batch:
+                return _within_the_batch(parameters, self(batch), batch, of_outputs)
             if per_sample:
                 return _per_sample(self.network, parameters, value, batch)
             values = torch.autograd.grad(value(batch), list(parameters.values()), allow_unused=True)
@@ -325,6 +340,25 @@ class NetworkServices:
             name: value.to(weight.device, dtype if value.is_floating_point() else None)
             for name, value in batch.items()
         }
+
+
+def _within_the_batch(
+    parameters: Mapping[str, nn.Parameter],
+    out: Tensor,
+    batch: Batch,
+    value: Callable[[Tensor, Batch], Tensor],
+) -> dict[str, Tensor]:
+    """Gradients of each sample's value where the others of the batch have a part in it."""
+    found = {name: p.new_zeros(len(out), *p.shape) for name, p in parameters.items()}
+    for i in range(len(out)):
+        own = value(out[i : i + 1], {k: v[i : i + 1] for k, v in batch.items()})
+        gradients = torch.autograd.grad(
+            own, list(parameters.values()), retain_graph=i + 1 < len(out), allow_unused=True
+        )
+        for name, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                found[name][i] = gradient
+    return found
 
 
 class _Objective(nn.Module):

@@ -25,6 +25,8 @@ from cl_bench.contracts import (
     Statistics,
     Strategy,
     Task,
+    batch_sizes,
+    split_batch,
 )
 from cl_bench.contracts.options import Count, Range, Rate
 from cl_bench.subspace import Confinement, Moments, Projection
@@ -125,14 +127,13 @@ class AdamNSCL(Strategy):
 
     def _batches(self, learner: Learner, task: Task) -> Iterable[Batch]:
         if self.samples is not None:
-            whole = task.sample(self.samples, learner.seed)
-            count = len(next(iter(whole.values())))
-            for start in range(0, count, BATCH):
-                yield {k: v[start : start + BATCH] for k, v in whole.items()}
+            sample = task.sample(self.samples, learner.seed)
+            yield from split_batch(sample, BATCH, learner.least_batch)
             return
         data = task.train
-        for start in range(0, len(data), BATCH):
-            yield data[torch.arange(start, min(start + BATCH, len(data)))]
+        sizes = batch_sizes(len(data), BATCH, learner.least_batch)
+        for index in torch.split(torch.arange(len(data)), sizes):
+            yield data[index]
 
     def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
         """C <- (n C + n_t C_t) / (n + n_t); U2: eigenvalues <= a lambda_min."""

@@ -27,6 +27,7 @@ from cl_bench.contracts import (
     Strategy,
     Task,
     UsageError,
+    split_batch,
 )
 from cl_bench.contracts.options import Count, Index, OnlyWith, Share, Strength
 from cl_bench.subspace import (
@@ -329,11 +330,7 @@ class AdaptiveSVD(Strategy):
         layers = self.targets(learner)
         found = {m.name: CosineSum(m.whole()) for m in layers}
         whole = task.sample(self.samples, learner.seed)
-        count = len(next(iter(whole.values())))
-        batches = (
-            {name: value[i : i + learner.batch_size] for name, value in whole.items()}
-            for i in range(0, count, learner.batch_size)
-        )
+        batches = split_batch(whole, learner.batch_size, learner.least_batch)
         learner.tap(layers, batches, found)
         return found
 

@@ -20,6 +20,7 @@ from cl_bench.contracts import (
     Task,
     UsageError,
     generator,
+    split_batch,
 )
 from cl_bench.contracts.options import Count, OnlyWith, Share, Strength
 
@@ -36,7 +37,8 @@ class EWC(Strategy):
     Args:
         strength: lambda.
         samples: training samples that estimate the Fisher information of a task.
-        fisher: squared gradients of single samples with labels drawn from the model's own
+        fisher: squared gradients of single samples (in batches of 64, where the network normalises
+            by the batch) with labels drawn from the model's own
             prediction (``true``) or the data's (``empirical``); or of the mean loss of small
             batches with the data's (``batched``), about 1 / ``fisher_batch`` of the second.
         fisher_batch: samples of such a batch.
@@ -98,13 +100,12 @@ class EWC(Strategy):
         total: dict[str, Tensor] = {"samples": torch.tensor(float(count))}
         single = self.fisher != "batched"
         size = 64 if single else self.fisher_batch
-        for start in range(0, count, size):
-            piece = {k: v[start : start + size] for k, v in batch.items()}
+        for piece in split_batch(batch, size, learner.least_batch):
             if self.fisher == "true":
                 piece = learner.draw_labels(piece, rng)
             for name, gradient in learner.gradients(piece, per_sample=single).items():
                 squared = gradient.square()
-                squared = squared.sum(0) if single else squared * min(size, count - start)
+                squared = squared.sum(0) if single else squared * len(next(iter(piece.values())))
                 total[name] = total[name] + squared if name in total else squared
         return total
 

@@ -26,6 +26,7 @@ from cl_bench.contracts import (
     Strategy,
     Task,
     UsageError,
+    batch_sizes,
     generator,
 )
 from cl_bench.contracts.options import OnlyWith, Rate
@@ -140,7 +141,8 @@ class FOT(Strategy):
         """GPSE on a client: Y_k = R_k Omega_k and how much of A_k is new, for every layer."""
         layers = learner.layers(self.protect)
         sketches = {layer.name: self._sketch(layer, learner.seed, task) for layer in layers}
-        index = torch.split(torch.arange(len(task.train)), BATCH)
+        sizes = batch_sizes(len(task.train), BATCH, learner.least_batch)
+        index = torch.split(torch.arange(len(task.train)), sizes)
         batches = (task.train[i] for i in index)
         taken: Mapping[str, Any] = learner.tap(layers, batches, sketches, self.dropout)
         samples = float(len(task.train))

@@ -130,7 +130,9 @@ class RecoveryProbe(Observer):
         seed_training(seed)
         rate = task.rate if self.settings.rate is None else self.settings.rate
         optimizer = plain_optimizer(learner, freed(learner), rate)
-        loader = TrainLoader(halves.train, self.batch_size, seed, task.index)
+        loader = TrainLoader(
+            halves.train, self.batch_size, seed, task.index, least=learner.least_batch
+        )
         known = task if learner.task_id_at_test else None
         left = self.settings.steps
         learner.train()

@@ -66,7 +66,7 @@ def measure(
     """
     scores: list[Tensor] = []
     found: dict[str, list[Tensor]] = {}
-    for batch in EvalLoader(data, batch_size, max_samples):
+    for batch in EvalLoader(data, batch_size, max_samples, mixed=learner.mixed(task)):
         score, details = judge(learner, batch, task)
         scores.append(score.double())
         for name, values in details.items():
