@@ -25,6 +25,8 @@ class SplitImages(Stream):
         config_name: configuration on the hub.
         image_column: name of the image column (hub, parquet).
         label_column: name of the label column (hub, parquet): integers from 0.
+        renumber_labels: count the labels that occur in training from 0, in their order: for gaps,
+            labels from 1, and text.
         test_split: name of the split that serves as test data.
         image_size: edge length, or (height, width), to resize to (bilinear, aspect ratio not kept);
             None keeps the size, which all images must share.
@@ -61,6 +63,7 @@ class SplitImages(Stream):
         config_name: str | None = None,
         image_column: str = "image",
         label_column: str = "label",
+        renumber_labels: bool = False,
         test_split: str = "test",
         image_size: Count | Sequence[Count] | None = None,
         grayscale: bool | None = None,
@@ -110,6 +113,7 @@ class SplitImages(Stream):
             image_size=_height_width(image_size),
             moments=_moments(mean, std),
             in_memory=in_memory,
+            renumber=renumber_labels,
         )
         count = 10 if num_tasks is None else num_tasks
         if how == "split":

@@ -17,13 +17,13 @@ from tasks.text.stream import TextStream
 from tasks.text.task import Example, Split, TextTask
 
 METRICS: Mapping[str, str] = {
-    "C-STANCE": "exact_match",
-    "FOMC": "exact_match",
+    "C-STANCE": "verbatim",
+    "FOMC": "verbatim",
     "MeetingBank": "rouge_l",
     "Py150": "edit_similarity",
     "ScienceQA": "first_letter",
-    "NumGLUE-cm": "exact_match",
-    "NumGLUE-ds": "exact_match",
+    "NumGLUE-cm": "verbatim",
+    "NumGLUE-ds": "verbatim",
     "20Minuten": "sari",
 }
 """In the order in which they are learned."""

@@ -232,7 +232,8 @@ def test_outputs_that_are_not_finite_stop_the_run(what):
         learner.heads[0].weight.fill_(torch.nan)
     if what == "validation":
         learner.on_validation_epoch_start()
-        learner.validation_step(stream[0].everything, 0)
+        with torch.no_grad():
+            learner.validation_step(stream[0].everything, 0)
         with pytest.raises(DivergedError, match="validation loss became nan"):
             learner.validation_loss()
         return
@@ -264,4 +265,4 @@ def test_a_plateau_measures_mixed_batches(monkeypatch):
     object.__setattr__(engine.settings, "schedule", Plateau())
     object.__setattr__(engine.settings, "validation_batch_size", 20)
     engine.learn(stream[0], stream[0].train)
-    assert seen == [3, 3, 3]
+    assert set(seen) == {3}

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 from toys import make_engine, make_learner, make_stream, mlp
 
 from cl_bench.contracts import EpochDecision, Strategy, UsageError
-from cl_bench.experiment import LoopSettings, Plateau
+from cl_bench.experiment import Cosine, LoopSettings, Plateau
 from cl_bench.experiment.plateau import BestEpoch
 from cl_bench.strategies.er import ER
 from cl_bench.strategies.finetune import Finetune
@@ -227,6 +227,41 @@ def test_schedulers_of_torch_step_once_an_epoch(pack, factory, expected):
     assert [e["learning_rate"] for e in epochs] == pytest.approx([0.1 * x for x in expected * 2])
 
 
+class Rates(Strategy):
+    """Notes the rate of every step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def constrain(self, learner):
+        (group,) = learner.trainer.optimizers[0].param_groups
+        self.seen.append(group["lr"])
+
+
+@pytest.mark.parametrize(("pack", "every", "steps"), [(1, 1, 5), (3, 1, 5), (1, 2, 3)])
+def test_a_cosine_is_as_long_as_the_task(pack, every, steps):
+    """Tasks of 2 and of 6 epochs, of 5 batches each, where the Trainer has 4 epochs."""
+    stream = make_stream(tasks=2, n=44)
+    stream[0].epochs, stream[1].epochs = 2, 6
+    learner = make_learner(stream, mlp(), functools.partial(SGD, lr=0.1), pack=pack)
+    strategy = Rates()
+    made = make_engine(learner, strategy, 4, pack, accumulate_grad_batches=every)
+    settings = LoopSettings(batch_size=10, pack=pack, schedule=Cosine(eta_min=0.02))
+    events = Events()
+    engine = type(made)(learner, strategy, made.trainer, settings, None, events, events)
+    for task in stream:
+        engine.learn(task, task.train)
+    expected = [
+        0.02 + 0.08 * (1 + math.cos(math.pi * i / n)) / 2
+        for n in (2 * steps, 6 * steps)
+        for i in range(n)
+    ]
+    assert strategy.seen == pytest.approx(expected)
+    assert [e["learning_rate"] for e in events.epochs] == pytest.approx(
+        [expected[i * steps] for i in range(8)]
+    )
+
+
 class Rebuilding(Strategy):
     """Asks for a new optimizer after every epoch."""
 
@@ -253,6 +288,8 @@ def test_a_schedule_outlives_its_optimizer(pack):
 def test_options_are_checked(options, named):
     with pytest.raises(UsageError, match=named):
         Plateau(**options)
+    with pytest.raises(UsageError, match=r"schedule\.eta_min=-1"):
+        Cosine(eta_min=-1.0)
 
 
 def test_a_plateau_needs_validation_data():

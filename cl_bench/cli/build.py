@@ -30,6 +30,7 @@ from cl_bench.contracts.options import Count, Length, Widths, annotations, check
 from cl_bench.experiment import (
     AlignmentSettings,
     CheckpointSettings,
+    Cosine,
     EvalSettings,
     FeatureSettings,
     GeneralTextSettings,
@@ -416,11 +417,11 @@ def _made(cfg: DictConfig) -> dict[str, Callable[..., Any]]:
 
 
 def _idle_schedule(
-    schedule: Plateau | Callable[..., Any] | None, max_epochs: int, stream: Stream
+    schedule: Plateau | Cosine | Callable[..., Any] | None, max_epochs: int, stream: Stream
 ) -> list[str]:
     """A warning where no task has epochs enough for the schedule to change anything."""
     epochs = max(max_epochs if task.epochs is None else task.epochs for task in stream)
-    if schedule is None:
+    if schedule is None or isinstance(schedule, Cosine):
         return []
     if isinstance(schedule, Plateau):
         idle = epochs == 1 or (not schedule.restore_best and epochs <= schedule.patience + 1)
@@ -668,7 +669,7 @@ def _optimizer(cfg: DictConfig) -> Any:
     return factory
 
 
-def _schedule(cfg: DictConfig) -> Plateau | Callable[..., Any] | None:
+def _schedule(cfg: DictConfig) -> Plateau | Cosine | Callable[..., Any] | None:
     """What becomes of the rate within a task, tried once; None where the group is empty."""
     if "_target_" not in cfg:
         return None

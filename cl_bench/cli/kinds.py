@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from cl_bench.contracts import Protect, Strategy, Stream, UsageError
-from cl_bench.experiment import Plateau
+from cl_bench.experiment import Cosine, Plateau
 from cl_bench.federation import Federation
 from cl_bench.learners import BaseLearner
 from tasks.text import Prompt
@@ -47,7 +47,7 @@ SLOTS = {
     "stream": Kind("a stream", (Stream,), (Prompt,)),
     "model": Kind("a network", (nn.Module,), (nn.Module,)),
     "optimizer": Kind("an optimizer", (Optimizer,)),
-    "schedule": Kind("a schedule", (Plateau, LRScheduler), (LRScheduler,)),
+    "schedule": Kind("a schedule", (Plateau, Cosine, LRScheduler), (LRScheduler,)),
     "learner": Kind("a learner", (BaseLearner,)),
     "trainer": Kind(
         "a Trainer",

@@ -18,7 +18,7 @@ from cl_bench.experiment.engine import LightningEngine, LoopSettings, quiet_ligh
 from cl_bench.experiment.experiment import EvalSettings, Experiment
 from cl_bench.experiment.loader import EvalLoader, TrainLoader
 from cl_bench.experiment.observer import AlignmentObserver, AlignmentSettings
-from cl_bench.experiment.plateau import Plateau
+from cl_bench.experiment.plateau import Cosine, Plateau
 from cl_bench.experiment.pretrain import Pretrained, pretrain
 from cl_bench.experiment.probes import (
     FeatureSettings,
@@ -37,6 +37,7 @@ __all__ = [
     "AlignmentSettings",
     "CheckpointSettings",
     "Checkpoints",
+    "Cosine",
     "EvalLoader",
     "EvalSettings",
     "Experiment",

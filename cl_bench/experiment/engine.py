@@ -24,7 +24,7 @@ from cl_bench.experiment.loader import (
     require_validation,
 )
 from cl_bench.experiment.observer import Observer
-from cl_bench.experiment.plateau import BestEpoch, Plateau
+from cl_bench.experiment.plateau import BestEpoch, Cosine, Plateau
 from cl_bench.experiment.resuming import TaskCheckpoints
 from cl_bench.experiment.snapshot import RunState
 from cl_bench.learners import BaseLearner, ScheduleFactory
@@ -47,8 +47,9 @@ class LoopSettings:
         batch_size: samples of a batch.
         pack: batches learned by one ``training_step``.
         num_workers: processes that fetch data ahead.
-        schedule: of the learning rate within a task: a decay on plateau, a factory of one of
-            torch's schedulers, which steps once an epoch, or None for a constant rate.
+        schedule: of the learning rate within a task: a decay on plateau, a cosine over its steps,
+            a factory of one of torch's schedulers, which steps once an epoch, or None for a
+            constant rate.
         validation_batch_size: samples of a batch when the validation loss is measured.
     """
 
@@ -56,7 +57,7 @@ class LoopSettings:
     batch_size: Count = 32
     pack: Count = 1
     num_workers: Index = 0
-    schedule: Plateau | ScheduleFactory | None = None
+    schedule: Plateau | Cosine | ScheduleFactory | None = None
     validation_batch_size: Count = 2000
 
 
@@ -102,7 +103,7 @@ class LightningEngine:
         self.details: dict[str, dict[str, float]] = {}
         self.learner.strategy = strategy
         schedule = settings.schedule
-        self.learner.schedule = None if isinstance(schedule, Plateau) else schedule
+        self.learner.schedule = None if isinstance(schedule, Plateau | Cosine) else schedule
 
     def learn(self, task: Task, data: Data | None) -> LayerMetrics:
         """Train on ``data``, consolidate, and return the task's numbers per layer.
@@ -231,8 +232,20 @@ class TaskHooks(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before the optimizer and any wrapper exist."""
+        learner, schedule = self.engine.learner, self.engine.settings.schedule
+        learner.schedule_interval = "step" if isinstance(schedule, Cosine) else "epoch"
+        if isinstance(schedule, Cosine):
+            learner.schedule = lambda optimizer: schedule.over(self._steps(trainer))(optimizer)
         self.engine.learner.begin(self.task, self.engine.strategy)
         self.checkpoints.set_up(trainer)
+
+    def _steps(self, trainer: Trainer) -> int:
+        """Optimizer steps of the whole task."""
+        steps = int(trainer.estimated_stepping_batches)
+        if self.engine.learner.automatic_optimization:
+            return steps
+        items = range(int(trainer.num_training_batches))
+        return sum(map(self.loader.batches_in, items)) * int(trainer.max_epochs or 1)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The optimizer exists."""
@@ -292,7 +305,8 @@ class TaskHooks(Callback):
         self.engine.progress.epoch(epoch, epochs, loss)
         if not learner.automatic_optimization:
             for config in trainer.lr_scheduler_configs:
-                config.scheduler.step()  # type: ignore[call-arg]
+                if config.interval == "epoch":
+                    config.scheduler.step()  # type: ignore[call-arg]
         out_of_patience = None
         if self.plateau is not None:
             out_of_patience = self._lower_rate(trainer, validation["validation_loss"])

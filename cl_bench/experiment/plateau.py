@@ -1,13 +1,16 @@
-"""Lower the rate where the validation loss stops falling, and end a task with its best epoch."""
+"""The learning rate within a task: lowered on a plateau of the validation loss, or annealed."""
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
+
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from cl_bench.contracts import State, Strategy
 from cl_bench.contracts.options import Count, Range, Strength, checked
 from cl_bench.experiment.snapshot import copied
-from cl_bench.learners import BaseLearner
+from cl_bench.learners import BaseLearner, ScheduleFactory
 from cl_bench.learners.sharding import whole
 
 
@@ -34,6 +37,25 @@ class Plateau:
     patience: Count = 6
     min_rate: Strength = 1e-5
     restore_best: bool = True
+
+
+@checked("schedule.")
+@dataclass(frozen=True)
+class Cosine:
+    """The rate falls along half a cosine from the first step of a task to its last.
+
+    Attributes:
+        eta_min: what it falls to.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+
+    eta_min: Strength = 0.0
+
+    def over(self, steps: int) -> ScheduleFactory:
+        """The schedule of a task of that many optimizer steps."""
+        return partial(CosineAnnealingLR, T_max=steps, eta_min=self.eta_min)
 
 
 class BestEpoch:

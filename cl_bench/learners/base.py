@@ -97,6 +97,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         self.automatic_optimization = pack == 1
         self.strategy = Strategy()
         self.schedule: ScheduleFactory | None = None
+        self.schedule_interval: Literal["epoch", "step"] = "epoch"
         self.task: Task | None = None
         self.seen_heads = 0
         self.test_tasks: list[Task] = []
@@ -251,6 +252,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         assert isinstance(optimizer, Optimizer)
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         step, whole = short_step(optimizer), None
+        following = [c for c in self.trainer.lr_scheduler_configs if c.interval == "step"]
         with self._by_hand() as chain:
             for values in zip(*batch.values(), strict=True):
                 loss = self._learn(dict(zip(batch, values, strict=True)))
@@ -263,6 +265,8 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
                     chain.backward()
                 self.strategy.constrain(self)
                 step()
+                for config in following:
+                    config.scheduler.step()  # type: ignore[call-arg]
                 self._watch(loss)
         return None
 
@@ -340,7 +344,8 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
             optimizer.register_step_post_hook(self._stepped)
         if self.schedule is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.schedule(optimizer)}
+        following = {"scheduler": self.schedule(optimizer), "interval": self.schedule_interval}
+        return {"optimizer": optimizer, "lr_scheduler": following}
 
     def _groups(self) -> list[dict[str, Any]]:
         return [dict(g) for g in self.strategy.param_groups(self) if g["params"]]

@@ -252,6 +252,7 @@ def _task(
         head=head,
         classes=classes,
         labels=labels,
+        class_names=[source.class_names[label] for label in labels] if source.class_names else (),
         origin=source.origin,
         train=ImageData(source.train, train_rows, train_y[train_rows], view, task),
         validation=ImageData(source.train, validation_rows, train_y[validation_rows], view, task),

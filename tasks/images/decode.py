@@ -120,17 +120,18 @@ class EncodedImages:
 
 
 def open_image(cell: dict[str, Any], row: int) -> "Image":
-    """The Pillow image of one cell, loaded.
+    """The Pillow image of one cell, loaded and upright.
 
     Raises:
         UsageError: if it is broken, or deeper than 8 bits a channel.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     where = f"image {row}" + (f" ({cell['path']})" if cell.get("path") else "")
     try:
         image = Image.open(cell["path"] if cell.get("bytes") is None else BytesIO(cell["bytes"]))
         image.load()
+        ImageOps.exif_transpose(image, in_place=True)  # as the photo was seen, not as it lay
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UsageError(f"{where} of the stream's data cannot be decoded: {error}") from error
     if image.mode in DEEP_MODES:

@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -159,16 +160,42 @@ def _open_parquet(files: dict[str, list[Path]], wanted: Wanted, arrow: Path) -> 
 
     names = {split: [glob.escape(str(p)) for p in paths] for split, paths in files.items()}
     try:
-        found = datasets.load_dataset("parquet", data_files=names, cache_dir=str(arrow))
+        declared = {
+            split: {str(_class_names(path, wanted)) for path in paths}
+            for split, paths in files.items()
+        }
+        # One by one: together, all splits would get the first one's class names.
+        found = {
+            split: datasets.load_dataset(
+                "parquet", data_files={split: paths}, split=split, cache_dir=str(arrow)
+            )
+            for split, paths in names.items()
+        }
     except Exception as error:  # whatever Arrow says about a broken file, the user can mend it
         raise wanted.missing(f"the parquet files there cannot be read ({_brief(error)})") from error
+    for split, kinds in declared.items():
+        if len(kinds) > 1:
+            raise UsageError(
+                f"stream.label_column={wanted.label_column}: the {split} files there name their "
+                "classes differently from one another; write them anew with the same names"
+            )
     return {split: _undecoded(found[split], wanted) for split in files}
+
+
+def _class_names(path: Path, wanted: Wanted) -> Any:
+    """What a parquet file of ``datasets`` calls the classes of its label column; None without."""
+    import datasets
+    import pyarrow.parquet
+
+    features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(path))
+    column = next((name for name in wanted.names(wanted.label_column) if name in features), None)
+    return getattr(features[column], "names", None) if column else None
 
 
 def _open_folders(files: dict[str, list[Path]], wanted: Wanted) -> dict[str, Any]:
     import datasets
 
-    names = sorted({path.parent.name for path in files["train"]})
+    names = sorted({path.parent.name for path in files["train"]}, key=natural)
     unknown = sorted({path.parent.name for path in files["test"]} - set(names))
     if unknown:
         raise wanted.missing(f"{wanted.test_split}/ has classes that train/ lacks: {unknown}")
@@ -188,6 +215,12 @@ def _open_folders(files: dict[str, list[Path]], wanted: Wanted) -> dict[str, Any
         )
         for split, paths in files.items()
     }
+
+
+def natural(name: str) -> tuple[list[str | int], str]:
+    """Sorts numbers inside names by their value: 2 before 10."""
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 def _locate_on_hub(wanted: Wanted, dataset: str) -> Located:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from cl_bench.contracts.stream import Origin
 from tasks.images.cache import cached
 from tasks.images.decode import EncodedImages, choose_form
 from tasks.images.files import Located, Wanted, arrow_directory, locate
+from tasks.images.labels import read_labels
 from tasks.images.source import ImageSource, Moments, Pixels, measure
 
 
@@ -28,6 +28,7 @@ def load_images(
     image_size: Sequence[int] | None = None,
     moments: Moments | None = None,
     in_memory: bool = True,
+    renumber: bool = False,
 ) -> ImageSource:
     """Find, decode and check a labelled image data set.
 
@@ -40,24 +41,29 @@ def load_images(
         moments: to normalise with; None for those of the training split.
         in_memory: decode everything now (and cache it); otherwise decode when rows are fetched, and
             take as fingerprint the hash of the encoded data and of how it is decoded.
+        renumber: count the labels that occur in training from 0, in their order.
 
     Raises:
         UsageError: if the data is missing, or does not fit the arguments.
     """
     located = locate(wanted)
     choices = [wanted.image_column, wanted.label_column, wanted.test_split, grayscale, image_size]
-    identity = hashlib.sha256(json.dumps([1, located.identity, *choices]).encode()).hexdigest()
+    choices += [renumber] if renumber else []
+    identity = hashlib.sha256(json.dumps([2, located.identity, *choices]).encode()).hexdigest()
     train: Pixels
     test: Pixels
+    names: list[list[str]] = []
     if in_memory:
 
         def decode() -> dict[str, Tensor]:
             with tempfile.TemporaryDirectory(prefix="cl_bench_") as arrow:
                 splits = _encoded(located.open(Path(arrow)), wanted, grayscale, image_size)
+                labels, found = read_labels(_cells(splits), wanted.label_column, renumber)
+                names.append(found)
                 return {
                     "train": splits["train"].decode_all(),
                     "test": splits["test"].decode_all(),
-                    **_labels(splits, wanted),
+                    **labels,
                 }
 
         data, fingerprint = cached(identity, decode)
@@ -65,7 +71,11 @@ def load_images(
         _, channels, height, width = data["train"].shape
     else:
         splits = _encoded(_open_kept(located, wanted), wanted, grayscale, image_size)
-        data, fingerprint = _labels(splits, wanted), identity
+        (data, found), fingerprint = (
+            read_labels(_cells(splits), wanted.label_column, renumber),
+            identity,
+        )
+        names.append(found)
         train, test = splits["train"], splits["test"]
         channels, height, width = splits["train"].form.shape
     return ImageSource(
@@ -75,6 +85,7 @@ def load_images(
         test_labels=data["test_labels"],
         shape=(channels, height, width),
         num_classes=int(data["num_classes"]),
+        class_names=names[0] if names else _cached_names(identity, located, wanted, renumber),
         maximum=255,
         moments=moments or _cached_moments(identity, train),
         fingerprint=fingerprint,
@@ -106,23 +117,22 @@ def _encoded(
     return {name: EncodedImages(split, column, form) for name, split in splits.items()}
 
 
-def _labels(splits: dict[str, EncodedImages], wanted: Wanted) -> dict[str, Tensor]:
-    """int64 labels of both splits, and the number of classes."""
-    column = wanted.label_column
-    labels = {}
-    for name, split in splits.items():
-        values = split.cells.select_columns([column]).with_format("numpy")[:][column]
-        if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
-            kind = split.cells.features[column]
-            raise UsageError(
-                f"stream.label_column={column}: labels must be integers from 0, the {name} split "
-                f"holds {kind}; cast the column to datasets.ClassLabel, or name another"
-            )
-        labels[f"{name}_labels"] = torch.from_numpy(values.astype(np.int64))
-    feature = splits["train"].cells.features[column]
-    declared = getattr(feature, "num_classes", None)
-    count = int(labels["train_labels"].max()) + 1 if declared is None else declared
-    return {**labels, "num_classes": torch.tensor(count)}
+def _cells(splits: dict[str, EncodedImages]) -> dict[str, Any]:
+    return {name: split.cells for name, split in splits.items()}
+
+
+def _cached_names(identity: str, located: Located, wanted: Wanted, renumber: bool) -> Sequence[str]:
+    """Names of the classes of data that was decoded by an earlier run."""
+
+    def build() -> dict[str, Tensor]:
+        with tempfile.TemporaryDirectory(prefix="cl_bench_") as arrow:
+            splits = located.open(Path(arrow))
+            _, names = read_labels(splits, wanted.label_column, renumber)
+        return {"names": torch.tensor(list(json.dumps(names).encode()), dtype=torch.uint8)}
+
+    found, _ = cached(f"{identity}-names", build)
+    names: list[str] = json.loads(bytes(found["names"].tolist()))
+    return names
 
 
 def _cached_moments(identity: str, images: Pixels) -> Moments:

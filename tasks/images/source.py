@@ -1,6 +1,6 @@
 """A labelled image data set with its official splits, before it is arranged into tasks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,6 +39,7 @@ class ImageSource:
         test_labels: int64 (len(test),) in ``range(num_classes)``.
         shape: (channels, height, width) of one image.
         num_classes: size of the label space.
+        class_names: by label; none where they are not known.
         maximum: pixel value that becomes 1 before normalisation (255; 16 for the digits).
         moments: what the images are normalised with.
         fingerprint: content hash.
@@ -62,6 +63,7 @@ class ImageSource:
     fingerprint: str
     origin: Origin
     in_memory: bool = True
+    class_names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         channels = self.shape[0]

@@ -1,6 +1,7 @@
 """One task over a shared image source."""
 
 import weakref
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -65,6 +66,7 @@ class ImageTask(Task):
         head: which output head serves it.
         classes: its positions in the stream's label space.
         labels: the data set's own labels in the order of ``classes``.
+        class_names: their names, in that order; recorded.
         origin: licence, source, citation.
         train: training samples, validation taken out.
         validation: samples held out of training.
@@ -80,6 +82,7 @@ class ImageTask(Task):
         head: int,
         classes: range,
         labels: list[int],
+        class_names: Sequence[str],
         origin: Origin,
         train: ImageData,
         validation: ImageData,
@@ -91,6 +94,7 @@ class ImageTask(Task):
         self.head = head
         self.classes = classes
         self.labels = labels
+        self.facts = {"class_names": list(class_names)} if class_names else {}
         self.origin = origin
         self.in_memory = in_memory
         self._train = train

@@ -29,6 +29,14 @@ def exact_match(text: str, right: str, given: str) -> float:
     return float(bool(found) and found == normalised(right))
 
 
+def verbatim(text: str, right: str, given: str) -> float:
+    """1 where both are the same but for white space around them: points, signs and case count.
+
+    TRACE's own accuracy compares the strings as they are (its metrics.py).
+    """
+    return float(bool(given.strip()) and given.strip() == right.strip())
+
+
 def first_letter(text: str, right: str, given: str) -> float:
     """1 where the first characters are the same: TRACE's ScienceQA, explanations left aside."""
     return float(given.strip()[:1] != "" and given.strip()[:1] == right.strip()[:1])
@@ -67,6 +75,7 @@ def sari(text: str, right: str, given: str) -> float:
 
 METRICS: Mapping[str, Metric] = {
     "exact_match": exact_match,
+    "verbatim": verbatim,
     "first_letter": first_letter,
     "rouge_l": rouge_l,
     "edit_similarity": edit_similarity,
