@@ -118,8 +118,10 @@ class Causal(LanguageLearner):
 
     def terms(self, batch: Batch) -> Tensor:
         """Labelled tokens; a text's first one is never predicted."""
-        labels = batch["labels"] if self.prompts is not None else batch["labels"][:, 1:]
-        return (labels != IGNORE).sum()
+        labelled = batch["labels"] != IGNORE
+        if self.prompts is None:
+            return labelled[:, 1:].sum()
+        return labelled.sum() - (labelled.any(1) & ~batch["attention_mask"].bool().any(1)).sum()
 
     def _generated(self, batch: Batch, options: Mapping[str, Any]) -> Tensor:
         tokens, mask = batch["input_ids"], batch["attention_mask"]

@@ -87,7 +87,7 @@ class LanguageLearner(BaseLearner):
         """The batch without columns in which no sample has a token."""
         if self._uncut or self.prompts is None:
             return batch
-        prompt = int(batch["attention_mask"].sum(1).max())
+        prompt = max(1, int(batch["attention_mask"].sum(1).max()))  # all may be empty
         answer = int((batch["labels"] != IGNORE).sum(1).max())
         return {
             **batch,

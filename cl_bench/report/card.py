@@ -85,13 +85,18 @@ def heads_section(data: Mapping[str, Any], learned: int, heads: int) -> str:
         lines.append("No task is learned yet: the outputs are those of untrained heads.")
     if scenario == "domain":
         lines.append(f"Output column i is class i, of {data['tasks'][0]['classes']}, in any task.")
-        return " ".join(lines)
+        names = data["tasks"][0].get("facts", {}).get("class_names")
+        alike = all(task.get("facts", {}).get("class_names") == names for task in data["tasks"])
+        lines.append(f"The classes are {', '.join(names)}." if names and alike else "")
+        return " ".join(filter(None, lines))
     lines.append("Output columns, one head after another:\n")
     for task in data["tasks"]:
         if task["head"] >= heads:
             continue
         stop = task["first_class"] + task["classes"]
-        lines.append(f"- head {task['head']}, task {task['name']}: {task['first_class']}:{stop}")
+        names = ", ".join(task.get("facts", {}).get("class_names", ()))
+        where = f"{task['first_class']}:{stop}" + (f" ({names})" if names else "")
+        lines.append(f"- head {task['head']}, task {task['name']}: {where}")
     left_out = len({t["head"] for t in data["tasks"]}) - heads
     if left_out:
         lines.append(f"\nThe heads of {left_out} later task(s) are untrained and left out.")
