@@ -38,7 +38,14 @@ from tasks.t5_cl_hub import HUB, HubText
 from tasks.text import Prompt
 from tasks.text.benchmark import COMPLETE, ORDERS, SOURCES, digest, places, read_rows
 from tasks.text.codec import WordCodec
-from tasks.text.metrics import edit_similarity, exact_match, first_letter, normalised, rouge_l
+from tasks.text.metrics import (
+    edit_similarity,
+    exact_match,
+    first_letter,
+    normalised,
+    rouge_l,
+    verbatim,
+)
 from tasks.text.pinned import PINNED
 
 transformers = pytest.importorskip("transformers")
@@ -535,6 +542,13 @@ def test_missing_and_cut_files_are_named(tmp_path):
         T5CL(str(tmp_path), tasks=["CB"])
 
 
+@pytest.mark.parametrize("right", ["1.5", "-7", "1/2", "12:30", "10%"])
+def test_numbers_keep_their_points_and_signs(right):
+    assert verbatim("", right, f"{right} ") == 1.0
+    assert verbatim("", right, normalised(right)) == 0.0
+    assert verbatim("", right, "") == verbatim("", right, right + "0") == 0.0
+
+
 def test_trace_reads_records_and_scores_each_task_in_its_way(tmp_path):
     from tasks.trace import EPOCHS, METRICS, Trace
 
@@ -548,6 +562,10 @@ def test_trace_reads_records_and_scores_each_task_in_its_way(tmp_path):
     grades = {t.name: stream.grade(int(t.test[torch.tensor([1])]["example"]), "B") for t in stream}
     assert grades["ScienceQA"] == 1.0
     assert grades["FOMC"] == 0.0
+    number = int(stream[5].test[torch.tensor([0])]["example"])
+    assert stream[5].name == "NumGLUE-cm"
+    assert stream.grade(number, " B. so") == 1.0
+    assert stream.grade(number, "b so") == 0.0
     assert grades["MeetingBank"] == pytest.approx(2 / 3)
     assert 0 < grades["Py150"] < 1
     assert not stream.options(0)

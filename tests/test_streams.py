@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import inspect
 import io
+import itertools
 import os
 import pickle
 import time
@@ -582,6 +583,110 @@ def test_labels_that_do_not_fit_are_refused(tmp_path, labels, names, arguments, 
         arguments = {"classes_per_task": 1, "scenario": "class", **arguments}
     with pytest.raises(UsageError, match=message):
         SplitImages(data_dir=str(tmp_path / "data"), **arguments)
+
+
+def _flat(root, split, kind, names, columns):
+    """A parquet file of images that are one value each, and their labels."""
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": kind})
+    pixels = [Image.fromarray(np.full((4, 4), v, np.uint8)) for v in columns]
+    root.mkdir(parents=True, exist_ok=True)
+    rows = {"image": pixels, "label": names}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(root / f"{split}.parquet")
+
+
+def _values(data):
+    batch = everything(data)
+    return {
+        int(y): sorted({round(float(v) * 255) for v in batch["x"][batch["y"] == y].flatten()})
+        for y in batch["y"].unique()
+    }
+
+
+WHOLE = {"num_tasks": 1, "scenario": "class", "validation_fraction": 0, "mean": 0.0, "std": 1.0}
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_class_is_its_name_in_both_splits(tmp_path, in_memory):
+    import datasets
+
+    for split, names in (("train", ["dark", "light"]), ("test", ["rest", "light", "dark"])):
+        labels = [names.index(n) for n in ("dark", "light")]
+        _flat(tmp_path, split, datasets.ClassLabel(names=names), labels, [10, 240])
+    (task,) = SplitImages(data_dir=str(tmp_path), in_memory=in_memory, **WHOLE)
+    assert _values(task.train) == _values(task.test) == {0: [10], 1: [240]}
+    assert task.facts["class_names"] == ["dark", "light"]
+    again = SplitImages(data_dir=str(tmp_path), in_memory=in_memory, **WHOLE)  # from the cache
+    assert again[0].facts == task.facts
+    _flat(tmp_path, "test", datasets.ClassLabel(names=["dark", "rest"]), [0, 1], [10, 99])
+    with pytest.raises(UsageError, match="does not name: rest"):
+        SplitImages(data_dir=str(tmp_path), in_memory=in_memory, **WHOLE)
+
+
+def test_files_of_a_split_that_name_classes_differently_are_refused(tmp_path):
+    import datasets
+
+    for split, names in (("train1", ["a", "b"]), ("train2", ["b", "a"]), ("test", ["a", "b"])):
+        _flat(tmp_path, split, datasets.ClassLabel(names=names), [0, 1], [1, 2])
+    with pytest.raises(UsageError, match="the train files there name their classes differently"):
+        SplitImages(data_dir=str(tmp_path), **WHOLE)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "kind", "names"),
+    [
+        ([0, 2, 5], [5, 0, 2], "int64", ["0", "2", "5"]),
+        ([1, 2, 3], [3, 2, 1], "uint8", ["1", "2", "3"]),
+        (["no10", "no9", "no1"], ["no9", "no1", "no10"], "string", ["no1", "no9", "no10"]),
+    ],
+)
+def test_labels_with_gaps_are_numbered_on_request(tmp_path, train, test, kind, names):
+    import datasets
+
+    value = {label: 10 * i for i, label in enumerate(train)}
+    _flat(tmp_path, "train", datasets.Value(kind), train, [value[v] for v in train])
+    _flat(tmp_path, "test", datasets.Value(kind), test, [value[v] for v in test])
+    with pytest.raises(UsageError):
+        SplitImages(data_dir=str(tmp_path), **WHOLE)
+    (task,) = SplitImages(data_dir=str(tmp_path), renumber_labels=True, **WHOLE)
+    assert _values(task.train) == _values(task.test)
+    assert task.facts["class_names"] == names
+    _flat(tmp_path, "test", datasets.Value(kind), [test[0], test[0]], [0, 0])
+    with pytest.raises(UsageError, match="have no test samples"):
+        SplitImages(data_dir=str(tmp_path), renumber_labels=True, **WHOLE)
+    strange = "x" if kind == "string" else 77
+    _flat(tmp_path, "test", datasets.Value(kind), [*test, strange], [0, 0, 0, 0])
+    with pytest.raises(UsageError, match=f"test split has labels {strange} in column"):
+        SplitImages(data_dir=str(tmp_path), renumber_labels=True, **WHOLE)
+
+
+def test_folders_are_counted_as_people_count(tmp_path):
+    for split, c in itertools.product(("train", "test"), range(12)):
+        path = tmp_path / split / f"{c}" / "0.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(np.full((4, 4), 20 * c, np.uint8)).save(path)
+    (task,) = SplitImages(data_dir=str(tmp_path), **WHOLE)
+    assert _values(task.test) == {c: [20 * c] for c in range(12)}
+    assert task.facts["class_names"] == [str(c) for c in range(12)]
+
+
+def test_photos_stand_upright(tmp_path):
+    """The tag of a camera that lay on its side turns the picture, and its size, back."""
+    pixels = make_pixels(4, (6, 4, 3))
+    for split, (i, image) in itertools.product(("train", "test"), enumerate(pixels)):
+        path = tmp_path / split / f"kind{i % 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stored, tag = Image.fromarray(image), Image.Exif()
+        if i >= 2:
+            stored = stored.transpose(Image.Transpose.ROTATE_90)
+            tag[0x0112] = 6  # turn by 270 degrees to see it as it was
+        stored.save(path, exif=tag)
+    stream = SplitImages(data_dir=str(tmp_path), **WHOLE)
+    assert stream.input_shape == (3, 6, 4)
+    found = everything(stream[0].train)["x"]
+    expected = torch.from_numpy(pixels[[0, 2, 1, 3]]).permute(0, 3, 1, 2) / 255
+    torch.testing.assert_close(found, expected)
 
 
 def test_split_images_divides_all_classes_unless_told_otherwise(tmp_path):
