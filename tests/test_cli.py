@@ -222,9 +222,10 @@ def test_a_clean_run_is_quiet_and_leaves_its_files(finished):
     assert err == ""
     lines = out.splitlines()
     assert lines[0] == "permuted_digits · gpm+er+ewc · seed 3: out"
-    assert [line[:8] for line in lines[1:3]] == ["task 1/2", "task 2/2"]
+    assert lines[1] == "guarded: 100 % of the 17,400 weights that tasks share"
+    assert [line[:8] for line in lines[2:4]] == ["task 1/2", "task 2/2"]
     assert lines[-1] == "everything about this run is in out"
-    assert max(map(len, lines[3:])) <= 80
+    assert max(map(len, lines[4:])) <= 80
     assert "…" not in out
     assert {p.name for p in (cwd / "out").iterdir()} >= {*FILES, "wandb"}
     assert {p.name for p in cwd.iterdir()} == {"out", "own configs"}

@@ -25,7 +25,7 @@ from cl_bench.experiment.weights import TaskWeights, encoded, read_weights
 from cl_bench.report.comparison import compare_runs
 from cl_bench.strategies.gpm import GPM
 from cl_bench.tracking import read_matrix
-from runs import differences
+from runs import differences, unseal
 from tasks.permuted_digits import PermutedDigits
 from tasks.split_digits import SplitDigits
 
@@ -82,6 +82,7 @@ def test_a_reproduction_that_differs_says_by_how_much_and_what_is_different(
 ):
     other = tmp_path / "other"
     shutil.copytree(split, other)
+    unseal(other)
     matrix = (other / "accuracy_matrix.csv").read_text()
     first = matrix.splitlines()[2].split(",")[1]
     (other / "accuracy_matrix.csv").write_text(matrix.replace(first, str(float(first) - 0.25), 1))
@@ -100,6 +101,7 @@ def test_what_is_compared(tmp_path, split):
     other = tmp_path / "other"
     shutil.copytree(split, other)
     assert compare_runs(split, other) == []
+    unseal(other)
     lines = (other / "results.jsonl").read_text().splitlines()
     event = next(i for i, line in enumerate(lines) if '"epoch"' in line)
     changed = {**json.loads(lines[event]), "train_loss": 9.0, "seconds": 1e9, "time": "later"}

@@ -157,7 +157,7 @@ def test_a_job_that_fails_however_it_does_stops_no_other(cli, tmp_path, monkeypa
     assert "sweep:  1 of 4 jobs done  0 running  3 failed" in out
     assert "job 0 (+strategy=breaking" in err
     assert "failed: RuntimeError: a mistake" in err
-    assert "seed=-1: must be a whole number" in err
+    assert "seed=-1: must not be negative" in err
     assert err.splitlines()[-1] == "error: 3 of the jobs failed: 0, 1, 3"
     study = read_study(["study"])
     assert [row.label for row in study.rows()] == ["finetune"]

@@ -121,6 +121,8 @@ def run_config(
     Raises:
         UsageError: whatever the user can put right.
     """
+    if isinstance(cfg.get("run_dir"), str):
+        require_plain(Path(cfg.run_dir))
     _require_nodes(cfg, given or {})
     notes = [*notes, *check_effects(cfg, words)]
     asked = _whole_run(cfg)
@@ -165,8 +167,6 @@ def _run_config(
     words: Sequence[str],
     notes: Sequence[str],
 ) -> Result:
-    if isinstance(cfg.get("run_dir"), str):
-        require_plain(Path(cfg.run_dir))
     seed = cfg.seed
     evaluation = _settings(EvalSettings, cfg.eval)
     loop = LoopSettings(

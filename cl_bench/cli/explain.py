@@ -99,7 +99,8 @@ def refuse_empty(words: Sequence[str], groups: Path) -> None:
         key, sweeps = override.key_or_group, override.is_sweep_override()
         if sweeps and not any(True for _ in override.sweep_iterator()):
             raise UsageError(f"{override.input_line}: holds no value; name at least one")
-        if not sweeps and override.value() == {} and not override.is_delete():
+        hydras = key.startswith("hydra")
+        if not (sweeps or hydras) and override.value() == {} and not override.is_delete():
             raise UsageError(
                 f"{override.input_line}: merges nothing into what is there; leave it out"
             )

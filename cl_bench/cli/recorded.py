@@ -132,7 +132,6 @@ def read_recorded(word: str, directory: Path, trust: Trust, whole: bool = True) 
         COMMAND,
         CONFIG,
         ENVIRONMENT,
-        PUT_BACK,
         RESULTS,
         read_json,
         read_text,
@@ -147,13 +146,11 @@ def read_recorded(word: str, directory: Path, trust: Trust, whole: bool = True) 
             "directory that the run named in its first line"
         )
     require_plain_files(directory)
-    if whole and (directory / RESULTS).exists():
-        verified(directory)
     config = read_config(directory)
-    if not {"strategy", "stream"} <= set(config):
-        raise UsageError(f"{directory / CONFIG} holds no configuration of a run; {PUT_BACK}")
     _require_values(config, directory / CONFIG)
     require_trusted(config, directory, word, trust)
+    if whole and (directory / RESULTS).exists():
+        verified(directory)
     choices = shown(read_json(directory / CHOICES) or {})
     environment = read_json(directory / ENVIRONMENT) or {}
     command = printable(read_text(directory / COMMAND).strip())

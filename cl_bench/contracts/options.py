@@ -401,7 +401,8 @@ def _list(inner: Any, value: Any) -> Any:
 
 
 def _tuple(inner: Sequence[Any], value: Any) -> Any:
-    if not isinstance(value, list | tuple) or len(value) != len(inner):
+    many = isinstance(value, collections.abc.Sequence) and not isinstance(value, str)
+    if not many or len(value) != len(inner):
         raise _MisfitError(f"must be a list of {len(inner)}: {', '.join(map(_kind, inner))}")
     return _entries(value, lambda: [_fit(h, v) for h, v in zip(inner, value, strict=True)])
 

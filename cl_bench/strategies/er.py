@@ -7,7 +7,7 @@ Every batch is learned together with as many samples drawn from a memory that re
 import torch
 from torch import Tensor
 
-from cl_bench.contracts import Batch, Learner, Needs, State, Strategy, Task, UsageError, generator
+from cl_bench.contracts import Batch, Learner, Needs, State, Strategy, Task, generator
 from cl_bench.contracts.options import Count
 
 
@@ -23,8 +23,6 @@ class ER(Strategy):
     private = True
 
     def __init__(self, memory: Count = 500, replay: Count | None = None) -> None:
-        if replay is not None and replay > memory:
-            raise UsageError(f"strategy.replay={replay}: at most strategy.memory={memory} are kept")
         self.memory = memory
         self.replay = replay
         self.buffer: Batch = {}

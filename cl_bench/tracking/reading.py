@@ -134,13 +134,7 @@ def is_finished(directory: Path | str) -> bool:
 
 
 def require_data(path: Path, data: Mapping[str, Any]) -> None:
-    """Make sure that a directory holds a run on this data.
-
-    Raises:
-        UsageError: it holds none, or one that began with another fingerprint of the data.
-    """
-    if not (path / CONFIG).exists():
-        raise UsageError(f"{path} holds no run ({CONFIG} is missing): give the directory of a run")
+    """Raise :class:`UsageError` if a run began with another fingerprint of its data."""
     then, now = (read_json(path / DATA) or {}).get("fingerprint"), data.get("fingerprint")
     if then != now:
         raise UsageError(

@@ -242,7 +242,10 @@ class Record:
                 have changed, or the disk refuses. What was recorded is as it was.
         """
         path = Path(directory)
-        require_data(path, data or {})
+        if not (path / CONFIG).exists():
+            raise UsageError(
+                f"{path} holds no run ({CONFIG} is missing): give the directory of one"
+            )
         lock = take_lock(path)
         try:
             if find is None:
@@ -251,6 +254,7 @@ class Record:
                 position, seconds, source = 0, 0.0, ""
             else:
                 lines = verified(path, task_names)
+                require_data(path, data or {})
                 position, seconds, source = find(lines)
             kept = [line for line in lines if line.end <= position]
             dropped = [line.event for line in lines[len(kept) :]]
