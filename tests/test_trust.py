@@ -300,7 +300,7 @@ def test_expressions_of_a_record_are_not_evaluated(tmp_path, monkeypatch, text):
 def test_a_configuration_that_is_none_is_refused(tmp_path, text):
     run = record(tmp_path / "run")
     (run / "config.yaml").write_text(text)
-    with pytest.raises(UsageError, match="is damaged|holds no configuration of a run"):
+    with pytest.raises(UsageError, match=r"is damaged|holds no configuration of a run"):
         read(run)
 
 
