@@ -239,6 +239,10 @@ def half(lines):
     lines[2] = lines[2][:20] + b"\n"
 
 
+def longest_number(lines):
+    lines[2] = b'{"event": "epoch", "steps": ' + b"1" * 5000 + b"}\n"
+
+
 def windows(lines):
     lines[:] = [line.replace(b"\n", b"\r\n") for line in lines]
 
@@ -252,6 +256,7 @@ EDITS = {
     utf8: r"line 3: not UTF-8",
     number: r"line 3: it holds no event",
     half: r"line 3: not JSON",
+    longest_number: r"line 3: not JSON",
     windows: r"line 1: it is not what the run wrote",
 }
 
@@ -310,9 +315,27 @@ def test_lines_of_older_versions_have_no_chain(run, finished):
     ("event", "said"),
     [
         ({"event": "evaluation", "row": 99, "scores": {}}, "row 99 is none of this run's"),
+        ({"event": "evaluation", "row": -1, "scores": {}}, "row .* is '-1'"),
+        ({"event": "evaluation", "row": True, "scores": {}}, "row .* is 'True'"),
         ({"event": "evaluation", "row": 1, "scores": {"x": 0.5}}, "task 'x' is none of"),
-        ({"event": "evaluation", "row": 1, "scores": {"t0": "x"}}, "'x' of 't0' is no number"),
+        ({"event": "evaluation", "row": 1, "scores": {"t0": "x"}}, "scores .*'x'.*, not a number"),
+        ({"event": "evaluation", "row": 1, "scores": {"t0": 10**400}}, "scores .* not a number"),
+        (
+            {"event": "evaluation", "row": 1, "scores": {}, "details": {"x": {}}},
+            "task 'x' is none of",
+        ),
         ({"evnt": "epoch"}, "it names no event"),
+        ({"event": "status", "status": "started", "files": 5}, "files .* is '5'"),
+        ({"event": "status", "status": "more", "files": {"../a.b": ""}}, "files .*not a SHA-256"),
+        ({"event": "status", "status": "started", "seed": {}}, "seed .*not a whole number"),
+        ({"event": "layers", "task": 0, "layers": {"fc": 5}}, "layers .*not numbers for each"),
+        ({"event": "layers", "layers": {}}, "task .* is 'None'"),
+        ({"event": "weights", "file": "/dev/zero"}, "learned .* is 'None'"),
+        (
+            {"event": "weights", "learned": 1, "file": "/dev/zero", "bytes": 0, "sha256": ""},
+            "file .* is '/dev/zero', not a file in weights/",
+        ),
+        ({"event": "probe", "probe": "curve", "task": 0}, "values .* is 'None'"),
     ],
 )
 def test_events_of_older_versions_are_checked_for_what_they_tell(run, event, said):

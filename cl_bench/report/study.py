@@ -33,7 +33,7 @@ from cl_bench.tracking.files import (
 )
 from cl_bench.tracking.journal import read_journal
 from cl_bench.tracking.reading import read_config
-from cl_bench.tracking.verify import verify_weights
+from cl_bench.tracking.verify import require_numbers, verify_weights
 
 BOUNDS = ("finetune", "joint")
 """Strategies that others lie between: shown with them, never the best of them."""
@@ -101,7 +101,7 @@ class Trial:
     @property
     def seed(self) -> int:
         """As recorded; 0 for runs that have none."""
-        return int(self.run.facts.get("seed", 0))
+        return int(self.run.facts.get("seed") or 0)
 
     @property
     def strategy(self) -> str:
@@ -415,9 +415,11 @@ def _read_trial(directory: Path, left_out: list[str]) -> Trial:
     config: Any = shown(read_config(directory))
     run = replace(run, task_names=shown(run.task_names), facts=shown(run.facts))
     reference, selection = config.get("reference"), run.facts.get("selection")
+    summary = read_json(directory / SUMMARY) or {}
+    require_numbers(summary, (*COSTS, "task_aware_acc"), directory / SUMMARY)
     return Trial(
         run=run,
-        summary=shown(read_json(directory / SUMMARY) or {}),
+        summary=shown(summary),
         settings=dict(flat(config)) if config else {},
         reference=reference if isinstance(reference, Mapping) else None,
         selection=selection if isinstance(selection, Mapping) else None,
@@ -489,7 +491,7 @@ def _one_a_seed(trials: Sequence[Trial], left_out: list[str]) -> list[Trial]:
 
 
 def _started(trial: Trial) -> str:
-    return str(read_results(trial.run.directory)[0]["time"])
+    return str(read_results(trial.run.directory)[0].get("time"))
 
 
 def _holm(raw: Mapping[str, Comparison]) -> dict[str, Comparison]:

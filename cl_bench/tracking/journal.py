@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ def read_journal(directory: Path) -> list[Line]:
         sealed = seal is not None
         event.pop("chain", None)
         lines.append(Line(event, end, chain))
+    check_events(directory, lines)
     return lines
 
 
@@ -146,28 +147,96 @@ def _problems(event: Mapping[str, Any], names: list[str] | None) -> Iterator[str
     kind = event.get("event")
     if not isinstance(kind, str):
         yield "it names no event"
-    elif kind == "evaluation":
-        row, scores = event.get("row"), event.get("scores")
-        if not isinstance(row, int) or row < 0 or (names is not None and row > len(names)):
-            yield f"row {row!r} is none of this run's"
-        elif not isinstance(scores, Mapping):
-            yield "an evaluation without scores"
-        else:
-            for name, score in scores.items():
-                if names is not None and name not in names:
-                    yield f"the task {name!r} is none of this run's"
-                elif score is not None and not isinstance(score, int | float):
-                    yield f"the score {score!r} of {name!r} is no number"
-    elif kind == "layers" and not isinstance(event.get("layers"), Mapping):
-        yield "an event of layers without any"
-    elif kind == "status" and not isinstance(event.get("status"), str):
-        yield "a status that does not say which"
+        return
+    for key, (says, fits) in FIELDS.get(kind, {}).items():
+        if not fits(event.get(key)):
+            yield f"{key} of the {kind} event is {str(event.get(key))[:100]!r}, not {says}"
+            return
+    if kind == "evaluation" and names is not None:
+        details = event.get("details") or {}
+        if event["row"] > len(names):
+            yield f"row {event['row']!r} is none of this run's"
+        for name in [n for n in (*event["scores"], *details) if n not in names]:
+            yield f"the task {name!r} is none of this run's"
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a record is a number or None.
+
+    JSON has integers of any size, and floats take not all of them.
+    """
+    return value is None or type(value) is float or (type(value) is int and abs(value) < 2**63)
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(map(is_number, value.values()))
+
+
+def _are_groups(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(v, Mapping) for v in value.values())
+
+
+def _are_digests(value: Any) -> bool:
+    plain = isinstance(value, Mapping) and all(
+        isinstance(digest, str) and re.fullmatch(r"\w+\.\w+", name)
+        for name, digest in value.items()
+    )
+    return value is None or plain
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_weights_file(value: Any) -> bool:
+    return _is_text(value) and re.fullmatch(r"weights/task\d+\.safetensors", value) is not None
+
+
+Field = tuple[str, Callable[[Any], bool]]
+
+FIELDS: dict[str, dict[str, Field]] = {
+    "status": {
+        "status": ("the name of a status", _is_text),
+        "files": ("a SHA-256 for each file of the run", _are_digests),
+        "seed": ("a whole number", lambda value: value is None or type(value) is int),
+    },
+    "evaluation": {
+        "row": ("a row of the matrix", _is_count),
+        "scores": ("a number for each task", _are_numbers),
+        "details": (
+            "numbers for each task",
+            lambda value: (
+                value is None or (_are_groups(value) and all(map(_are_numbers, value.values())))
+            ),
+        ),
+    },
+    "layers": {
+        "task": ("the index of a task", _is_count),
+        "layers": ("numbers for each layer", _are_groups),
+    },
+    "weights": {
+        "learned": ("a number of tasks", _is_count),
+        "file": ("a file in weights/", _is_weights_file),
+        "bytes": ("a size", _is_count),
+        "sha256": ("a SHA-256", _is_text),
+    },
+    "probe": {
+        "probe": ("the name of a probe", _is_text),
+        "task": ("the index of a task", _is_count),
+        "values": ("numbers by task", lambda value: isinstance(value, Mapping)),
+    },
+}
+"""What readers of a run take for granted, by event: a record may be a stranger's."""
 
 
 def _parsed(path: Path, number: int, raw: bytes) -> dict[str, Any]:
     try:
         event = json.loads(raw.decode())
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not JSON alone: whole numbers have a limit
         what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else "not JSON"
         raise UsageError(f"{path}, line {number}: {what} ({error}); {PUT_BACK}") from None
     if not isinstance(event, dict):

@@ -72,8 +72,8 @@ def read_config(directory: Path | str) -> dict[str, Any]:
     try:
         _require_bounded(text)
         config = OmegaConf.to_container(OmegaConf.create(text))
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        said = " ".join(str(error).split())
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, AssertionError) as error:
+        said = " ".join(str(error).split()) or "no settings are in it"
         raise UsageError(f"{path} is damaged ({said}); {PUT_BACK}") from None
     if not isinstance(config, dict):
         raise UsageError(f"{path} holds no configuration of a run; {PUT_BACK}")
@@ -137,6 +137,8 @@ def require_data(path: Path, data: Mapping[str, Any]) -> None:
     """Raise :class:`UsageError` if a run began with another fingerprint of its data."""
     then, now = (read_json(path / DATA) or {}).get("fingerprint"), data.get("fingerprint")
     if then != now:
+        if not (path / DATA).exists():
+            raise UsageError(f"{path / DATA} is missing; {PUT_BACK}")
         raise UsageError(
             f"the data of {path} has changed (fingerprint {then}, now {now}): a run is resumed on "
             "the data it began with"

@@ -40,7 +40,7 @@ class Tables:
             for name, score in event["scores"].items():
                 column = self.task_names.index(name)
                 self.matrix[row, column] = np.nan if score is None else score
-            for name, measures in event.get("details", {}).items():
+            for name, measures in (event.get("details") or {}).items():
                 score = measures.get(TASK_AWARE)
                 if score is not None:
                     self.task_aware[row, self.task_names.index(name)] = score

@@ -3,8 +3,9 @@
 import csv
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from cl_bench.tracking.files import (
     read_json,
     read_text,
 )
-from cl_bench.tracking.journal import Line, check_events, read_journal
+from cl_bench.tracking.journal import Line, check_events, is_number, read_journal
 from cl_bench.tracking.tables import Tables
 
 WEIGHED_BYTES = 256 * 2**20
@@ -45,6 +46,9 @@ def verified(directory: Path, task_names: Sequence[str] | None = None) -> list[L
     lines = read_journal(directory)
     if task_names is None:
         task_names = (read_json(directory / DATA) or {}).get("task_names")
+        listed = isinstance(task_names, list) and all(isinstance(n, str) for n in task_names)
+        if task_names is not None and not listed:
+            raise UsageError(f"{directory / DATA} is damaged: task_names is no list; {PUT_BACK}")
     check_events(directory, lines, None if task_names is None else list(task_names))
     for name, expected in _digests(lines).items():
         if not (directory / name).is_file():
@@ -70,9 +74,15 @@ def verify_tables(directory: Path, lines: Sequence[Line], tables: Tables) -> Non
                 f"{directory / MATRIX} does not say what the events of the run say; {PUT_BACK}"
             )
     if (summary := read_json(directory / SUMMARY)) is not None:
-        acc = summary.get("acc")
-        if acc is not None and not isinstance(acc, int | float):
-            raise UsageError(f"{directory / SUMMARY}: acc is {acc!r}, no number; {PUT_BACK}")
+        require_numbers(summary, ("acc",), directory / SUMMARY)
+
+
+def require_numbers(values: Mapping[str, Any], names: Iterable[str], path: Path) -> None:
+    """Raise :class:`UsageError` if one of a file's values, where it is there, is no number."""
+    for name in names:
+        if not is_number(values.get(name)):
+            said = repr(values[name])[:100]
+            raise UsageError(f"{path}: {name} is {said}, no number; {PUT_BACK}")
 
 
 def verify_weights(directory: Path, lines: Sequence[Line], up_to: int = WEIGHED_BYTES) -> None:
