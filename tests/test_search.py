@@ -1,6 +1,7 @@
 """Hyperparameters are chosen on validation data of the first tasks, and the record says so."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from omegaconf import OmegaConf
 
 from cl_bench.cli.listing import options
 from cl_bench.cli.main import conf_directory, main
+from cl_bench.cli.search import write_chosen
 from cl_bench.experiment import SealedError, SearchSettings, for_search
 from cl_bench.report.study import read_study
 
@@ -126,6 +128,21 @@ def test_a_search_writes_down_trials_and_choice(searched):
         assert summary["tasks"] == 3
     study = read_study([searched])
     assert (study.blocks, len(study.searches)) == ([], 3)
+
+
+def test_what_was_superseded_is_no_trial(searched, tmp_path, capsys):
+    sweep = Path(shutil.copytree(searched, tmp_path / "search"))
+    before = json.loads((sweep / "chosen.json").read_text())
+    trial = sweep / before["all"][0]["run"]
+    aside = trial / "superseded" / "20261130-120000"
+    aside.mkdir(parents=True)
+    shutil.copy(trial / "summary.json", aside)
+    assert write_chosen(sweep).startswith("chosen in 3 trials")
+    assert json.loads((sweep / "chosen.json").read_text()) == before
+    (trial / "summary.json").write_text("{")
+    assert write_chosen(sweep)
+    assert f"left out: {trial}/summary.json is damaged" in capsys.readouterr().err
+    assert len(json.loads((sweep / "chosen.json").read_text())["all"]) == 2
 
 
 def test_chosen_values_are_taken_and_the_record_says_where_from(cli, searched):

@@ -638,6 +638,7 @@ def test_files_of_a_split_that_name_classes_differently_are_refused(tmp_path):
     [
         ([0, 2, 5], [5, 0, 2], "int64", ["0", "2", "5"]),
         ([1, 2, 3], [3, 2, 1], "uint8", ["1", "2", "3"]),
+        ([0, 1, 2**62], [0, 1, 2**62], "int64", ["0", "1", str(2**62)]),  # no class each below it
         (["no10", "no9", "no1"], ["no9", "no1", "no10"], "string", ["no1", "no9", "no10"]),
     ],
 )

@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,6 +113,22 @@ def test_a_job_whose_process_is_gone_does_not_run(tmp_path):
     assert "0 of 2 jobs done" in ledger.standing()
 
 
+def test_what_is_damaged_in_the_ledger_costs_that_line_alone(tmp_path):
+    ledger = Ledger(tmp_path, total=2)
+    path = tmp_path / "jobs.jsonl"
+    path.write_bytes(b'5\n[]\n{"a": 1}\n\xff\xfe\n\0\0\n{"event": "sta')
+    ledger.write("finished", "a", seconds=1.0, whole=True)
+    assert ledger.standing().startswith("sweep:  1 of 2 jobs done")
+    assert path.read_bytes().count(b"\n") == 7
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_ledger_on_a_full_disk_is_one_line(tmp_path):
+    (tmp_path / "jobs.jsonl").symlink_to("/dev/full")
+    with pytest.raises(UsageError, match=r"jobs\.jsonl \(No space left.*free some space"):
+        Ledger(tmp_path).write("started", "a")
+
+
 # --- sweeps ---------------------------------------------------------------------------------------
 
 
@@ -139,6 +157,32 @@ def test_the_same_command_again_skips_what_is_finished(cli, tmp_path):
     # More seeds in the same directory: only what is new is run.
     status, out, _ = cli(*ARGUMENTS[:-2], "seed=1,2", "sweep_dir=study")
     assert (status, out.count("was finished before"), len(runs_of("study"))) == (0, 2, 6)
+
+
+def test_jobs_that_are_damaged_fail_and_stop_no_other(cli):
+    cli(*ARGUMENTS)
+    cut, lost, changed, _ = map(Path, runs_of("study"))
+    summary = (cut / "summary.json").read_bytes()
+    (cut / "summary.json").write_bytes(summary[:50])
+    results = (lost / "results.jsonl").read_bytes().splitlines(keepends=True)
+    (lost / "results.jsonl").write_bytes(b"".join(results[:-1]))  # killed before its end
+    shutil.rmtree(lost / "checkpoints")
+    results = (changed / "results.jsonl").read_bytes()
+    (changed / "results.jsonl").write_bytes(results.replace(b"epoch", b"ep\xffch", 1))
+    status, out, err = cli(*ARGUMENTS)
+    assert status == 2
+    assert "1 of 4 jobs done" in out
+    assert "Traceback" not in err
+    said = " ".join(err.split())
+    assert f"{cut}/summary.json is not as the run wrote it" in said
+    assert f"run the job again: python -m cl_bench resume={cut} from=start" in said
+    assert "there is no checkpoint in" in said
+    assert f"begin the run again: resume={lost} from=start" in said
+    assert re.search(rf"{changed}/results\.jsonl, line \d: not UTF-8", said)
+    assert "3 of the jobs failed: 0, 1, 2" in said
+    assert (lost / "weights").is_dir()
+    assert cli(f"resume={cut}", "from=start")[0] == 0
+    assert "2 of 4 jobs done" in cli(*ARGUMENTS)[1]
 
 
 def test_a_job_that_fails_however_it_does_stops_no_other(cli, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ directory; ``selected=<that directory>`` takes its values, and the record says w
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,21 @@ def write_chosen(sweep: Path) -> str | None:
     """Gather the trials of a finished search; returns what to say, None where it was no search."""
     if not (sweep / RESULTS).is_file():
         return None
+    from cl_bench.tracking.aside import SUPERSEDED
+    from cl_bench.tracking.files import read_json
+    from cl_bench.tracking.verify import require_numbers
+
     best: Any = OmegaConf.to_container(OmegaConf.load(sweep / RESULTS))
     values: dict[str, Any] = best["best_params"]
     trials = []
     for path in sorted(sweep.rglob("summary.json")):
-        summary = json.loads(path.read_text())
-        if "search" not in summary:
+        try:
+            summary = read_json(path) or {}
+            require_numbers(summary, ("acc",), path)
+        except UsageError as damage:
+            print(f"left out: {damage}", file=sys.stderr)
+            continue
+        if "search" not in summary or SUPERSEDED in path.relative_to(sweep).parts:
             continue
         config = dict(flat(OmegaConf.to_container(OmegaConf.load(path.parent / "config.yaml"))))
         trials.append(
@@ -79,13 +89,15 @@ def apply_selection(cfg: DictConfig, choices: Mapping[str, Any], task: Sequence[
         return
     if not isinstance(cfg.selected, str):
         raise UsageError(f"selected={cfg.selected}: name the directory of a finished search")
+    from cl_bench.tracking.files import read_json
+
     folder = Path(cfg.selected)
     strategy = "+".join([str(choices.get("strategy")), *(cfg.get("also") or {})])
     stream = str(choices.get("stream"))
     found = []
     for path in sorted(folder.rglob(CHOSEN)):
-        chosen = json.loads(path.read_text())
-        if (chosen["strategy"], chosen["stream"]) == (strategy, stream):
+        chosen = read_json(path) or {}
+        if (chosen.get("strategy"), chosen.get("stream")) == (strategy, stream):
             found.append((path.parent, chosen))
     if len(found) != 1:
         there = ", ".join(str(path) for path, _ in found) or "none"

@@ -35,6 +35,9 @@ UNCOMPARED = ("run_dir", "logger", "selected")
 
 DONE = ("finished", "skipped")
 
+FACTS = {"event", "job", "time", "process", "host"}
+"""What every line of ``jobs.jsonl`` tells."""
+
 
 def place(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
     """The command line with the sweep's directory in Hydra's terms.
@@ -113,11 +116,18 @@ class Ledger:
         """Note that something happened to a job."""
         self.directory.mkdir(parents=True, exist_ok=True)
         line = {"event": event, "job": job, "time": time.time(), **ourselves(), **facts}
-        descriptor = os.open(self.directory / JOBS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
-            os.write(descriptor, f"{json.dumps(line)}\n".encode())
-        finally:
-            os.close(descriptor)
+            with (self.directory / JOBS).open("a+b") as file:
+                # Half a line of a killed process, or of a full disk, must not swallow this one.
+                if file.seek(0, os.SEEK_END):
+                    file.seek(-1, os.SEEK_END)
+                    file.write(b"" if file.read() == b"\n" else b"\n")
+                file.write(f"{json.dumps(line)}\n".encode())
+        except OSError as error:
+            raise UsageError(
+                f"cannot write {self.directory / JOBS} ({error.strerror or error}): free some "
+                "space, or give sweep_dir=... where you may write; what jobs recorded stays"
+            ) from error
 
     def begin(self) -> None:
         """The command was issued (again): what failed or was stopped before gets another chance."""
@@ -158,9 +168,12 @@ class Ledger:
 
     def _events(self) -> Iterator[dict[str, Any]]:
         with contextlib.suppress(FileNotFoundError):
-            for line in (self.directory / JOBS).read_text().splitlines():
-                with contextlib.suppress(json.JSONDecodeError):  # half a line of a killed process
-                    yield json.loads(line)
+            for line in (self.directory / JOBS).read_bytes().splitlines():
+                with contextlib.suppress(ValueError, RecursionError):
+                    event = json.loads(line)
+                    # Anything else is half a line of a killed process, or of a full disk.
+                    if isinstance(event, dict) and event.keys() >= FACTS:
+                        yield event
 
     def standing(self) -> str:
         """One line: how many jobs are done, running and failed, and the time left."""
@@ -228,17 +241,16 @@ class SweepJob:
             go_on: the same for a job that was stopped, from its directory.
         """
         from cl_bench.tracking.files import CONFIG
-        from cl_bench.tracking.reading import is_finished
 
         begun = time.monotonic()
         exists = (self.directory / CONFIG).is_file()
         try:
             if exists:
                 self._require_same_settings()
-            if exists and is_finished(self.directory):
+            if exists and (before := self._finished_before()) is not None:
                 self.ledger.write("skipped", self.name)
                 self._say(f"{self.name}  was finished before")
-                return score(self.directory)
+                return before
             self.ledger.write("started", self.name, number=self.number)
             self._say(f"{self.name}  {'goes on' if exists else 'begins'}")
             with self._output():
@@ -250,13 +262,27 @@ class SweepJob:
                 self._say(f"{self.name}  diverged, which counts as ACC 0")
                 return 0.0
             how = "failed" if isinstance(error, Exception) else "interrupted"
-            self.ledger.write(how, self.name, number=self.number, error=f"{error}")
+            with contextlib.suppress(UsageError):  # a full disk must not hide what came before
+                self.ledger.write(how, self.name, number=self.number, error=f"{error}")
             self._say(f"{self.name}  {how}")
             raise
         seconds = time.monotonic() - begun
         self.ledger.write("finished", self.name, seconds=seconds, whole=not exists)
         self._say(f"{self.name}  ACC {100 * reached:.1f} %  {seconds:.0f} s")
         return reached
+
+    def _finished_before(self) -> float | None:
+        """The score of a run that is finished; None where it has to go on."""
+        from cl_bench.tracking.reading import is_finished
+
+        try:
+            return score(self.directory) if is_finished(self.directory) else None
+        except UsageError as damage:
+            damage.add_note(
+                "where there is no copy, run the job again: "
+                f"python -m cl_bench resume={shlex.quote(str(self.directory))} from=start"
+            )
+            raise
 
     def _require_same_settings(self) -> None:
         from cl_bench.tracking.reading import read_config
@@ -332,9 +358,20 @@ def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def score(directory: Path) -> float:
-    """The final average accuracy of a finished run; NaN where it has none."""
-    found = json.loads((directory / "summary.json").read_text())["acc"]
-    return float("nan") if found is None else float(found)
+    """The final average accuracy of a finished run; NaN where it has none.
+
+    Raises:
+        UsageError: a file of it is damaged.
+    """
+    from cl_bench.tracking.files import PUT_BACK, SUMMARY, read_json
+    from cl_bench.tracking.verify import require_numbers, verified
+
+    verified(directory)
+    summary = read_json(directory / SUMMARY)
+    if summary is None:
+        raise UsageError(f"{directory / SUMMARY} is missing; {PUT_BACK}")
+    require_numbers(summary, ("acc",), directory / SUMMARY)
+    return float("nan") if summary.get("acc") is None else float(summary["acc"])
 
 
 def ourselves() -> dict[str, Any]:

@@ -41,6 +41,12 @@ def read_labels(
     else:
         declared = getattr(splits["train"].features[column], "num_classes", None)
         count = int(values["train"].max()) + 1 if declared is None else declared
+        if count > max(len(values["train"]), 1) and declared is None:
+            raise UsageError(
+                f"stream.label_column={column}: labels go up to {count - 1}, but the train split "
+                f"has only {len(values['train'])} samples; correct the labels, or number those "
+                "that occur with stream.renumber_labels=true"
+            )
         names = named["train"] or [str(i) for i in range(count)]
     labels = {f"{name}_labels": torch.from_numpy(v.astype(np.int64)) for name, v in values.items()}
     return {**labels, "num_classes": torch.tensor(count)}, names
