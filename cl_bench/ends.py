@@ -2,6 +2,9 @@
 
 import signal
 
+COMPLETED = "the run is completed"
+"""Note of an exception that ends a run with nothing left to do."""
+
 
 def ending_signals() -> list[signal.Signals]:
     """Ctrl-C, SIGTERM, and a terminal that is closed, unless ``nohup`` says to go on without it."""

@@ -26,6 +26,7 @@ from cl_bench.experiment.checks import check_tasks
 from cl_bench.learners import BaseLearner
 from cl_bench.report import print_run, write_figures
 from cl_bench.tracking import ProgressDisplay, Record, read_results
+from cl_bench.tracking.reading import is_finished
 from tasks.memory import MemoryData
 
 # --- signals --------------------------------------------------------------------------------------
@@ -260,6 +261,48 @@ def test_a_process_whose_starter_is_gone_ends():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent)
     assert done.returncode == 143
+
+
+# --- when there is nothing left to end ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("late", ["pictures", "after"])
+def test_a_signal_when_the_run_is_completed(cli, monkeypatch, number, late):
+    def signalled(*arguments, **options):
+        os.kill(os.getpid(), number)
+        return []
+
+    if late == "pictures":
+        monkeypatch.setattr(sys.modules["cl_bench.experiment.conduct"], "write_figures", signalled)
+    else:
+        monkeypatch.setattr("cl_bench.cli.main.float", signalled, raising=False)
+    status, out, err = cli("+strategy=finetune", *TINY, "run_dir=out")
+    assert status == 0
+    assert "everything about this run is in out" in out
+    assert f"{signal.Signals(number).name} came when the run was completed" in err
+    assert "resume=" not in err
+    assert is_finished("out")
+
+
+def test_a_signal_when_a_job_is_completed_ends_the_sweep(cli, monkeypatch):
+    def signalled(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return []
+
+    monkeypatch.setattr(sys.modules["cl_bench.experiment.conduct"], "write_figures", signalled)
+    status, _, err = cli("-m", "+strategy=finetune", *TINY, "seed=0,1", "sweep_dir=study")
+    assert status == 143
+    assert "go on with the sweep" in err
+    assert len(runs_of("study")) == 1
+
+
+def test_a_list_whose_reader_leaves_is_no_failure(cli, monkeypatch):
+    def leave(*arguments):
+        signal.raise_signal(signal.SIGHUP)
+
+    monkeypatch.setattr("cl_bench.cli.main.print_listing", leave)
+    assert cli() == (0, "", "")
 
 
 # --- sweeps that come to nothing ------------------------------------------------------------------

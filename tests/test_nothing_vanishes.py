@@ -19,7 +19,8 @@ from cl_bench.experiment.checkpoint import read_checkpoint, write_checkpoint
 from cl_bench.experiment.weights import read_weights
 from cl_bench.report.study import read_study
 from cl_bench.tracking import Record, read_results, read_run
-from cl_bench.tracking.files import LOCK
+from cl_bench.tracking.aside import Aside
+from cl_bench.tracking.files import LOCK, append_line
 from cl_bench.tracking.lock import ourselves, take_lock
 
 
@@ -174,6 +175,47 @@ def test_from_the_start_moves_aside_what_was_there(run, finished, tmp_path):
     stays = {"config.yaml", "command.txt", "environment.json", "data.json"}
     assert moved == {k: v for k, v in before.items() if k not in stays}
     assert all(after[name] == before[name] for name in stays)
+
+
+@pytest.mark.parametrize("moved", [0, 1, 3])
+def test_whoever_is_stopped_while_beginning_again_can_do_so_again(run, finished, moved):
+    """Killed after so many files were moved aside."""
+
+    class Dies(Aside):
+        def take(self, path):
+            if len(self.moved) == moved:
+                raise KeyboardInterrupt
+            super().take(path)
+
+    before = files(run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cl_bench.tracking.record.Aside", Dies)
+        with pytest.raises(KeyboardInterrupt):
+            learn(run, resume="start")
+    if moved:
+        refuses(run, r"results\.jsonl is missing; .*resume=.* from=start")
+    learn(run, resume="start")
+    same(finished, run)
+    kept = [p.read_bytes() for p in (run / "superseded").rglob("*") if p.is_file()]
+    assert all(c in kept for name, c in before.items() if not (run / name).exists())
+    assert before["results.jsonl"] in kept
+
+
+def test_a_line_is_added_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "log"
+    append_line(path, "1")
+    path.write_bytes(path.read_bytes() + b"hal")  # as a kill leaves it
+    append_line(path, "2")
+    assert path.read_bytes() == b"1\nhal\n2\n"
+
+    def full(descriptor, content):
+        os.write(descriptor, content[:1])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cl_bench.tracking.files.write", full)
+    with pytest.raises(UsageError, match="No space left on device"):
+        append_line(path, "3")
+    assert path.read_bytes() == b"1\nhal\n2\n"
 
 
 def test_a_run_that_never_had_a_checkpoint_begins_again(tmp_path, monkeypatch, finished):

@@ -34,6 +34,7 @@ from cl_bench.cli.sweep import Ledger, SweepJob, ourselves, place, score
 from cl_bench.cli.sweep import command as sweep_command
 from cl_bench.cli.threads import AUTO, chosen, computing_with, wait_passively
 from cl_bench.cli.workers import end_with_parent, go_through
+from cl_bench.ends import COMPLETED
 from cl_bench.errors import UsageError, printable
 
 DIFFERENT = 1
@@ -67,9 +68,10 @@ def main() -> int:
     """Run what the command line says.
 
     Returns:
-        The exit status: 0, 1 after a reproduction that differs, 2 after an error that the user can
-        put right, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, which a closed terminal
-        sends, and we ourselves once nobody reads the output.
+        The exit status: 0, also where a signal came when a run was completed; 1 after a
+        reproduction that differs, 2 after an error that the user can put right, 130 after Ctrl-C,
+        143 after SIGTERM, 129 after SIGHUP, which a closed terminal sends, and we ourselves once
+        nobody reads the output.
     """
     wait_passively()
     with patient_output():
@@ -108,6 +110,11 @@ def _main() -> int:
             raise
         # A launcher hands over the interrupt of a worker as what Python makes of it.
         stopped = interrupt if isinstance(interrupt, Stopped) else Stopped(signal.SIGINT)
+        if jobs.listing and stopped.hung_up:  # whoever reads a list has read enough
+            return 0
+        if jobs.sweep is None and (jobs.completed or COMPLETED in _notes(interrupt)):
+            _say(f"{stopped} came when the run was completed", "yellow")
+            return 0
         notes = _notes(interrupt) or "nothing was recorded yet"
         _say(f"interrupted ({stopped}): {notes}", "yellow")
         if jobs.sweep:
@@ -186,6 +193,8 @@ class Jobs:
     Attributes:
         failed: numbers of the jobs that ended with an error, as far as this process knows.
         sweep: the directory of the sweep; None for one run.
+        listing: whether what there is to run was listed instead.
+        completed: whether a run has come to its end.
     """
 
     def __init__(self, arguments: Sequence[str], wants_traceback: bool) -> None:
@@ -197,10 +206,12 @@ class Jobs:
         self._starter = ourselves()
         self._arguments = list(arguments)
         self._told = False
+        self.listing = self.completed = False
 
     def run(self, cfg: DictConfig) -> float | None:
         """Run one job; returns the final average accuracy, which sweepers maximise."""
         if not {"strategy", "stream"} & set(cfg):
+            self.listing = True
             print_listing(_search_path(), Console())
             return None
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -233,6 +244,7 @@ class Jobs:
         words, named = list(job.overrides.task), dict(job.runtime.choices)
         with computing_with(threads):
             result = run_config(cfg, self.command(), named, notes=says, words=words)
+        self.completed = True
         return float(result.summary["acc"])
 
     def _run_in_sweep(self, cfg: DictConfig) -> float | None:

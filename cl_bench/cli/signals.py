@@ -26,8 +26,13 @@ class Stopped(KeyboardInterrupt):
 
     def __init__(self, number: int) -> None:
         name = signal.Signals(number).name
-        super().__init__(f"{name}: {HUNG_UP}" if name == "SIGHUP" else name)
         self.number = number
+        super().__init__(f"{name}: {HUNG_UP}" if self.hung_up else name)
+
+    @property
+    def hung_up(self) -> bool:
+        """Whether the terminal was closed, or what reads the output has ended."""
+        return signal.Signals(self.number).name == "SIGHUP"
 
     @property
     def exit_status(self) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from cl_bench.contracts import Strategy, Stream
+from cl_bench.ends import COMPLETED
 from cl_bench.experiment.budget import PeakMemory, describe_budget
 from cl_bench.experiment.checkpoint import Checkpoint, Checkpoints, CheckpointSettings
 from cl_bench.experiment.checks import check_sharded, check_together
@@ -218,7 +219,11 @@ def conduct(
         progress.stop()
         if leads:
             _show(directory, record, learning, progress)
-            interrupts.stop()  # one that came since the last task ends a sweep after this run
+            try:
+                interrupts.stop()  # one that came since the last task ends a sweep after this run
+            except BaseException as stop:
+                stop.add_note(COMPLETED)
+                raise
     return Result(directory, record.matrix, summary, learner, strategy)
 
 
@@ -245,6 +250,8 @@ def _saying_where(directory: Path, checkpoints: Checkpoints) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        if COMPLETED in getattr(error, "__notes__", ()):
+            raise
         error.add_note(f"results so far are in {directory}")
         if checkpoints.paths() and not isinstance(error, DivergedError):
             error.add_note(f"go on with: python -m cl_bench resume={shlex.quote(str(directory))}")

@@ -64,6 +64,29 @@ def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], None]) -
             raise
 
 
+def append_line(path: Path, text: str) -> None:
+    """Add a line to a file, whole or not at all; half a line that was left there stays apart.
+
+    Raises:
+        UsageError: the disk refuses.
+    """
+    with explained(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | NO_LINKS, 0o666)
+        try:
+            end = os.lseek(descriptor, 0, os.SEEK_END)
+            os.lseek(descriptor, -min(end, 1), os.SEEK_END)
+            apart = b"" if os.read(descriptor, 1) in (b"", b"\n") else b"\n"
+            try:
+                write(descriptor, apart + text.encode() + b"\n")
+                os.fsync(descriptor)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(descriptor, end)
+                raise
+        finally:
+            os.close(descriptor)
+
+
 def forget_scratch(directory: Path) -> None:
     """Delete what writers of a directory's files left half written when they were killed."""
     for stray in directory.glob(".*.tmp"):

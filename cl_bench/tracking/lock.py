@@ -152,7 +152,7 @@ def take_lock(path: Path) -> Lock:
         try:
             os.ftruncate(descriptor, 0)
             write(descriptor, f"{ourselves()}\n".encode())
-        except OSError:
+        except BaseException:  # Ctrl-C too: the kernel would keep the lock as long as we live
             with contextlib.suppress(OSError):
                 file.unlink()
             os.close(descriptor)

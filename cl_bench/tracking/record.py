@@ -51,7 +51,6 @@ were dropped stand in ``resumes.jsonl``.
 
 import contextlib
 import hashlib
-import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -75,10 +74,11 @@ from cl_bench.tracking.files import (
     LAYERS,
     LOCK,
     MATRIX,
+    PUT_BACK,
     RESULTS,
     RESUMES,
     SUMMARY,
-    explained,
+    append_line,
     forget_scratch,
     to_json,
     write_atomically,
@@ -253,6 +253,12 @@ class Record:
                 lines: list[Line] = []
                 position, seconds, source = 0, 0.0, ""
             else:
+                if not (path / RESULTS).exists():  # so it is while from=start moves things
+                    raise UsageError(
+                        f"{path / RESULTS} is missing; {PUT_BACK}, or begin the run again: "
+                        f"resume={path} from=start (what is there is moved to superseded/ in it, "
+                        "and stays)"
+                    )
                 lines = verified(path, task_names)
                 require_data(path, data or {})
                 position, seconds, source = find(lines)
@@ -272,11 +278,7 @@ class Record:
     def _go_on(self, events: Sequence[Event], dropped: Sequence[Event], source: str) -> None:
         forget_scratch(self.directory)
         told = {"process": ourselves(), "from": source or "the beginning", "dropped": dropped}
-        line = to_json({"time": _now(), **told})
-        with explained(self.directory / RESUMES), (self.directory / RESUMES).open("a") as file:
-            file.write(f"{line}\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.directory / RESUMES, to_json({"time": _now(), **told}))
         self._journal.cut()
         for event in events:
             self._tables.take(event)
@@ -540,7 +542,8 @@ def digest(content: bytes) -> str:
 def set_aside(directory: Path) -> Aside:
     """Move all that a run has reached to ``superseded``; what it began with stays."""
     aside = Aside(directory)
-    for path in sorted(directory.iterdir()):
+    # The journal first: without it, whoever is stopped here is told to begin again.
+    for path in sorted(directory.iterdir(), key=lambda path: (path.name != RESULTS, path.name)):
         if path.name not in (*BEGUN_WITH, LOCK, RESUMES, SUPERSEDED) and path.name != "wandb":
             aside.take(path)
     return aside
