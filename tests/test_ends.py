@@ -276,7 +276,7 @@ def test_a_signal_when_the_run_is_completed(cli, monkeypatch, number, late):
     if late == "pictures":
         monkeypatch.setattr(sys.modules["cl_bench.experiment.conduct"], "write_figures", signalled)
     else:
-        monkeypatch.setattr("cl_bench.cli.main.float", signalled, raising=False)
+        monkeypatch.setattr(sys.modules["cl_bench.cli.main"], "float", signalled, raising=False)
     status, out, err = cli("+strategy=finetune", *TINY, "run_dir=out")
     assert status == 0
     assert "everything about this run is in out" in out
@@ -301,7 +301,7 @@ def test_a_list_whose_reader_leaves_is_no_failure(cli, monkeypatch):
     def leave(*arguments):
         signal.raise_signal(signal.SIGHUP)
 
-    monkeypatch.setattr("cl_bench.cli.main.print_listing", leave)
+    monkeypatch.setattr(sys.modules["cl_bench.cli.main"], "print_listing", leave)
     assert cli() == (0, "", "")
 
 
