@@ -232,6 +232,15 @@ def test_a_run_that_never_had_a_checkpoint_begins_again(tmp_path, monkeypatch, f
     same(finished, tmp_path / "run")
 
 
+def test_a_run_that_was_killed_before_its_first_event_begins_again(tmp_path, finished):
+    began = ("config.yaml", "command.txt", "environment.json", "data.json")
+    (tmp_path / "run").mkdir()
+    for name in began:
+        shutil.copy(finished / name, tmp_path / "run" / name)
+    learn(tmp_path / "run", resume=True)
+    same(finished, tmp_path / "run")
+
+
 def test_events_that_a_resume_drops_stay_in_its_log(run):
     before = read_results(run)
     learn(run, resume=True)

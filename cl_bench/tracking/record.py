@@ -253,13 +253,7 @@ class Record:
                 lines: list[Line] = []
                 position, seconds, source = 0, 0.0, ""
             else:
-                if not (path / RESULTS).exists():  # so it is while from=start moves things
-                    raise UsageError(
-                        f"{path / RESULTS} is missing; {PUT_BACK}, or begin the run again: "
-                        f"resume={path} from=start (what is there is moved to superseded/ in it, "
-                        "and stays)"
-                    )
-                lines = verified(path, task_names)
+                lines = verified(path, task_names) if _has_results(path) else []
                 require_data(path, data or {})
                 position, seconds, source = find(lines)
             kept = [line for line in lines if line.end <= position]
@@ -537,6 +531,23 @@ BEGUN_WITH = (COMMAND, CHOICES, ENVIRONMENT, DATA, CONFIG)
 def digest(content: bytes) -> str:
     """SHA-256, in hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
+
+
+def _has_results(path: Path) -> bool:
+    """Whether there are events; a run that was killed before its first one has nothing at all.
+
+    Raises:
+        UsageError: there are none, though the run has got further: they were lost, or somebody was
+            stopped while beginning it again.
+    """
+    if (path / RESULTS).exists():
+        return True
+    if any((path / name).exists() for name in (MATRIX, SUMMARY, "checkpoints", "weights")):
+        raise UsageError(
+            f"{path / RESULTS} is missing; {PUT_BACK}, or begin the run again: resume={path} "
+            "from=start (what is there is moved to superseded/ in it, and stays)"
+        )
+    return False
 
 
 def set_aside(directory: Path) -> Aside:
