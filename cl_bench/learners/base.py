@@ -23,7 +23,6 @@ from cl_bench.contracts.loss import Count, some
 from cl_bench.contracts.strategy import overrides, penalises_weights
 from cl_bench.learners import sharding
 from cl_bench.learners.batch_norm import part_of_a_batch
-from cl_bench.learners.chain import Chain
 from cl_bench.learners.ranks import average_, gathered, is_idle, share, world
 from cl_bench.learners.services import NetworkServices
 from cl_bench.learners.stepping import short_backward, short_step
@@ -50,7 +49,6 @@ class _Step:
     out: Tensor
     terms: Count
     validation: Loss
-    chain: Chain | None = None
 
 
 def _samples(batch: Batch) -> int:
@@ -151,10 +149,6 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
     def draw_labels(self, batch: Batch, generator: torch.Generator) -> Batch:
         """The batch with labels drawn from the model's own predictions."""
 
-    def chain(self) -> Chain | None:
-        """The network as a chain of linear layers, where it is one and a call does no more."""
-        return None
-
     def finite(self, out: Tensor, batch: Batch) -> Tensor:
         """Whether every sample's outputs say anything: bool (n,).
 
@@ -253,35 +247,19 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         step, whole = short_step(optimizer), None
         following = [c for c in self.trainer.lr_scheduler_configs if c.interval == "step"]
-        with self._by_hand() as chain:
-            for values in zip(*batch.values(), strict=True):
-                loss = self._learn(dict(zip(batch, values, strict=True)))
-                for parameter in trained:  # optimizer.zero_grad() takes as long as a small layer
-                    parameter.grad = None
-                if whole is None:
-                    whole = torch.ones_like(loss)
-                short_backward(loss, whole)
-                if chain is not None:
-                    chain.backward()
-                self.strategy.constrain(self)
-                step()
-                for config in following:
-                    config.scheduler.step()  # type: ignore[call-arg]
-                self._watch(loss)
+        for values in zip(*batch.values(), strict=True):
+            loss = self._learn(dict(zip(batch, values, strict=True)))
+            for parameter in trained:  # optimizer.zero_grad() takes as long as a small layer
+                parameter.grad = None
+            if whole is None:
+                whole = torch.ones_like(loss)
+            short_backward(loss, whole)
+            self.strategy.constrain(self)
+            step()
+            for config in following:
+                config.scheduler.step()  # type: ignore[call-arg]
+            self._watch(loss)
         return None
-
-    @contextmanager
-    def _by_hand(self) -> Iterator[Chain | None]:
-        """Within, :meth:`_learn` passes the network by hand where nobody can tell.
-
-        Hooks are looked for here, once a pack.
-        """
-        curious = overrides(self.strategy, "on_batch") or overrides(self.strategy, "penalty")
-        self._step.chain = None if curious or world() > 1 else self.chain()
-        try:
-            yield self._step.chain
-        finally:
-            self._step.chain = None
 
     @property
     def _accumulated(self) -> int:
@@ -301,8 +279,7 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
         self.work.both(_samples(whole))
         batch = share(whole)
         if batch is whole:
-            chain = self._step.chain
-            out = self(batch) if chain is None else chain(batch)
+            out = self(batch)
             loss, terms = self.loss(out, batch), self.terms(batch)
         else:
             idle = is_idle(whole)

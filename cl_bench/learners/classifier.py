@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from cl_bench.contracts import Batch, Stream, UsageError, derive_seed
 from cl_bench.learners.base import BaseLearner, OptimizerFactory
 from cl_bench.learners.batch_norm import need_company
-from cl_bench.learners.chain import Chain
 from cl_bench.metrics import TASK_AWARE
 
 
@@ -76,17 +75,6 @@ class Classifier(BaseLearner):
         if self.scenario == "task":
             logits = self._of_heads(logits, batch["task"])
         return logits
-
-    def chain(self) -> Chain | None:
-        """Of the layers that the backbone names in ``relu_chain()``, and the only head."""
-        kind, layers = type(self), getattr(self.backbone, "relu_chain", lambda: None)()
-        own = kind.forward is Classifier.forward and kind.loss is Classifier.loss
-        if not own or layers is None or len(self.heads) > 1:
-            return None
-        layers = [*layers, self.heads[0]]
-        return (
-            Chain(layers) if Chain.can_replace([self, self.backbone], layers, self.device) else None
-        )
 
     def loss(self, out: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy."""

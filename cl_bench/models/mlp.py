@@ -54,9 +54,3 @@ class MLP(nn.Sequential):
             if type(layer) is not Dropout:
                 x = torch.relu_(x)
         return x
-
-    def relu_chain(self) -> list[nn.Module] | None:
-        """The layers, if all that follows each is a ReLU."""
-        layers = list(self)
-        plain = type(self).forward is MLP.forward
-        return layers if plain and not any(type(m) is Dropout for m in layers) else None

@@ -209,7 +209,7 @@ class ConfinedLinear(nn.Linear):
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):  # subspaces need full precision
                 return self.forward(x.to(weight.dtype))
-        known = self._ahead_of(x, weight, bias)
+        known = self.ahead.of(x, weight) if bias is None and self.projection.exact else None
         if known is not None:
             projected, constant = known
             return torch.addmm(constant, projected, weight.t())
@@ -217,25 +217,6 @@ class ConfinedLinear(nn.Linear):
             x, weight, bias, self.projection, self.augmented
         )
         return out
-
-    def by_hand(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What :meth:`forward` returns for ``x`` (n, d), and x P; for whoever needs no autograd.
-
-        The weight's gradient is delta^T (x P). The bias must not be part of the matrix; autocast
-        and :func:`unconfined` are not asked for.
-        """
-        # A module looks its parameters up slowly, which in a small network shows.
-        weight, bias = cast(Tensor, self._parameters["weight"]), self._parameters["bias"]
-        known = self._ahead_of(x, weight, bias)
-        if known is None:
-            return F.linear(x, weight, bias), self.projection.to(x)(x)
-        projected, constant = known
-        return torch.addmm(constant, projected, weight.t()), projected
-
-    def _ahead_of(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> tuple[Tensor, Tensor] | None:
-        return self.ahead.of(x, weight) if bias is None and self.projection.exact else None
 
 
 class _LinearWithProjectedInput(torch.autograd.Function):

@@ -8,7 +8,6 @@ One process, one thread, contenders in turn, median over rounds. The network is 
 * ``ours``: the LightningEngine with strategy GPM, 64 batches handed to one training step.
 * ``rogo``: as ``ours`` with strategy ROGO, 14 and 12 directions of its last two layers' inputs
   relaxed, as in later tasks of PMNIST.
-* ``autograd``: as ``rogo``, with the network's passes left to autograd and module calls.
 * ``ours, pack=1``: GPM with Lightning's automatic optimization, a batch a training step.
 """
 
@@ -94,14 +93,6 @@ class Relaxed(ROGO):
         self.searching = False
 
 
-class ByAutograd(Classifier):
-    """Never passes its network by hand."""
-
-    def chain(self) -> None:
-        """None."""
-        return
-
-
 def bases(rank: int) -> list[Tensor]:
     """A random orthonormal basis for each layer."""
     rng = torch.Generator().manual_seed(rank)
@@ -134,12 +125,11 @@ def ours(
     memory: list[Tensor],
     pack: int = 64,
     rule: type[GPM] = GPM,
-    kind: type[Classifier] = Classifier,
 ) -> float:
     """Seconds of the same steps under the Trainer."""
     stream = Stream("noise", [task], "domain", (784,), "none")
     optimizer = functools.partial(torch.optim.SGD, lr=0.01)
-    learner = kind(stream, MLP((784,)), optimizer, batch_size, seed=0, pack=pack)
+    learner = Classifier(stream, MLP((784,)), optimizer, batch_size, seed=0, pack=pack)
     strategy = rule()
     names = [layer.name for layer in learner.layers(strategy.protect)]
     strategy.memory = dict(zip(names, memory, strict=True))
@@ -170,8 +160,8 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, 1 thread, {EPOCHS} epochs of {arguments.steps} steps,")
     print(f"median of {arguments.rounds} rounds; microseconds per step\n")
-    print("batch rank     free projector     ours     rogo autograd   pack=1", end="  ")
-    print("ours/free  rogo/free  rogo/autograd  ours/projector  bar")
+    print("batch rank     free projector     ours     rogo   pack=1", end="  ")
+    print("ours/free  rogo/free  ours/projector  bar")
     for batch_size in (10, 128):
         task = Noise(arguments.steps * batch_size)
         for rank in (100, 400, 650):
@@ -181,24 +171,22 @@ def main() -> None:
                 lambda: bare(task, batch_size, memory),  # noqa: B023
                 lambda: ours(task, batch_size, memory),  # noqa: B023
                 lambda: ours(task, batch_size, memory, rule=Relaxed),  # noqa: B023
-                lambda: ours(task, batch_size, memory, rule=Relaxed, kind=ByAutograd),  # noqa: B023
                 lambda: ours(task, batch_size, memory, pack=1),  # noqa: B023
             )
             rounds = [[run() for run in contenders] for _ in range(arguments.rounds)]
             scale = 1e6 / (EPOCHS * arguments.steps)
-            free, projector, packed, relaxed, autograd, single = (
+            free, projector, packed, relaxed, single = (
                 scale * statistics.median(column) for column in zip(*rounds, strict=True)
             )
             to_free = statistics.median(r[2] / r[0] for r in rounds)
             rogo_to_free = statistics.median(r[3] / r[0] for r in rounds)
-            to_autograd = statistics.median(r[3] / r[4] for r in rounds)
             to_projector = statistics.median(r[2] / r[1] for r in rounds)
             bar = BARS[batch_size, rank]
             verdict = "met" if to_projector <= bar else "MISSED"
             print(
                 f"{batch_size:5} {rank:4} {free:8.0f} {projector:9.0f} {packed:8.0f}"
-                f" {relaxed:8.0f} {autograd:8.0f} {single:8.0f}  {to_free:8.2f}x"
-                f"  {rogo_to_free:8.2f}x  {to_autograd:12.2f}x  {to_projector:13.2f}x"
+                f" {relaxed:8.0f} {single:8.0f}  {to_free:8.2f}x"
+                f"  {rogo_to_free:8.2f}x  {to_projector:13.2f}x"
                 f"  {bar:.2f} {verdict}",
                 flush=True,
             )
