@@ -35,7 +35,7 @@ if __name__ == "__main__":
     import torch
     import torch.distributed as dist
 
-    from cl_bench.cli.together import joined
+    from cl_bench.parallel.joining import joined
 
     with joined(2, on_cuda=False):
         total = torch.tensor(1 + dist.get_rank())

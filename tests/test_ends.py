@@ -17,13 +17,15 @@ from test_resume import Mortal, learn, momentum, no_pictures, same  # noqa: F401
 from test_sweep import LONGER, TINY, runs_of, start
 from toys import make_stream
 
-from cl_bench.cli import threads, together
+from cl_bench.cli import threads
 from cl_bench.cli.output import Outlet
-from cl_bench.cli.sweep import Ledger, SweepJob, ourselves
+from cl_bench.cli.sweep import Ledger, SweepJob
 from cl_bench.cli.workers import go_through
 from cl_bench.contracts import UsageError
 from cl_bench.experiment.checks import check_tasks
 from cl_bench.learners import BaseLearner
+from cl_bench.parallel import launch
+from cl_bench.parallel.processes import ourselves
 from cl_bench.report import print_run, write_figures
 from cl_bench.tracking import ProgressDisplay, Record, read_results
 from cl_bench.tracking.reading import is_finished
@@ -256,7 +258,7 @@ def test_a_process_whose_starter_is_gone_ends():
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     code = (
-        "import time; from cl_bench.cli.workers import end_with_parent\n"
+        "import time; from cl_bench.parallel.processes import end_with_parent\n"
         f"end_with_parent({ourselves() | {'process': gone.pid}!r}); time.sleep(60)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent)
@@ -545,11 +547,9 @@ def test_from_python_only_a_number_changes_anything(plain, tmp_path):
 @pytest.mark.parametrize(
     ("codes", "status"), [((143, 143), 143), ((129,), 129), ((143, 1), None), ((-9, 143), None)]
 )
-def test_processes_that_a_signal_to_one_of_them_ended_in_order(
-    tmp_path, hears_hangup, codes, status
-):
+def test_processes_that_a_signal_to_one_of_them_ended_in_order(hears_hangup, codes, status):
     failures = {n: SimpleNamespace(exitcode=code) for n, code in enumerate(codes)}
-    stopped = together._stopped(SimpleNamespace(failures=failures), tmp_path)
+    stopped = launch._stopped(SimpleNamespace(failures=failures), lambda: "go on like this")
     assert (stopped and stopped.exit_status) == status
     if stopped:
-        assert str(tmp_path) in stopped.__notes__[0]
+        assert stopped.__notes__ == ["go on like this"]

@@ -19,10 +19,10 @@ from torch import nn
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from toys import make_stream
 
-from cl_bench.cli.rendezvous import OneMachine, alone_together
 from cl_bench.contracts import UsageError
 from cl_bench.experiment import check_together
 from cl_bench.experiment.interrupts import Interrupts
+from cl_bench.parallel.rendezvous import OneMachine, alone_together
 from runs import differences, final_weights
 
 ROOT = Path(__file__).parents[1]
@@ -167,7 +167,9 @@ def killed(kind, directory, moment, number):
             break
         time.sleep(0.02)
     time.sleep(random.Random(moment).random() / 2)
-    found = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "together"], capture_output=True)
+    found = subprocess.run(
+        ["pgrep", "-P", str(process.pid), "-f", "cli.worker"], capture_output=True
+    )
     workers = sorted(map(int, found.stdout.split()))
     assert workers, "the run was over before it could be killed"
     os.kill(workers[number % len(workers)], signal.SIGKILL)

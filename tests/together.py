@@ -28,7 +28,7 @@ from cl_bench.experiment import (
     conduct,
 )
 from cl_bench.learners import Classifier
-from cl_bench.learners.ranks import rank, world
+from cl_bench.parallel.ranks import rank, world
 from cl_bench.strategies.adam_nscl import AdamNSCL
 from cl_bench.strategies.adaptive_svd import AdaptiveSVD
 from cl_bench.strategies.er import ER

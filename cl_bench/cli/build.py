@@ -69,7 +69,7 @@ from cl_bench.experiment.reopen import Resume
 from cl_bench.federation import FederatedEngine, Federation, check_federation, check_shares
 from cl_bench.learners import BaseLearner
 from cl_bench.learners.guards import refuse_half_precision
-from cl_bench.learners.ranks import world
+from cl_bench.parallel.ranks import world
 from cl_bench.tracking import wandb_sink
 from cl_bench.tracking.files import require_plain
 
@@ -152,7 +152,7 @@ def _company(count: int, on_cuda: bool) -> AbstractContextManager[None]:
     """The other processes of a run that trains in several, where they are there already."""
     if count == 1:
         return nullcontext()
-    from cl_bench.cli.together import are_there, joined
+    from cl_bench.parallel.joining import are_there, joined
 
     return joined(count, on_cuda) if are_there() else nullcontext()
 

@@ -29,13 +29,14 @@ from cl_bench.cli.output import patient_output
 from cl_bench.cli.reproduce import reproduce
 from cl_bench.cli.resume import resume
 from cl_bench.cli.search import apply_selection, write_chosen
-from cl_bench.cli.signals import Stopped, deferred, stopping
-from cl_bench.cli.sweep import Ledger, SweepJob, ourselves, place, score
+from cl_bench.cli.signals import deferred, stopping
+from cl_bench.cli.sweep import Ledger, SweepJob, place, score
 from cl_bench.cli.sweep import command as sweep_command
 from cl_bench.cli.threads import AUTO, chosen, computing_with, wait_passively
-from cl_bench.cli.workers import end_with_parent, go_through
-from cl_bench.ends import COMPLETED
+from cl_bench.cli.workers import go_through
+from cl_bench.ends import COMPLETED, Stopped
 from cl_bench.errors import UsageError, printable
+from cl_bench.parallel.processes import end_with_parent, ourselves
 
 DIFFERENT = 1
 """Exit status of a reproduction that came to something else."""

@@ -9,38 +9,10 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from cl_bench.ends import ending_signals
+from cl_bench.ends import Stopped, ending_signals
 
 CLOSING_SECONDS = 1.0
 """A key pressed again and again counts once: the record is being closed meanwhile."""
-
-HUNG_UP = "the terminal was closed, or what reads the output has ended"
-
-
-class Stopped(KeyboardInterrupt):
-    """Somebody asked the process to end.
-
-    Args:
-        number: the signal.
-    """
-
-    def __init__(self, number: int) -> None:
-        name = signal.Signals(number).name
-        self.number = number
-        super().__init__(f"{name}: {HUNG_UP}" if self.hung_up else name)
-
-    @property
-    def hung_up(self) -> bool:
-        """Whether the terminal was closed, or what reads the output has ended."""
-        return signal.Signals(self.number).name == "SIGHUP"
-
-    @property
-    def exit_status(self) -> int:
-        """What shells expect of a process that a signal ended.
-
-        130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
-        """
-        return 128 + self.number
 
 
 @dataclass

@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cl_bench.cli.threads import AUTO
 from cl_bench.errors import UsageError
+from cl_bench.parallel.processes import alive, ourselves
 
 JOBS = "jobs.jsonl"
 ROOT = "runs/sweeps"
@@ -372,24 +373,6 @@ def score(directory: Path) -> float:
         raise UsageError(f"{directory / SUMMARY} is missing; {PUT_BACK}")
     require_numbers(summary, ("acc",), directory / SUMMARY)
     return float("nan") if summary.get("acc") is None else float(summary["acc"])
-
-
-def ourselves() -> dict[str, Any]:
-    """The current process, as :func:`alive` takes it."""
-    return {"process": os.getpid(), "host": socket.gethostname()}
-
-
-def alive(event: Mapping[str, Any]) -> bool:
-    """Whether the process that an event names is there; one on another host counts as such."""
-    if event["host"] != socket.gethostname():
-        return True
-    try:
-        os.kill(int(event["process"]), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _clock(seconds: float) -> str:

@@ -6,44 +6,21 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from cl_bench.cli.sweep import Ledger, alive
+from cl_bench.cli.sweep import Ledger
 from cl_bench.errors import UsageError
-
-ORPHAN_SECONDS = 0.2
-"""How often a process looks whether the one that started it is still there."""
+from cl_bench.parallel.processes import alive
 
 LOOK_SECONDS = 0.1
 """How often a launcher looks which processes have begun a job."""
 
 ENDING_SECONDS = 10.0
 """What the other workers of a pool that broke are given to be gone."""
-
-
-def end_with_parent(starter: Mapping[str, Any] | None = None) -> None:
-    """End this process soon after the one that started it: nobody else would see its result.
-
-    A launcher that is killed cannot tell its workers, and a worker that goes on would hold the
-    directory of its job against the next sweep.
-
-    Args:
-        starter: the process that began it all, as :func:`~cl_bench.cli.sweep.ourselves` names it;
-            it may be gone by now.
-    """
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent and (starter is None or alive(starter)):
-            time.sleep(ORPHAN_SECONDS)
-        os._exit(143)
-
-    if not any(t.name == "end-with-parent" for t in threading.enumerate()):
-        threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
 def go_through(sweep: Path, launch: Callable[[], Any]) -> None:

@@ -30,9 +30,9 @@ from cl_bench.experiment.probes import Observers, ProbeSettings, watch
 from cl_bench.experiment.reopen import Resume, follow, reopen
 from cl_bench.experiment.snapshot import RunState
 from cl_bench.learners import BaseLearner, DivergedError
-from cl_bench.learners.batch_norm import synchronise
 from cl_bench.learners.guards import guards
-from cl_bench.learners.ranks import decided, rank, world
+from cl_bench.parallel.batch_norm import synchronise
+from cl_bench.parallel.ranks import decided, rank, world
 from cl_bench.report import print_run, write_figures, write_probe_figures
 from cl_bench.tracking import ProgressDisplay, Record, Sink
 from cl_bench.tracking.patience import Patient

@@ -28,8 +28,8 @@ from cl_bench.experiment.plateau import BestEpoch, Cosine, Plateau
 from cl_bench.experiment.resuming import TaskCheckpoints
 from cl_bench.experiment.snapshot import RunState
 from cl_bench.learners import BaseLearner, ScheduleFactory
-from cl_bench.learners.ranks import decided, rank, world
-from cl_bench.learners.sharding import whole
+from cl_bench.parallel.ranks import decided, rank, world
+from cl_bench.parallel.sharding import whole
 from cl_bench.tracking import ProgressDisplay, Record
 
 TrainerFactory = Callable[..., Trainer]

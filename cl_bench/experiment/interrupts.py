@@ -11,7 +11,7 @@ from typing import Any, Self
 from lightning import Trainer
 
 from cl_bench.ends import ending_signals
-from cl_bench.learners.ranks import gathered
+from cl_bench.parallel.ranks import gathered
 
 PATIENCE_SECONDS = 1.0
 """A signal that comes again within this time is the same one: keys repeat, launchers too."""

@@ -11,7 +11,7 @@ from cl_bench.contracts import State, Strategy
 from cl_bench.contracts.options import Count, Range, Strength, checked
 from cl_bench.experiment.snapshot import copied
 from cl_bench.learners import BaseLearner, ScheduleFactory
-from cl_bench.learners.sharding import whole
+from cl_bench.parallel.sharding import whole
 
 
 @checked("schedule.")

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from cl_bench.contracts import UsageError
 from cl_bench.experiment.checkpoint import Checkpoint, Checkpoints, read_checkpoint
-from cl_bench.learners.ranks import decided
+from cl_bench.parallel.ranks import decided
 from cl_bench.tracking import Record
 from cl_bench.tracking.aside import Aside
 from cl_bench.tracking.files import RESULTS

@@ -7,8 +7,8 @@ from cl_bench.experiment.interrupts import Interrupts
 from cl_bench.experiment.loader import TrainLoader
 from cl_bench.experiment.plateau import BestEpoch
 from cl_bench.experiment.snapshot import RunState, set_random_states
-from cl_bench.learners.ranks import world
-from cl_bench.learners.sharding import load_optimizer, whole
+from cl_bench.parallel.ranks import world
+from cl_bench.parallel.sharding import load_optimizer, whole
 
 ASK_EVERY = 16
 """Steps after which processes that train together ask each other for signals."""

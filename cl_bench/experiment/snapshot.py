@@ -18,8 +18,8 @@ from cl_bench.contracts import State, Strategy, UsageError
 from cl_bench.experiment.checkpoint import FORMAT, Checkpoint, Checkpoints
 from cl_bench.experiment.observer import Observer
 from cl_bench.learners import BaseLearner
-from cl_bench.learners.ranks import gathered, rank, world
-from cl_bench.learners.sharding import whole
+from cl_bench.parallel.ranks import gathered, rank, world
+from cl_bench.parallel.sharding import whole
 from cl_bench.tracking import Record
 
 

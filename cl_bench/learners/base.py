@@ -21,13 +21,13 @@ from torchmetrics import MeanMetric
 from cl_bench.contracts import Batch, Loss, Protect, State, Strategy, Stream, Task, UsageError
 from cl_bench.contracts.loss import Count, some
 from cl_bench.contracts.strategy import overrides, penalises_weights
-from cl_bench.learners import sharding
-from cl_bench.learners.batch_norm import part_of_a_batch
-from cl_bench.learners.ranks import average_, gathered, is_idle, share, world
 from cl_bench.learners.services import NetworkServices
 from cl_bench.learners.stepping import short_backward, short_step
 from cl_bench.learners.window import Window
 from cl_bench.learners.work import Work
+from cl_bench.parallel import sharding
+from cl_bench.parallel.batch_norm import part_of_a_batch
+from cl_bench.parallel.ranks import average_, gathered, is_idle, share, world
 from cl_bench.subspace import Accumulator, LinearMap, Moments
 
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]

@@ -20,7 +20,7 @@ STORE = "CL_BENCH_STORE"
 
 
 class OneMachine(RendezvousHandler):
-    """Where the launcher in :mod:`cl_bench.cli.together` gives out ranks: in its own memory.
+    """Where the launcher in :mod:`cl_bench.parallel.launch` gives out ranks: in its own memory.
 
     Torch's own rendezvous listens on every address of the machine, and unpickles what it is sent.
     """

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
 from cl_bench.contracts import UsageError
-from cl_bench.learners.ranks import world
+from cl_bench.parallel.ranks import world
 from cl_bench.subspace import is_transposed, shared_out
 
 
