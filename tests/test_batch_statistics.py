@@ -74,7 +74,7 @@ def test_a_loader_hands_out_every_sample_once(pack):
     items = list(loader)
     assert len(items) == len(loader)
     assert sorted(torch.cat([i["y"].flatten() for i in items]).tolist()) == list(range(41))
-    assert sum(loader.batches_in(i) for i in range(len(items))) == loader.steps == 4
+    assert sum(map(loader.packs.batches_in, range(len(items)))) == loader.packs.steps == 4
     plain = torch.cat([b["y"].flatten() for b in TrainLoader(data, 10, 0, 0, pack=pack)])
     assert torch.equal(torch.cat([i["y"].flatten() for i in items]), plain)  # the same order
 

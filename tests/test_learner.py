@@ -24,8 +24,9 @@ from toys import (
 
 from cl_bench.contracts import Protect, UsageError
 from cl_bench.experiment import Together
-from cl_bench.learners import DivergedError, base, stepping
-from cl_bench.learners.stepping import short_step
+from cl_bench.learners import DivergedError, base
+from cl_bench.packed import stepping
+from cl_bench.packed.stepping import short_step
 from cl_bench.strategies.er import ER
 from cl_bench.strategies.ewc import EWC
 from cl_bench.strategies.finetune import Finetune

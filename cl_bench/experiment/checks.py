@@ -13,6 +13,7 @@ from cl_bench.experiment.plateau import Plateau
 from cl_bench.experiment.probes.settings import ProbeSettings
 from cl_bench.learners import BaseLearner
 from cl_bench.learners.batch_norm import by_batch
+from cl_bench.packed import check_packs
 
 GLANCE = 100
 """Training samples of every task that are looked at before any task is learned."""
@@ -274,34 +275,11 @@ def check_trainer(trainer: Mapping[str, Any], pack: int, strategy: Strategy) -> 
             "trainer.devices=1: one process has nobody to share weights out with; use "
             "trainer=default, or more trainer.devices"
         )
-    if count > 1 and pack > 1:
-        raise UsageError(
-            f"{count} processes need Lightning's own optimization loop, not packs of {pack} "
-            "batches: add pack=1"
-        )
+    check_packs(trainer, pack, count)
     if trainer.get("max_epochs", 1) is None:
         raise UsageError("trainer.max_epochs=null: say how many, at least 1")
     if trainer.get("gradient_clip_algorithm") == "value" and strategy.needs.rewrites_gradients:
         raise UsageError(
             "trainer.gradient_clip_algorithm=value leads a projected gradient out of its subspace: "
             "use trainer.gradient_clip_algorithm=norm"
-        )
-    if pack == 1:
-        return
-    for key, plain in (
-        ("accumulate_grad_batches", (1,)),
-        ("gradient_clip_val", (None,)),
-        ("limit_train_batches", (None,)),
-        ("max_steps", (-1,)),
-        ("max_time", (None,)),
-    ):
-        if trainer.get(key, plain[0]) not in plain:
-            raise UsageError(
-                f"trainer.{key}={trainer[key]} needs Lightning's own optimization loop, "
-                f"not packs of {pack} batches: add pack=1"
-            )
-    if str(trainer.get("precision", "32-true")) not in ("32", "32-true", "64", "64-true"):
-        raise UsageError(
-            f"trainer.precision={trainer['precision']} needs Lightning's own optimization loop, "
-            f"not packs of {pack} batches: add pack=1"
         )

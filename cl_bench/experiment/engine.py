@@ -139,9 +139,7 @@ class LightningEngine:
             epochs = {} if task.epochs is None else {"max_epochs": task.epochs}
             trainer = without_signals(self.trainer(callbacks=[hooks], **epochs))
             trainer.fit(self.learner, loader, validation)
-        packed = not self.learner.automatic_optimization
-        steps = self.learner.learned_steps if packed else trainer.global_step
-        self.state.optimizer_steps += steps
+        self.state.optimizer_steps += loader.packs.taken(trainer, self.learner.learned_steps)
         return hooks.layers
 
     def summary(self) -> dict[str, Any]:
@@ -233,19 +231,12 @@ class TaskHooks(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before the optimizer and any wrapper exist."""
         learner, schedule = self.engine.learner, self.engine.settings.schedule
+        packs = self.loader.packs
         learner.schedule_interval = "step" if isinstance(schedule, Cosine) else "epoch"
         if isinstance(schedule, Cosine):
-            learner.schedule = lambda optimizer: schedule.over(self._steps(trainer))(optimizer)
+            learner.schedule = lambda optimizer: schedule.over(packs.planned(trainer))(optimizer)
         self.engine.learner.begin(self.task, self.engine.strategy)
         self.checkpoints.set_up(trainer)
-
-    def _steps(self, trainer: Trainer) -> int:
-        """Optimizer steps of the whole task."""
-        steps = int(trainer.estimated_stepping_batches)
-        if self.engine.learner.automatic_optimization:
-            return steps
-        items = range(int(trainer.num_training_batches))
-        return sum(map(self.loader.batches_in, items)) * int(trainer.max_epochs or 1)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The optimizer exists."""
@@ -259,7 +250,7 @@ class TaskHooks(Callback):
         if self.engine.observer and not self.checkpoints.resumed:
             with self.engine.learner.work.paused(), self.engine.learner.put_together():
                 self.engine.observer.before_task(self.engine.learner, self.task)
-        steps = self.loader.steps * int(trainer.max_epochs or 1)
+        steps = self.loader.packs.steps * int(trainer.max_epochs or 1)
         self.engine.progress.task(self.task.index, steps, before=self.checkpoints.batches)
         self._epoch_started = time.perf_counter()
         self._rate = trainer.optimizers[0].param_groups[0]["lr"]
@@ -280,7 +271,7 @@ class TaskHooks(Callback):
         batch_idx: int,
     ) -> None:
         """Tell the display, which decides by the clock whether to look, and the checkpoints."""
-        self.engine.progress.advance(self.loader.batches_in(batch_idx))
+        self.engine.progress.advance(self.loader.packs.batches_in(batch_idx))
         if self._watching:
             step, learner = trainer.global_step, self.engine.learner
             with learner.work.paused(), learner.put_together():
@@ -299,14 +290,11 @@ class TaskHooks(Callback):
             train_loss=loss,
             learning_rate=self._rate,
             seconds=time.perf_counter() - self._epoch_started,
-            steps=self.loader.steps,
+            steps=self.loader.packs.steps,
             **validation,
         )
         self.engine.progress.epoch(epoch, epochs, loss)
-        if not learner.automatic_optimization:
-            for config in trainer.lr_scheduler_configs:
-                if config.interval == "epoch":
-                    config.scheduler.step()  # type: ignore[call-arg]
+        self.loader.packs.end_epoch(trainer)
         out_of_patience = None
         if self.plateau is not None:
             out_of_patience = self._lower_rate(trainer, validation["validation_loss"])

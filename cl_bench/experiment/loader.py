@@ -8,22 +8,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cl_bench.contracts import Batch, Data, Task, UsageError, batch_sizes, generator
-from cl_bench.subspace import mark_drawn
-from tasks.memory import MemoryData
+from cl_bench.packed import Packs
 
 
 class TrainLoader:
     """Batches of one task, epoch after epoch.
 
     Attributes:
-        steps: batches in an epoch.
+        packs: what an epoch hands out.
 
     Args:
         data: fetched many samples at a time.
         batch_size: samples of a batch; the last of an epoch may differ.
         seed: with ``task`` and the epoch, decides the order.
         task: index of the task.
-        pack: batches handed out at once, stacked along a new first dimension.
+        pack: most batches of one item; see :class:`~cl_bench.packed.Packs`.
         num_workers: processes that fetch ahead, for data that is decoded on the way.
         least: samples that a batch needs; a last one with fewer joins the batch before it.
     """
@@ -39,35 +38,19 @@ class TrainLoader:
         least: int = 1,
     ) -> None:
         self.data = data
-        self.batch_size = batch_size
         self.seed = seed
         self.task = task
-        self.pack = pack
         self.num_workers = num_workers
         self.epoch = 0
         self._skip = 0
-        sizes = batch_sizes(len(data), batch_size, least)
-        self.steps = len(sizes)
-        self._full = sizes.count(batch_size)
+        self.packs = Packs(len(data), batch_size, pack, least)
 
     def resume_at(self, epoch: int, position: int) -> None:
         """Begin in ``epoch`` (from 0), after the first ``position`` items of it."""
         self.epoch, self._skip = epoch, position
 
-    def _groups(self) -> list[tuple[int, int]]:
-        """Start and end of every item that one epoch yields, as positions in its order."""
-        whole = self._full * self.batch_size
-        stride = self.batch_size * self.pack
-        groups = [(start, min(start + stride, whole)) for start in range(0, whole, stride)]
-        return groups if whole == len(self.data) else [*groups, (whole, len(self.data))]
-
     def __len__(self) -> int:
-        return len(self._groups())
-
-    def batches_in(self, item: int) -> int:
-        """Batches that the ``item``-th thing of an epoch holds; the last ones may hold fewer."""
-        left = self._full - item * self.pack
-        return min(self.pack, left) if left > 0 else 1
+        return len(self.packs.bounds())
 
     def __iter__(self) -> Iterator[Batch]:
         order = torch.randperm(
@@ -76,20 +59,12 @@ class TrainLoader:
         # A sized loader is never exhausted by Lightning: code after the last yield would not run.
         self.epoch += 1
         skip, self._skip = self._skip, 0
-        indices = [order[start:end] for start, end in self._groups()[skip:]]
-        # A subclass may hand out something else than its tensors.
-        held = self.data.tensors if type(self.data) is MemoryData else {}
+        indices = [order[start:end] for start, end in self.packs.bounds()[skip:]]
         rng = generator(self.seed, "workers", self.task, self.epoch)
         fetched = _fetch(self.data, indices, self.num_workers, rng)
         for index, batch in zip(indices, fetched, strict=True):
-            if "x" in held and self.num_workers == 0:
-                mark_drawn(batch["x"], held["x"], index)
-            yield self._stack(batch) if self.pack > 1 else batch
-
-    def _stack(self, batch: Batch) -> Batch:
-        count = len(next(iter(batch.values())))
-        width = count if count % self.batch_size else self.batch_size
-        return {k: v.reshape(count // width, width, *v.shape[1:]) for k, v in batch.items()}
+            known = index if self.num_workers == 0 else None
+            yield self.packs.handed_out(batch, self.data, known)
 
 
 class EvalLoader:

@@ -90,7 +90,7 @@ class TaskCheckpoints:
             trainer: of the task.
             position: items of the loader that are learned in this epoch.
         """
-        self.batches += self.loader.batches_in(position - 1)
+        self.batches += self.loader.packs.batches_in(position - 1)
         if not self._wanted:
             return
         steps_now = position % trainer.accumulate_grad_batches == 0

@@ -1,5 +1,6 @@
 """What happens on a client, as functions of what it is sent and of its own data."""
 
+import functools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from cl_bench.contracts import State, Strategy, derive_seed, generator
 from cl_bench.federation.partition import ClientTask
 from cl_bench.federation.upload import Upload, floating
 from cl_bench.learners import BaseLearner, DivergedError
-from cl_bench.learners.stepping import short_backward, short_step
+from cl_bench.packed import ShortSteps
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ def client_fit(
     learner.begin(task, strategy)
     learner.train()
     optimizer = learner.configure_optimizers()
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    step, whole, device = short_step(optimizer), None, trained[0].device
+    steps, constrain = ShortSteps(optimizer), functools.partial(strategy.constrain, learner)
+    device = steps.trained[0].device
     seed_device(turn.derive("fit"), device)
     losses, terms = [], []
     for epoch in range(local_epochs):
@@ -101,12 +102,7 @@ def client_fit(
             if device.type != "cpu":
                 batch = {name: value.to(device) for name, value in batch.items()}
             loss, count = learner.objective(batch)
-            for parameter in trained:
-                parameter.grad = None
-            whole = torch.ones_like(loss) if whole is None else whole
-            short_backward(loss, whole)
-            strategy.constrain(learner)
-            step()
+            steps.take(loss, constrain)
             losses.append(loss.detach())
             terms.append(float(count))
     strategy.release(learner)
@@ -118,7 +114,7 @@ def client_fit(
             "results so far are kept"
         )
     n = float(len(task.train)) if by_samples else 1.0
-    changed = {id(p) for p in trained}
+    changed = {id(p) for p in steps.trained}
     parameters = {name for name, p in learner.named_parameters() if id(p) not in changed}
     held = {k: v for k, v in everything.items() if k not in parameters}
     updates = torch._foreach_sub(list(held.values()), [weights[name] for name in held])

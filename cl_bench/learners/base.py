@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import lightning
@@ -22,9 +23,9 @@ from cl_bench.contracts import Batch, Loss, Protect, State, Strategy, Stream, Ta
 from cl_bench.contracts.loss import Count, some
 from cl_bench.contracts.strategy import overrides, penalises_weights
 from cl_bench.learners.services import NetworkServices
-from cl_bench.learners.stepping import short_backward, short_step
 from cl_bench.learners.window import Window
 from cl_bench.learners.work import Work
+from cl_bench.packed import learn_pack
 from cl_bench.parallel import sharding
 from cl_bench.parallel.batch_norm import part_of_a_batch
 from cl_bench.parallel.ranks import average_, gathered, is_idle, share, world
@@ -244,21 +245,10 @@ class BaseLearner(NetworkServices, lightning.LightningModule):
             return loss if self._accumulated == 1 else self._window.weigh(loss, self._step.terms)
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
-        step, whole = short_step(optimizer), None
-        following = [c for c in self.trainer.lr_scheduler_configs if c.interval == "step"]
-        for values in zip(*batch.values(), strict=True):
-            loss = self._learn(dict(zip(batch, values, strict=True)))
-            for parameter in trained:  # optimizer.zero_grad() takes as long as a small layer
-                parameter.grad = None
-            if whole is None:
-                whole = torch.ones_like(loss)
-            short_backward(loss, whole)
-            self.strategy.constrain(self)
-            step()
-            for config in following:
-                config.scheduler.step()  # type: ignore[call-arg]
-            self._watch(loss)
+        configs: Any = self.trainer.lr_scheduler_configs
+        following = [c.scheduler for c in configs if c.interval == "step"]
+        constrain = partial(self.strategy.constrain, self)
+        learn_pack(batch, optimizer, following, self._learn, constrain, self._watch)
         return None
 
     @property
