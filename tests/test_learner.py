@@ -24,7 +24,7 @@ from toys import (
 
 from cl_bench.contracts import Protect, UsageError
 from cl_bench.experiment import Together
-from cl_bench.learners import DivergedError, base
+from cl_bench.learners import DivergedError, objective
 from cl_bench.packed import stepping
 from cl_bench.packed.stepping import short_step
 from cl_bench.strategies.er import ER
@@ -499,7 +499,7 @@ class Numbers:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("window", [1, 3, 64])
 def test_a_loss_that_is_not_finite_names_task_and_step(pack, value, window, monkeypatch):
-    monkeypatch.setattr(base, "LOSS_WINDOW", window)
+    monkeypatch.setattr(objective, "LOSS_WINDOW", window)
     task = poisoned(7, value)
     learner = make_learner(make_stream(n=100), pack=pack)
     engine = make_engine(learner, Finetune(), pack=pack)

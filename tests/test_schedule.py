@@ -142,7 +142,7 @@ def test_strategy_and_weights_go_back_to_the_same_epoch(make, scenario, monkeypa
     def made_up(self):
         return next(losses)
 
-    monkeypatch.setattr("cl_bench.learners.base.BaseLearner.validation_loss", made_up)
+    monkeypatch.setattr("cl_bench.learners.BaseLearner.validation_loss", made_up)
     ended = []
     for epochs in (2, 5):
         stream = make_stream(scenario, tasks=2, n=44)
@@ -176,9 +176,7 @@ class Watching(Strategy):
 
 def test_strategies_are_told_of_a_plateau_and_may_reset_the_rate(monkeypatch):
     losses = iter([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-    monkeypatch.setattr(
-        "cl_bench.learners.base.BaseLearner.validation_loss", lambda self: next(losses)
-    )
+    monkeypatch.setattr("cl_bench.learners.BaseLearner.validation_loss", lambda self: next(losses))
     strategy = Watching()
     _, epochs = run(strategy, Plateau(0.5, 1, 0.0), lr=0.08, epochs=6)
     assert [p.plateau for p in strategy.told] == [False, True, True, True, True, True]
@@ -197,9 +195,7 @@ def test_without_a_plateau_nothing_is_said_of_one():
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_rogo_relaxes_on_a_plateau_at_a_low_rate_and_starts_over(rounds, monkeypatch):
     losses = iter([1.0] * 100)
-    monkeypatch.setattr(
-        "cl_bench.learners.base.BaseLearner.validation_loss", lambda self: next(losses)
-    )
+    monkeypatch.setattr("cl_bench.learners.BaseLearner.validation_loss", lambda self: next(losses))
     monkeypatch.setattr(ROGO, "relax", lambda self, learner, task, epoch: 1)
     strategy = ROGO(samples=20, schedule="plateau", relax_below=0.015, rounds=rounds)
     _, epochs = run(strategy, Plateau(0.5, 1, 0.004), lr=0.05, epochs=20, tasks=2)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cl_bench.contracts import Batch, Protect, Strategy, UsageError
 from cl_bench.learners import NetworkServices
 from cl_bench.learners.guards import guards
-from cl_bench.learners.services import is_norm, require_guardable
+from cl_bench.learners.network import is_norm, require_guardable
 from cl_bench.subspace import Accumulator, LinearMap, Moments
 
 Forward = Callable[[Any, Batch], Tensor]

@@ -1,20 +1,22 @@
 """LightningModules that learn a stream's tasks under a strategy."""
 
-from cl_bench.learners.base import BaseLearner, DivergedError, ScheduleFactory
 from cl_bench.learners.causal import Causal
 from cl_bench.learners.classifier import Classifier
-from cl_bench.learners.language import LanguageLearner, language
+from cl_bench.learners.language import language
+from cl_bench.learners.module import BaseLearner, OptimizerFactory, ScheduleFactory
+from cl_bench.learners.network import NetworkServices
+from cl_bench.learners.objective import DivergedError
 from cl_bench.learners.seq2seq import Seq2Seq
-from cl_bench.learners.services import NORMS, NetworkServices
+from cl_bench.learners.text import LanguageLearner
 
 __all__ = [
-    "NORMS",
     "BaseLearner",
     "Causal",
     "Classifier",
     "DivergedError",
     "LanguageLearner",
     "NetworkServices",
+    "OptimizerFactory",
     "ScheduleFactory",
     "Seq2Seq",
     "language",

@@ -7,8 +7,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from cl_bench.contracts import Batch, Stream, UsageError, derive_seed
-from cl_bench.learners.base import BaseLearner, OptimizerFactory
 from cl_bench.learners.batch_norm import need_company
+from cl_bench.learners.module import BaseLearner, OptimizerFactory
 from cl_bench.metrics import TASK_AWARE
 
 

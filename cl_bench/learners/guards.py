@@ -10,7 +10,7 @@ from torch import nn
 
 from cl_bench.contracts import Strategy, UsageError
 from cl_bench.contracts.strategy import members
-from cl_bench.learners.services import NetworkServices
+from cl_bench.learners.network import NetworkServices
 from cl_bench.subspace import is_adapted
 
 NAMED = 6

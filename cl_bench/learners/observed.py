@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cl_bench.contracts import Batch, Task
-from cl_bench.learners.base import BaseLearner
+from cl_bench.learners.module import BaseLearner
 
 
 def judge(learner: BaseLearner, batch: Batch, task: Task) -> tuple[Tensor, Mapping[str, Tensor]]:

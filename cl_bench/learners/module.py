@@ -1,0 +1,236 @@
+"""The learner: where the strategy's hooks meet Lightning's.
+
+Read :meth:`BaseLearner.training_step` and :meth:`BaseLearner.configure_optimizers` beside the loop
+in ``docs/architecture.md``: they are its inner part.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from cl_bench.contracts import Batch, State, Strategy, Stream, Task, UsageError
+from cl_bench.contracts.strategy import overrides, penalises_weights
+from cl_bench.learners.evaluation import Evaluation
+from cl_bench.learners.readout import Readout
+from cl_bench.learners.shared import SharedServices
+from cl_bench.learners.window import Window
+from cl_bench.learners.work import Work
+from cl_bench.packed import learn_pack
+from cl_bench.parallel import sharding
+from cl_bench.parallel.ranks import average_, world
+
+OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
+
+ScheduleFactory = Callable[[Optimizer], LRScheduler]
+
+
+class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule):
+    """Model, loss, score and optimizer factory, plus the services strategies stand on.
+
+    Subclasses give :meth:`forward`, :meth:`loss`, :meth:`score` and :meth:`label_logits`.
+
+    Args:
+        stream: tells heads and scenario.
+        optimizer: builds an optimizer from parameter groups; called afresh for every task.
+        batch_size: samples of one optimizer step.
+        seed: for samples that strategies draw.
+        pack: batches that one ``training_step`` learns. 1 is Lightning's automatic optimization;
+            more saves its overhead on small networks whose data lies in memory.
+    """
+
+    backbone: nn.Module
+    need_company: Sequence[str] = ()
+    """Layers that cannot take the statistics of a batch of one sample."""
+
+    def __init__(
+        self, stream: Stream, optimizer: OptimizerFactory, batch_size: int, seed: int, pack: int
+    ) -> None:
+        super().__init__()
+        self.scenario = stream.scenario
+        self.task_id_at_test = stream.task_id_at_test
+        self.modality = stream.modality
+        self.batch_size = batch_size
+        self.seed = seed
+        self.pack = pack
+        self.automatic_optimization = pack == 1
+        self.strategy = Strategy()
+        self.schedule: ScheduleFactory | None = None
+        self.schedule_interval: Literal["epoch", "step"] = "epoch"
+        self.task: Task | None = None
+        self.seen_heads = 0
+        self.test_tasks: list[Task] = []
+        self.test_scores = nn.ModuleList()
+        self.work = Work()
+        self._optimizer_factory = optimizer
+        self.held_norms: set[nn.Module] = set()
+        self._held: set[Tensor] = set()
+        self._begin_counting()
+        self._window = Window()
+
+    # -- what a kind of learner defines ---------------------------------------------------------
+
+    @abstractmethod
+    def forward(self, batch: Batch, head: int | None = None) -> Tensor:
+        """Outputs for a batch."""
+
+    @abstractmethod
+    def label_logits(self, out: Tensor, batch: Batch) -> Tensor:
+        """Logit of every sample's own label."""
+
+    @abstractmethod
+    def draw_labels(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """The batch with labels drawn from the model's own predictions."""
+
+    def representation(self, hidden: Tensor, batch: Batch, name: str) -> Tensor:
+        """One vector (n, d) for every sample from what the block called ``name`` puts out."""
+        return hidden.flatten(1)
+
+    def describe(self) -> str:
+        """The network in words: two networks with the same description compute the same."""
+        return repr(self)
+
+    # -- a task -----------------------------------------------------------------------------------
+
+    def begin(self, task: Task, strategy: Strategy) -> None:
+        """Meet a task: everything that an earlier task or strategy froze is free again."""
+        self.task, self.strategy = task, strategy
+        self.seen_heads = max(self.seen_heads, task.head + 1)
+        self.learned_steps = 0
+        self.held_norms.clear()
+        self._held.clear()
+        for parameter in self.parameters():
+            parameter.requires_grad_(self.learns(parameter))
+        self.train_heads("seen" if self.scenario == "class" else "current")
+        strategy.setup(self, task)
+        if self.sharded:
+            sharding.agree(self)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """One step, or ``pack`` of them."""
+        if self.automatic_optimization:
+            loss = self._learn(batch)
+            self._watch(loss)
+            return loss if self._accumulated == 1 else self._window.weigh(loss, self._step.terms)
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        configs: Any = self.trainer.lr_scheduler_configs
+        following = [c.scheduler for c in configs if c.interval == "step"]
+        constrain = partial(self.strategy.constrain, self)
+        learn_pack(batch, optimizer, following, self._learn, constrain, self._watch)
+        return None
+
+    @property
+    def _accumulated(self) -> int:
+        """Batches of one optimizer step."""
+        return 1 if self._trainer is None else self._trainer.accumulate_grad_batches
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Gradients are synchronised, unscaled, accumulated and not yet clipped."""
+        if world() > 1:  # what a strategy has added lies outside the wrapped network
+            own = {id(p) for p in self.parameters() if not self.sharded or sharding.is_part(p)}
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                if id(parameter) not in own and parameter.grad is not None:
+                    average_(parameter.grad)
+        if self._accumulated > 1:
+            self._window.settle(optimizer, self._accumulated)
+        self.strategy.constrain(self)
+
+    def configure_optimizers(self) -> Any:
+        """A fresh optimizer on the strategy's parameter groups, and a schedule of its rate."""
+        groups = self._groups()
+        if not groups:
+            raise UsageError(
+                "nothing is left to train: the strategy froze every parameter; freeze less "
+                "(for example strategy.n_blocks=1)"
+            )
+        optimizer = self._optimizer_factory(groups)
+        for group in optimizer.param_groups:
+            group["lr"] *= self.task.rate if self.task else 1.0
+            on_cpu = all(parameter.device.type == "cpu" for parameter in group["params"])
+            if on_cpu and group.get("foreach", False) is None:
+                group["foreach"] = False  # what torch decides for a CPU too, but in every step
+        if overrides(self.strategy, "after_step"):
+            optimizer.register_step_post_hook(self._stepped)
+        if self.schedule is None:
+            return optimizer
+        following = {"scheduler": self.schedule(optimizer), "interval": self.schedule_interval}
+        return {"optimizer": optimizer, "lr_scheduler": following}
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [dict(g) for g in self.strategy.param_groups(self) if g["params"]]
+
+    def _stepped(self, *_: Any) -> None:
+        self.strategy.after_step(self, self._step.batch, self._step.out)
+
+    def progress_state(self) -> State:
+        """What a checkpoint needs beside the weights: steps, heads, and losses not yet reported."""
+        return {
+            "seen_heads": self.seen_heads,
+            "work": self.work.counts(),
+            **self._losses_state(),
+        }
+
+    def load_progress_state(self, state: State) -> None:
+        """Inverse of :meth:`progress_state`."""
+        self.seen_heads, self.work = state["seen_heads"], Work(**state["work"])
+        self._load_losses_state(state)
+
+    def train(self, mode: bool = True) -> "BaseLearner":
+        """As usual, except that held normalisation layers keep their statistics."""
+        super().train(mode)
+        for norm in self.held_norms:
+            norm.eval()
+        return self
+
+    # -- what strategies and loaders ask --------------------------------------------------------
+
+    @property
+    def least_batch(self) -> int:
+        """2 where a batch of one sample cannot be learned, or means something else."""
+        return 2 if self.need_company else super().least_batch
+
+    def configure_model(self) -> None:
+        """What :meth:`shard` does, before Lightning comes to ask for it."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The module whose layers strategies see."""
+        return self
+
+    @property
+    def body(self) -> nn.Module:
+        """The network without its heads."""
+        return self.backbone
+
+    @property
+    def projectable(self) -> Literal["input", "gradient", "step"]:
+        """The cheapest place at which projecting keeps the *weight change* in the subspace.
+
+        A projected gradient stays projected under plain SGD, also with momentum (the optimizer is
+        fresh for every task) and clipping by norm; weight decay and adaptive rates lead out of it,
+        whether the optimizer's own or a parameter group's.
+        """
+        made = self._optimizer_factory(
+            self._groups() or [{"params": [nn.Parameter(torch.zeros(1))]}]
+        )
+        own = {id(p) for p in self.parameters()}
+        if type(made) is not SGD or any(
+            group["weight_decay"] != 0 and any(id(p) in own for p in group["params"])
+            for group in made.param_groups
+        ):
+            return "step"
+        shared = len(list(self.named_parameters(remove_duplicate=False))) > len(
+            list(self.named_parameters())
+        )
+        half = self._trainer is not None and not str(self.trainer.precision).startswith(
+            ("32", "64")
+        )
+        apart = not (shared or half or self.sharded or penalises_weights(self.strategy))
+        return "input" if apart else "gradient"

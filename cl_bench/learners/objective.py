@@ -1,0 +1,195 @@
+"""What is minimised: loss terms, their means over epochs and validation data, divergence."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cl_bench.contracts import Batch, Loss, State, Strategy, Task, UsageError
+from cl_bench.contracts.loss import Count, some
+from cl_bench.learners.network import NetworkServices
+from cl_bench.learners.work import Work
+from cl_bench.parallel.batch_norm import part_of_a_batch
+from cl_bench.parallel.ranks import average_, is_idle, share, world
+
+LOSS_WINDOW = 64
+"""Losses are looked at this many at a time: a look at each would stall an accelerator."""
+
+
+class DivergedError(UsageError):
+    """The loss is NaN or infinite: the run stops, what it has recorded stays."""
+
+
+class Seen:
+    """What the latest step and validation saw; apart, as a module's attributes are slow to set."""
+
+    batch: Batch
+    out: Tensor
+    terms: Count
+    validation: Loss
+
+
+def _samples(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
+
+
+def _counts(terms: Sequence[Count]) -> Tensor:
+    """int64 (n,)."""
+    where = next((count.device for count in terms if isinstance(count, Tensor)), None)
+    if where is None:
+        return torch.tensor(terms, dtype=torch.int64)
+    return torch.stack([torch.as_tensor(count, device=where) for count in terms])
+
+
+class Objective(NetworkServices):
+    """Mixin: the loss of a batch, and the means that epochs report.
+
+    Attributes:
+        strategy: has a say in the loss.
+        task: that is learned; None before any.
+        batch_size: samples of one optimizer step.
+        learned_steps: batches learned of the task whose losses were looked at.
+        work: what the network was made to compute.
+    """
+
+    strategy: Strategy
+    task: Task | None
+    batch_size: int
+    learned_steps: int
+    work: Work
+
+    def _begin_counting(self) -> None:
+        """To be called once, by the constructor."""
+        self.learned_steps = 0
+        self._losses: list[Tensor] = []
+        self._terms: list[Count] = []
+        self._loss_sum, self._loss_count = 0.0, 0
+        self._step = Seen()
+
+    @abstractmethod
+    def loss(self, out: Tensor, batch: Batch) -> Tensor:
+        """Mean loss over the batch."""
+
+    def terms(self, batch: Batch) -> Count:
+        """How many terms the mean of :meth:`loss` has: samples, or labelled tokens.
+
+        Where that is counted on a device, a tensor (): training waits for no answer.
+        """
+        return _samples(batch)
+
+    def loss_terms(self, batch: Batch) -> int:
+        """The same as a number."""
+        return int(self.terms(batch))
+
+    def total_loss(self, out: Tensor, batch: Batch) -> Loss:
+        """The loss as what may be added up over batches."""
+        terms = self.loss_terms(batch)
+        return Loss(self.loss(out, batch).double() * terms, terms)
+
+    def objective(self, batch: Batch) -> tuple[Tensor, Count]:
+        """What a batch's gradient is taken of, a mean, and over how many terms it goes.
+
+        For engines that step by themselves.
+        """
+        loss = self._learn(batch)
+        return loss, self._step.terms
+
+    def _learn(self, batch: Batch) -> Tensor:
+        whole = self.strategy.on_batch(self, batch)  # type: ignore[arg-type]
+        self.work.both(_samples(whole))
+        batch = share(whole)
+        if batch is whole:
+            out = self(batch)
+            loss, terms = self.loss(out, batch), self.terms(batch)
+        else:
+            idle = is_idle(whole)
+            with part_of_a_batch(_samples(whole) / _samples(batch), counts=not idle):
+                out = self(batch)
+            # The mean over processes of what each makes of its part is the mean over the batch.
+            part, terms = 0 if idle else self.loss_terms(batch), self.loss_terms(whole)
+            loss = self.loss(out, batch) * (world() * part / some(terms))
+        penalty = self.strategy.penalty(self, batch, out)  # type: ignore[arg-type]
+        self._step.batch, self._step.out, self._step.terms = batch, out.detach(), terms
+        return loss if penalty is None else loss + penalty
+
+    def _watch(self, loss: Tensor) -> None:
+        self._losses.append(loss.detach())
+        self._terms.append(self._step.terms)
+        if len(self._losses) == LOSS_WINDOW:
+            self.flush_losses()
+
+    def flush_losses(self) -> None:
+        """Take the pending losses into the epoch's mean.
+
+        Raises:
+            DivergedError: one of them is not finite.
+        """
+        if not self._losses:
+            return
+        losses = average_(torch.stack(self._losses).double())
+        finite = losses.isfinite()
+        if not bool(finite.all()):
+            step = self.learned_steps + int(finite.logical_not().nonzero()[0])
+            value = losses[~finite][0].item()
+            raise self._diverged(f"the loss became {value}", f" at step {step}")
+        terms = _counts(self._terms).to(losses)
+        self.learned_steps += len(self._losses)
+        self._loss_sum += float((losses * terms).sum())
+        self._loss_count += int(terms.sum())
+        self._losses.clear()
+        self._terms.clear()
+
+    def epoch_loss(self) -> float:
+        """Mean training loss since the last call, over samples or labelled tokens."""
+        self.flush_losses()
+        mean = self._loss_sum / max(1, self._loss_count)
+        self._loss_sum, self._loss_count = 0.0, 0
+        return mean
+
+    def _losses_state(self) -> State:
+        """Losses not yet reported."""
+        if world() > 1:
+            self.flush_losses()  # each process has losses of its own
+        return {
+            "learned_steps": self.learned_steps,
+            "losses": torch.stack(self._losses) if self._losses else None,
+            "terms": _counts(self._terms),
+            "loss_sum": self._loss_sum,
+            "loss_count": self._loss_count,
+        }
+
+    def _load_losses_state(self, state: State) -> None:
+        self.learned_steps = state["learned_steps"]
+        self._losses = [] if state["losses"] is None else list(state["losses"].unbind())
+        alike = 1 if "terms" in state else self.batch_size  # older checkpoints count batches
+        self._terms = state["terms"].tolist() if "terms" in state else [alike] * len(self._losses)
+        self._loss_sum, self._loss_count = state["loss_sum"] * alike, state["loss_count"] * alike
+
+    def on_validation_epoch_start(self) -> None:
+        """A loss of its own for every pass over the validation data."""
+        where = next(self.network.parameters()).device
+        self._step.validation = Loss(torch.zeros((), dtype=torch.float64, device=where), 0)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch's loss, without the strategy's penalty."""
+        self._step.validation += self.total_loss(self(batch), batch)
+
+    def validation_loss(self) -> float:
+        """Mean loss over the validation data, in the latest pass.
+
+        Raises:
+            DivergedError: it is not finite.
+        """
+        mean = float(average_(self._step.validation.mean))
+        if not math.isfinite(mean):
+            raise self._diverged(f"the validation loss became {mean}")
+        return mean
+
+    def _diverged(self, what: str, where: str = "") -> DivergedError:
+        when = f"in task {self.task.name!r}" if self.task else "before any training"
+        return DivergedError(
+            f"{what} {when}{where}; lower the learning rate (optimizer.lr=...) or clip "
+            "gradients (pack=1 trainer.gradient_clip_val=1.0); results so far are kept"
+        )

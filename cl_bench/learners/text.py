@@ -1,0 +1,268 @@
+"""What language models have in common: prompts, answers, and how those are generated and scored."""
+
+import json
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from cl_bench.contracts import IGNORE, Batch, LanguageStream, PromptStream, UsageError
+from cl_bench.learners.module import BaseLearner, OptimizerFactory
+
+
+class LanguageLearner(BaseLearner):
+    """One of transformers' models with an output layer over a vocabulary.
+
+    On a :class:`PromptStream` an answer is generated greedily and graded as text. Where the
+    likeliest token after the true beginning is the right one everywhere, generation would give just
+    the right answer, so that only the other samples are generated.
+
+    Args:
+        stream: tells the vocabulary and grades answers.
+        model: of transformers, a body and an output layer on top of it.
+        optimizer: builds an optimizer from parameter groups.
+        batch_size: samples of one optimizer step.
+        seed: for samples that strategies draw.
+        pack: batches that one ``training_step`` learns.
+        gradient_checkpointing: recompute activations in the backward pass.
+        label_likelihood: on prompts, also score which of the allowed answers is the likeliest.
+
+    Raises:
+        UsageError: the stream is not made of text, or the model has too small a vocabulary.
+    """
+
+    def __init__(
+        self,
+        stream: LanguageStream,
+        model: nn.Module,
+        optimizer: OptimizerFactory,
+        batch_size: int,
+        seed: int,
+        pack: int,
+        gradient_checkpointing: bool,
+        label_likelihood: bool,
+    ) -> None:
+        if not isinstance(stream, LanguageStream):
+            raise UsageError(
+                "this learner learns text, the stream has none: use learner=classifier, or a "
+                "language stream such as +stream=biography/tiny"
+            )
+        super().__init__(stream, optimizer, batch_size, seed, pack)
+        whole: Any = model
+        head = whole.get_output_embeddings()
+        body = whole.base_model
+        if body is model:  # T5 keeps no module of everything but its output layer
+            children = {name: m for name, m in model.named_children() if m is not head}
+            body = nn.ModuleDict(children)
+        self.backbone = body
+        self.heads = nn.ModuleList([head])
+        # Not registered: its parameters are those of backbone and head.
+        self._model = (whole,)
+        self.config: Any = whole.config
+        if self.config.vocab_size < len(stream.vocabulary):
+            raise UsageError(
+                f"the model has {self.config.vocab_size} tokens, stream {stream.name!r} needs "
+                f"{len(stream.vocabulary)}: leave model.vocabulary to the stream, and "
+                "stream.tokenizer to a pretrained model"
+            )
+        self.prompts = stream if isinstance(stream, PromptStream) else None
+        self.label_likelihood = label_likelihood and self.prompts is not None
+        self.end, self.pad = stream.end, stream.pad
+        self._uncut = False
+        if gradient_checkpointing:
+            _checkpoint(whole)
+
+    @property
+    def model(self) -> Any:
+        """The model as transformers knows it, with the weights as they are now."""
+        return self._model[0]
+
+    # -- prompts and answers ----------------------------------------------------------------------
+
+    def cut(self, batch: Batch) -> Batch:
+        """The batch without columns in which no sample has a token."""
+        if self._uncut or self.prompts is None:
+            return batch
+        prompt = max(1, int(batch["attention_mask"].sum(1).max()))  # all may be empty
+        answer = int((batch["labels"] != IGNORE).sum(1).max())
+        return {
+            **batch,
+            "input_ids": batch["input_ids"][:, :prompt],
+            "attention_mask": batch["attention_mask"][:, :prompt],
+            "labels": batch["labels"][:, :answer],
+        }
+
+    @abstractmethod
+    def targets(self, out: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits (n, K, vocabulary) and the labels (n, K) that they predict, side by side."""
+
+    @abstractmethod
+    def _generated(self, batch: Batch, options: Mapping[str, Any]) -> Tensor:
+        """Tokens (n, at most K) of greedy answers to a batch that is cut."""
+
+    @torch.no_grad()
+    def answers(self, batch: Batch) -> list[str]:
+        """Greedy answers to prompts, as text."""
+        assert self.prompts is not None
+        from transformers import GenerationConfig
+
+        batch = self.cut(self._to_device(batch))
+        start = getattr(self.config, "decoder_start_token_id", None)
+        # A model's own generation settings may sample or penalise repetition.
+        settings = GenerationConfig(  # type: ignore[no-untyped-call]
+            max_new_tokens=self.prompts.answer_length,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=self.pad,
+            eos_token_id=self.end,
+            decoder_start_token_id=start,
+        )
+        with self._evaluating():
+            tokens = self._generated(batch, {"generation_config": settings})
+        return [self.prompts.text(row) for row in tokens.cpu()]
+
+    def _hits(self, out: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        logits, labels = self.targets(out, batch)
+        return (logits.argmax(2) == labels) | (labels == IGNORE), labels
+
+    def finite(self, out: Tensor, batch: Batch) -> Tensor:
+        """Whether every sample's logits of labelled tokens say anything: bool (n,)."""
+        logits, labels = self.targets(out, batch)
+        return (logits.amax(2).isfinite() | (labels == IGNORE)).all(1)
+
+    def score(self, out: Tensor, batch: Batch) -> Tensor:
+        """The task's metric of greedily generated answers; without prompts, exact tokens.
+
+        Greedy decoding gives exactly the labelled tokens if and only if, after the true beginning
+        of the answer, the likeliest token is the right one everywhere: one forward pass tells.
+        """
+        hits, labels = self._hits(out, batch)
+        exact = hits.all(1)
+        if self.prompts is None:
+            return exact.double()
+        sure = exact & (labels == self.end).any(1)  # what is cut off would have been generated
+        numbers = batch["example"].tolist()
+        texts = [self.prompts.answer(n) for n in numbers]
+        open_ = (~sure).nonzero().squeeze(1)
+        if len(open_):
+            given = self.answers({name: value[open_] for name, value in batch.items()})
+            for i, answer in zip(open_.tolist(), given, strict=True):
+                texts[i] = answer
+        grades = [self.prompts.grade(n, text) for n, text in zip(numbers, texts, strict=True)]
+        return torch.tensor(grades, dtype=torch.float64, device=out.device)
+
+    def details(self, out: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        """``label_likelihood``, if asked for: 1 where the right answer is the likeliest allowed.
+
+        The sum of its tokens' log-likelihoods, end token included, is compared. A model that
+        answers in another task's words can still score here.
+        """
+        if not self.label_likelihood:
+            return {}
+        return {"label_likelihood": self._likeliest(batch)}
+
+    @torch.no_grad()
+    def _likeliest(self, batch: Batch) -> Tensor:
+        assert self.prompts is not None
+        numbers = batch["example"].tolist()
+        options = [self.prompts.options(n) for n in numbers]
+        found = torch.full((len(numbers),), torch.nan, dtype=torch.float64)
+        for allowed in sorted(set(map(tuple, options))):
+            rows = [i for i, own in enumerate(options) if tuple(own) == allowed]
+            if not allowed:
+                continue
+            part = {name: value[rows] for name, value in batch.items()}
+            likelihoods = torch.stack([self._likelihood(part, answer) for answer in allowed], 1)
+            for i, best in zip(rows, likelihoods.argmax(1).tolist(), strict=True):
+                found[i] = float(allowed[best] == self.prompts.answer(numbers[i]))
+        return found.to(batch["labels"].device)
+
+    def _likelihood(self, batch: Batch, answer: str) -> Tensor:
+        assert self.prompts is not None
+        tokens = [*self.prompts.codec.encode(answer), self.end]
+        labels = torch.full_like(batch["labels"], IGNORE)
+        labels[:, : len(tokens)] = torch.tensor(tokens, device=labels.device)
+        changed = {**batch, "labels": labels}
+        logits, wanted = self.targets(self(changed), changed)
+        own = logits.float().log_softmax(2).gather(2, wanted.clamp_min(0)[:, :, None]).squeeze(2)
+        return (own * (wanted != IGNORE)).sum(1)
+
+    # -- loss and the services of strategies ------------------------------------------------------
+
+    def loss(self, out: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy, averaged over the labelled tokens of the batch."""
+        logits, labels = self.targets(out, batch)
+        flat = logits.flatten(0, 1), labels.flatten()
+        total = F.cross_entropy(*flat, ignore_index=IGNORE, reduction="sum")
+        return total / (labels != IGNORE).sum().clamp_min(1)  # without labels, 0 and not NaN
+
+    def terms(self, batch: Batch) -> Tensor:
+        """Labelled tokens."""
+        return (batch["labels"] != IGNORE).sum()
+
+    def label_logits(self, out: Tensor, batch: Batch) -> Tensor:
+        """Mean logit of every sample's own labels (n,)."""
+        logits, labels = self.targets(out, batch)
+        learned = labels != IGNORE
+        own = logits.gather(2, labels.clamp_min(0)[:, :, None]).squeeze(2)
+        return (own * learned).sum(1) / learned.sum(1).clamp_min(1)
+
+    def gradients(
+        self,
+        batch: Batch,
+        of: Literal["loss", "logits"] = "loss",
+        per_sample: bool = False,
+    ) -> dict[str, Tensor]:
+        """As for every learner.
+
+        The loss of a batch weighs tokens alike, that of a sample its own tokens: where sequences
+        differ in length, the batch's gradient is not the mean of the samples'.
+        """
+        if not per_sample:
+            return super().gradients(batch, of)
+        # Fused attention has no batching rule, and what is cut may not depend on the sample.
+        batch, self._uncut = self.cut(batch), True
+        try:
+            with sdpa_kernel(SDPBackend.MATH):
+                return super().gradients(batch, of, per_sample)
+        finally:
+            self._uncut = False
+
+    def draw_labels(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """The batch with every label drawn from the prediction after the true tokens before it."""
+        moved = self._to_device(batch)
+        with torch.no_grad(), self._evaluating():
+            logits, wanted = self.targets(self(moved), moved)
+        likelihood, learned = logits.float().softmax(2).cpu(), (wanted != IGNORE).cpu()
+        drawn = torch.multinomial(likelihood[learned], 1, generator=generator).squeeze(1)
+        labels = batch["labels"].clone()
+        labels[labels != IGNORE] = drawn.to(labels.device)
+        return {**batch, "labels": labels}
+
+    def embeddings(self) -> list[nn.Module]:
+        """Input embeddings: of tokens, of learned positions."""
+        inside = {id(m) for block in self.blocks() for m in block.modules()}
+        return [m for m in super().embeddings() if id(m) not in inside]
+
+    def _layers_of(self, stack: nn.Module, depth: int) -> list[nn.Module]:
+        for module in stack.modules():  # from the outside in; OPT's lie two levels down
+            if isinstance(module, nn.ModuleList) and len(module) == depth:
+                return list(module)
+        raise UsageError(f"{type(stack).__name__} keeps no list of its {depth} layers")
+
+    def train_heads(self, which: Literal["current", "seen"]) -> None:
+        """One head serves all tasks: it is trained unless something holds it."""
+
+    def describe(self) -> str:
+        """Structure and configuration of the model."""
+        return f"{self!r}\n{json.dumps(self.config.to_dict(), sort_keys=True, default=str)}"
+
+
+def _checkpoint(model: Any) -> None:
+    """Switch on what transformers renamed in version 5."""
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
