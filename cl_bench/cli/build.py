@@ -25,7 +25,7 @@ from cl_bench.cli.effects import check_beside, check_effects
 from cl_bench.cli.foreign import ranges_of, refuse_foreign
 from cl_bench.cli.kinds import require_kind, require_made
 from cl_bench.cli.threads import AUTO, check_threads, computing_with
-from cl_bench.contracts import Strategy, Stream, UsageError, derive_seed
+from cl_bench.contracts import Engine, Strategy, Stream, UsageError, derive_seed
 from cl_bench.contracts.options import Count, Length, Widths, annotations, check, shown
 from cl_bench.experiment import (
     AlignmentSettings,
@@ -293,7 +293,7 @@ def _engine(
     trainer: DictConfig,
     strategy: Strategy,
     given: Mapping[str, Any],
-) -> Callable[..., LightningEngine]:
+) -> Callable[..., Engine]:
     if federation is None:
         return LightningEngine
     return functools.partial(

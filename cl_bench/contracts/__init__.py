@@ -1,5 +1,6 @@
-"""What a task, a stream, a learner and a strategy promise each other."""
+"""What a task, a stream, a learner, a strategy and an engine promise each other."""
 
+from cl_bench.contracts.engine import Engine
 from cl_bench.contracts.errors import UsageError
 from cl_bench.contracts.language import IGNORE, Codec, LanguageStream, PromptStream
 from cl_bench.contracts.learner import Learner, Protect
@@ -30,6 +31,7 @@ __all__ = [
     "Batch",
     "Codec",
     "Data",
+    "Engine",
     "EpochDecision",
     "LanguageStream",
     "Learner",

@@ -14,9 +14,10 @@ from cl_bench.experiment.checks import (
 )
 from cl_bench.experiment.companions import Together
 from cl_bench.experiment.conduct import Identity, Result, conduct, new_directory
-from cl_bench.experiment.engine import LightningEngine, LoopSettings, quiet_lightning, seed_training
+from cl_bench.experiment.engine import LightningEngine
 from cl_bench.experiment.experiment import EvalSettings, Experiment
 from cl_bench.experiment.loader import EvalLoader, TrainLoader
+from cl_bench.experiment.loop import LoopSettings
 from cl_bench.experiment.observer import AlignmentObserver, AlignmentSettings
 from cl_bench.experiment.plateau import Cosine, Plateau
 from cl_bench.experiment.pretrain import Pretrained, pretrain
@@ -31,6 +32,7 @@ from cl_bench.experiment.probes import (
     check_watch,
 )
 from cl_bench.experiment.search import SealedError, SearchSettings, for_search, search_facts
+from cl_bench.experiment.trainers import quiet_lightning, seed_training
 
 __all__ = [
     "AlignmentObserver",

@@ -14,21 +14,23 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from cl_bench.contracts import Strategy, Stream
+from cl_bench.contracts import Engine, Strategy, Stream
 from cl_bench.ends import COMPLETED
 from cl_bench.experiment.budget import PeakMemory, describe_budget
 from cl_bench.experiment.checkpoint import Checkpoint, Checkpoints, CheckpointSettings
 from cl_bench.experiment.checks import check_sharded, check_together
 from cl_bench.experiment.determinism import describe_compute
-from cl_bench.experiment.engine import LightningEngine, LoopSettings, TrainerFactory
+from cl_bench.experiment.engine import LightningEngine
 from cl_bench.experiment.experiment import EvalSettings, Experiment
 from cl_bench.experiment.faults import memory_explained
 from cl_bench.experiment.interrupts import Interrupts
+from cl_bench.experiment.loop import LoopSettings
 from cl_bench.experiment.observer import AlignmentSettings, Observer
 from cl_bench.experiment.pretrain import Pretrained, pretrain
 from cl_bench.experiment.probes import Observers, ProbeSettings, watch
 from cl_bench.experiment.reopen import Resume, follow, reopen
 from cl_bench.experiment.snapshot import RunState
+from cl_bench.experiment.trainers import TrainerFactory
 from cl_bench.learners import BaseLearner, DivergedError
 from cl_bench.learners.guards import guards
 from cl_bench.parallel.batch_norm import synchronise
@@ -95,7 +97,7 @@ def conduct(
     sinks: Sequence[SinkFactory] = (),
     environment: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
-    engine: Callable[..., LightningEngine] = LightningEngine,
+    engine: Callable[..., Engine] = LightningEngine,
     notes: Sequence[str] = (),
     sharded: bool = False,
 ) -> Result:
@@ -227,9 +229,7 @@ def conduct(
     return Result(directory, record.matrix, summary, learner, strategy)
 
 
-def _show(
-    directory: Path, record: Record, learning: LightningEngine, progress: ProgressDisplay
-) -> None:
+def _show(directory: Path, record: Record, learning: Engine, progress: ProgressDisplay) -> None:
     """Draw and print what the finished run came to."""
     pictures = (*write_figures(directory), *write_probe_figures(directory))
     record.figures([*pictures, *learning.figures(directory)])

@@ -1,11 +1,7 @@
 """The inner part of the loop: Lightning's Trainer learns one task, and evaluates."""
 
-import logging
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +10,7 @@ from torch.distributed.tensor.experimental import implicit_replication
 from torch.optim import Optimizer
 
 from cl_bench.contracts import Data, Progress, Strategy, Task, derive_seed
-from cl_bench.contracts.options import Count, Index, Seed, checked
+from cl_bench.contracts.engine import LayerMetrics
 from cl_bench.experiment.interrupts import Interrupts, without_signals
 from cl_bench.experiment.loader import (
     EvalLoader,
@@ -23,42 +19,22 @@ from cl_bench.experiment.loader import (
     require_samples,
     require_validation,
 )
+from cl_bench.experiment.loop import LoopSettings
 from cl_bench.experiment.observer import Observer
 from cl_bench.experiment.plateau import BestEpoch, Cosine, Plateau
-from cl_bench.experiment.resuming import TaskCheckpoints
+from cl_bench.experiment.resuming import TaskCheckpoints, keep_between
+from cl_bench.experiment.scoring import Scorer
 from cl_bench.experiment.snapshot import RunState
-from cl_bench.learners import BaseLearner, ScheduleFactory
+from cl_bench.experiment.trainers import (
+    TrainerFactory,
+    as_interrupt,
+    quiet_lightning,
+    seed_training,
+)
+from cl_bench.learners import BaseLearner
 from cl_bench.parallel.ranks import decided, rank, world
 from cl_bench.parallel.sharding import whole
 from cl_bench.tracking import ProgressDisplay, Record
-
-TrainerFactory = Callable[..., Trainer]
-
-LayerMetrics = Mapping[str, Mapping[str, float]]
-
-
-@checked("")
-@dataclass(frozen=True)
-class LoopSettings:
-    """How tasks are fed.
-
-    Attributes:
-        seed: of everything that training draws.
-        batch_size: samples of a batch.
-        pack: batches learned by one ``training_step``.
-        num_workers: processes that fetch data ahead.
-        schedule: of the learning rate within a task: a decay on plateau, a cosine over its steps,
-            a factory of one of torch's schedulers, which steps once an epoch, or None for a
-            constant rate.
-        validation_batch_size: samples of a batch when the validation loss is measured.
-    """
-
-    seed: Seed = 0
-    batch_size: Count = 32
-    pack: Count = 1
-    num_workers: Index = 0
-    schedule: Plateau | Cosine | ScheduleFactory | None = None
-    validation_batch_size: Count = 2000
 
 
 class LightningEngine:
@@ -74,9 +50,6 @@ class LightningEngine:
         progress: shows where training stands.
         state: of the run, with its checkpoints; None keeps it without writing any.
         interrupts: signals that wait for a checkpoint; None lets none wait.
-
-    Attributes:
-        details: what the latest evaluation measured beside the scores, by task name.
     """
 
     def __init__(
@@ -100,7 +73,7 @@ class LightningEngine:
         self.progress = progress
         self.state = state or RunState(learner, strategy, observer, record, None)
         self.interrupts = interrupts or Interrupts()
-        self.details: dict[str, dict[str, float]] = {}
+        self._scorer = Scorer(learner, settings.num_workers, self._test)
         self.learner.strategy = strategy
         schedule = settings.schedule
         self.learner.schedule = None if isinstance(schedule, Plateau | Cosine) else schedule
@@ -156,49 +129,18 @@ class LightningEngine:
 
     def between_tasks(self, t: int) -> None:
         """All tasks before ``t`` are learned and scored: keep that, and end if a signal came."""
-        self.state.save_between(t)
-        self.interrupts.agree()
-        self.interrupts.stop()
+        keep_between(self.state, self.interrupts, t)
+
+    @property
+    def details(self) -> Mapping[str, Mapping[str, float]]:
+        """What the latest evaluation measured beside the scores, by task name."""
+        return self._scorer.details
 
     def evaluate(
         self, tasks: Sequence[Task], batch_size: int, max_samples: int | None
     ) -> dict[str, float]:
-        """Mean score on every task's test data, by task name.
-
-        What else was measured on the way, on the tasks' probes too, is then in :attr:`details`.
-        """
-        self.details = {task.name: {} for task in tasks}
-        if not tasks:
-            return {}
-        for task in tasks:
-            require_samples(task.scored, task.name, "test")
-        probes = [(task, name) for task in tasks for name in task.probes]
-        data = [(task, task.scored) for task in tasks]
-        data += [(task, task.probes[name]) for task, name in probes]
-        loaders = [
-            EvalLoader(
-                part,
-                batch_size,
-                max_samples,
-                self.settings.num_workers,
-                (rank(), world()),
-                self.learner.mixed(task),
-            )
-            for task, part in data
-        ]
-        self.learner.expect_tests([*tasks, *(task for task, _ in probes)])
-        with self.learner.put_together():
-            self._test(loaders)
-        scores = [float(metric.compute()) for metric in self.learner.test_scores]  # type: ignore[operator]
-        more = self.learner.test_details()
-        for task, details in zip(tasks, more, strict=False):
-            self.details[task.name].update(details)
-        for (task, name), score, details in zip(
-            probes, scores[len(tasks) :], more[len(tasks) :], strict=True
-        ):
-            found = {name: score, **{f"{name}/{key}": value for key, value in details.items()}}
-            self.details[task.name].update(found)
-        return {task.name: score for task, score in zip(tasks, scores, strict=False)}
+        """Mean score on every task's test data, by task name."""
+        return self._scorer.evaluate(tasks, batch_size, max_samples)
 
     def _test(self, loaders: Sequence[EvalLoader]) -> None:
         """Have the learner score the data of every expected test."""
@@ -359,41 +301,3 @@ def _rebuild_optimizer(trainer: Trainer) -> None:
 def _set_rates(optimizer: Optimizer, reset: bool, scale: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = (group["initial_lr"] if reset else group["lr"]) * scale
-
-
-def seed_training(seed: int) -> None:
-    """Seed the global generators (dropout and the like) for one task."""
-    from lightning import seed_everything
-
-    seed_everything(seed % (1 << 32), verbose=False)
-
-
-@contextmanager
-def as_interrupt() -> Iterator[None]:
-    """Lightning leaves with ``SystemExit(1)`` after Ctrl-C; let it be a ``KeyboardInterrupt``."""
-    try:
-        yield
-    except SystemExit as left:
-        if isinstance(left.__context__, KeyboardInterrupt):
-            raise left.__context__ from None
-        raise
-
-
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Without the banners and tips that a Trainer per task would repeat per task."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        warnings.filterwarnings("ignore", ".*GPU available but not used.*")
-        warnings.filterwarnings("ignore", ".*`validation_step` but have no `val_dataloader`.*")
-        warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
-        # What a strategy holds still is in evaluation mode on purpose.
-        warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")
-        warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
-        try:
-            yield
-        finally:
-            logger.setLevel(level)

@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from cl_bench.contracts import Strategy, Stream, Task
+from cl_bench.contracts import Engine, Strategy, Stream, Task
 from cl_bench.contracts.options import Count, Index, OnlyWith, checked
-from cl_bench.experiment.engine import LightningEngine
 from cl_bench.experiment.steps import steps_of
 from cl_bench.tracking import ProgressDisplay, Record
 
@@ -54,7 +53,7 @@ class Experiment:
         self,
         stream: Stream,
         strategy: Strategy,
-        engine: LightningEngine,
+        engine: Engine,
         evaluation: EvalSettings,
         record: Record,
         progress: ProgressDisplay,

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from cl_bench.contracts import UsageError
-from cl_bench.experiment.engine import LoopSettings
+from cl_bench.experiment.loop import LoopSettings
 
 SIGNS = ("can't allocate memory", "not enough memory", "out of memory")
 """How PyTorch's allocators say it where they raise a plain ``RuntimeError``."""

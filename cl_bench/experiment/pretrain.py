@@ -23,8 +23,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import IterableDataset
 
 from cl_bench.contracts import Batch, Loss, Pretraining, UsageError, derive_seed
-from cl_bench.experiment.engine import TrainerFactory, as_interrupt, quiet_lightning, seed_training
 from cl_bench.experiment.interrupts import without_signals
+from cl_bench.experiment.trainers import (
+    TrainerFactory,
+    as_interrupt,
+    quiet_lightning,
+    seed_training,
+)
 from cl_bench.learners import BaseLearner
 from cl_bench.learners.window import Window
 from cl_bench.tracking import ProgressDisplay

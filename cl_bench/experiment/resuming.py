@@ -1,4 +1,4 @@
-"""Checkpoints inside a task, and going on from one."""
+"""Checkpoints between tasks and inside one, and going on from one."""
 
 from lightning import Trainer
 
@@ -12,6 +12,13 @@ from cl_bench.parallel.sharding import load_optimizer, whole
 
 ASK_EVERY = 16
 """Steps after which processes that train together ask each other for signals."""
+
+
+def keep_between(state: RunState, interrupts: Interrupts, task: int) -> None:
+    """Before the task with index ``task``: write a checkpoint, and end if a signal came."""
+    state.save_between(task)
+    interrupts.agree()
+    interrupts.stop()
 
 
 class TaskCheckpoints:

@@ -6,62 +6,97 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from cl_bench.contracts import Data, State, Task, UsageError, generator
-from cl_bench.experiment.engine import LayerMetrics, LightningEngine
-from cl_bench.experiment.loader import EvalLoader, require_labels, require_samples
+from cl_bench.contracts import Data, State, Strategy, Task, UsageError, generator
+from cl_bench.contracts.engine import LayerMetrics
+from cl_bench.experiment.interrupts import Interrupts
+from cl_bench.experiment.loader import require_labels, require_samples
+from cl_bench.experiment.loop import LoopSettings
+from cl_bench.experiment.observer import Observer
+from cl_bench.experiment.resuming import keep_between
+from cl_bench.experiment.scoring import Scorer
+from cl_bench.experiment.snapshot import RunState
+from cl_bench.experiment.trainers import TrainerFactory
 from cl_bench.federation.client import Turn, client_weights, load_weights
-from cl_bench.federation.fairness import client_forgetting, client_scores, spread
 from cl_bench.federation.figure import write_partition_figure
+from cl_bench.federation.history import History
 from cl_bench.federation.partition import Partition, labels_of, partition
 from cl_bench.federation.reducer import MaskedReducer, PlainReducer, Reducer
+from cl_bench.federation.rounds import Rounds
+from cl_bench.federation.scoring import ByClass
 from cl_bench.federation.server import ServerOptimizerState, server_end_task, server_step
 from cl_bench.federation.settings import Federation
 from cl_bench.federation.site import InProcess, Site
 from cl_bench.federation.upload import tensor_bytes
+from cl_bench.learners import BaseLearner
+from cl_bench.tracking import ProgressDisplay, Record
 
 ReducerFactory = Callable[[list[int], int], Reducer]
 
 
-class FederatedEngine(LightningEngine):
+class FederatedEngine:
     """Learns tasks in rounds: clients fit, the server steps; at the end of a task, statistics.
 
     Per round: w_k <- client_fit(w, data_k) for sampled clients k; w <- server_step(w, sum_k).
     At the end: server_end_task(sum_k client_statistics(w, data_k)).
 
     Args:
-        args: as :class:`LightningEngine` has them.
+        learner: the one model instance.
+        strategy: which updates are allowed.
+        trainer: not used: clients learn in a plain loop.
+        settings: seed, batch size.
+        observer: watches the run from the side; None means nobody does.
+        record: keeps the numbers of every round.
+        progress: shows where training stands.
+        state: of the run, with its checkpoints; None keeps it without writing any.
+        interrupts: signals that wait for a checkpoint; None lets none wait.
         federation: the settings.
         device: where the model instance lives.
         site: where clients are; None takes this process.
         reducer: builds what sums a round's uploads, from its clients and a seed; None takes what
             ``federation.secure`` names.
-        directory: of the run, for the figure of the partitions.
+
+    Raises:
+        UsageError: the observer looks between optimizer steps.
     """
 
     def __init__(
         self,
-        *args: Any,
+        learner: BaseLearner,
+        strategy: Strategy,
+        trainer: TrainerFactory | None,
+        settings: LoopSettings,
+        observer: Observer | None,
+        record: Record,
+        progress: ProgressDisplay,
+        state: RunState | None = None,
+        interrupts: Interrupts | None = None,
+        *,
         federation: Federation,
         device: str = "cpu",
         site: Site | None = None,
         reducer: ReducerFactory | None = None,
     ) -> None:
-        super().__init__(*args)
-        if self.observer and self.observer.watches_steps:
+        if observer and observer.watches_steps:
             raise UsageError(
                 "eval.dense and probe.* look at optimizer steps, a federation has rounds: leave "
                 "them out (eval.dense=[], probe.<name>.enabled=false)"
             )
-        self.federation = federation
-        self.learner.to(device)
-        self.device = device
-        self.site = site or InProcess(self.learner, self.strategy, federation)
-        self._reducer = reducer or self._named_reducer
-        self.history = _History()
+        self.learner = learner.to(device)
+        self.learner.strategy = self.strategy = strategy
+        self.settings = settings
+        self.observer = observer
+        self.record = record
+        self.progress = progress
+        self.state = state or RunState(learner, strategy, observer, record, None)
         self.state.engine = self
-        self._by_class: dict[int, Tensor] = {}
+        self.interrupts = interrupts or Interrupts()
+        self.federation = federation
+        self.site = site or InProcess(learner, strategy, federation)
+        self.history = History()
+        self._reducer = reducer or self._named_reducer
+        self._by_class = ByClass(learner, device)
+        self._scorer = Scorer(learner, settings.num_workers, self._by_class.test)
 
     # -- a task -----------------------------------------------------------------------------------
 
@@ -94,89 +129,78 @@ class FederatedEngine(LightningEngine):
         strategy.release(learner)
         learner.eval()
         weights = client_weights(learner)
-        server = ServerOptimizerState(f.server, weights)
-        first, steps, traffic = 0, 0, _Traffic()
-        if begun is not None:
-            first, steps = begun["round"], begun["steps"]
-            traffic = _Traffic(**begun["traffic"])
-            if server.optimizer is not None:
-                server.optimizer.load_state_dict(begun["server"])
+        now = Rounds(weights, ServerOptimizerState(f.server, weights), self._reducer([], 0))
+        first = 0 if begun is None else now.resume(begun)
         rounds = f.rounds_of(task.index)
         sizes = {k: -(-len(rows) // learner.batch_size) for k, rows in split.rows.items()}
         each = f.local_epochs * sum(sizes.values()) / max(1, len(sizes))
         per_round = round(each * min(f.per_round, len(sizes)))
         self.progress.task(task.index, per_round * rounds, before=per_round * first)
         every = self.state.every_steps
-        due = (steps // every + 1) * every
-        statistics = self._reducer([], 0)
+        due = (now.steps // every + 1) * every
         for r in range(first, rounds):
-            started = time.perf_counter()
-            turns = self._participants(task.index, r, split.clients, f.per_round, "participants")
-            reporting = self._reporting(turns)
-            collect = strategy.collects_on == "local" and r == rounds - 1
-            clients = [turn.client for turn in reporting]
-            reducer = self._reducer(clients, r)
-            if collect:
-                statistics = self._reducer(clients, rounds)
-                traffic.memory_down += tensor_bytes(strategy.share("collect")) * len(turns)
-            sent = tensor_bytes(weights) + tensor_bytes(strategy.share("fit"))
-            for report in self.site.fit(reporting, weights, collect):
-                reducer.add(report.client, report.fit)
-                if report.statistics is not None:
-                    statistics.add(report.client, report.statistics)
-                self.progress.advance(report.fit.steps)
-            learner.work.add(self.site.take_work())
-            summed = reducer.result()
-            loss = float("nan")
-            if summed is not None:
-                load_weights(learner, weights)
-                weights = server_step(learner, strategy, weights, summed, server)
-                loss = float(summed.sums["loss"]) / float(summed.sums["terms"])
-                steps += summed.steps
-                traffic.client_seconds += summed.seconds
-            load_weights(learner, weights)
-            traffic.model_down += sent * len(turns)
-            traffic.model_up += reducer.received
-            self.record.round(
-                task=task.index,
-                round=r + 1,
-                train_loss=loss,
-                clients=len(turns),
-                dropped=len(turns) - len(reporting),
-                steps=0 if summed is None else summed.steps,
-                bytes_down=sent * len(turns),
-                bytes_up=reducer.received,
-                client_seconds=0.0 if summed is None else summed.seconds,
-                seconds=time.perf_counter() - started,
-            )
-            self.progress.say(f"round {r + 1}/{rounds}  loss {loss:.4g}")
+            self._round(task, split, now, r, rounds)
             asked = self.interrupts.requested is not None
-            if (steps >= due or asked) and r + 1 < rounds:
-                inside = {
-                    "round": r + 1,
-                    "steps": steps,
-                    "traffic": vars(traffic),
-                    "server": server.optimizer.state_dict() if server.optimizer else {},
-                }
+            if (now.steps >= due or asked) and r + 1 < rounds:
                 learner.seed = self.settings.seed
-                self.state.save_inside(task.index, r + 1, inside, scheduled=steps >= due)
-                due = (steps // every + 1) * every
+                inside = now.state_dict(r + 1)
+                self.state.save_inside(task.index, r + 1, inside, scheduled=now.steps >= due)
+                due = (now.steps // every + 1) * every
                 self.interrupts.stop()
-        self._end(task, split, weights, statistics, traffic, rounds)
-        self.state.optimizer_steps += steps
+        self._end(task, split, now, rounds)
+        self.state.optimizer_steps += now.steps
         return self._layers(task)
 
-    def _end(
-        self,
-        task: Task,
-        split: Partition,
-        weights: Mapping[str, Tensor],
-        statistics: Reducer,
-        traffic: "_Traffic",
-        rounds: int,
-    ) -> None:
+    def _round(self, task: Task, split: Partition, now: Rounds, r: int, rounds: int) -> None:
+        """Some clients fit, the server steps; in a last round, statistics may come along."""
+        learner, strategy, traffic = self.learner, self.strategy, now.traffic
+        started = time.perf_counter()
+        turns = self._participants(
+            task.index, r, split.clients, self.federation.per_round, "participants"
+        )
+        reporting = self._reporting(turns)
+        collect = strategy.collects_on == "local" and r == rounds - 1
+        clients = [turn.client for turn in reporting]
+        reducer = self._reducer(clients, r)
+        if collect:
+            now.statistics = self._reducer(clients, rounds)
+            traffic.memory_down += tensor_bytes(strategy.share("collect")) * len(turns)
+        sent = tensor_bytes(now.weights) + tensor_bytes(strategy.share("fit"))
+        for report in self.site.fit(reporting, now.weights, collect):
+            reducer.add(report.client, report.fit)
+            if report.statistics is not None:
+                now.statistics.add(report.client, report.statistics)
+            self.progress.advance(report.fit.steps)
+        learner.work.add(self.site.take_work())
+        summed = reducer.result()
+        loss = float("nan")
+        if summed is not None:
+            load_weights(learner, now.weights)
+            now.weights = server_step(learner, strategy, now.weights, summed, now.server)
+            loss = float(summed.sums["loss"]) / float(summed.sums["terms"])
+            now.steps += summed.steps
+            traffic.client_seconds += summed.seconds
+        load_weights(learner, now.weights)
+        traffic.model_down += sent * len(turns)
+        traffic.model_up += reducer.received
+        self.record.round(
+            task=task.index,
+            round=r + 1,
+            train_loss=loss,
+            clients=len(turns),
+            dropped=len(turns) - len(reporting),
+            steps=0 if summed is None else summed.steps,
+            bytes_down=sent * len(turns),
+            bytes_up=reducer.received,
+            client_seconds=0.0 if summed is None else summed.seconds,
+            seconds=time.perf_counter() - started,
+        )
+        self.progress.say(f"round {r + 1}/{rounds}  loss {loss:.4g}")
+
+    def _end(self, task: Task, split: Partition, now: Rounds, rounds: int) -> None:
         """Statistics, and what the server makes of them."""
         learner, strategy, f = self.learner, self.strategy, self.federation
+        weights, statistics, traffic = now.weights, now.statistics, now.traffic
         learner.require_finite()
         share = tensor_bytes(strategy.share("collect"))
         if strategy.collects_on == "global":
@@ -259,70 +283,32 @@ class FederatedEngine(LightningEngine):
 
     # -- evaluation -------------------------------------------------------------------------------
 
-    def _test(self, loaders: Sequence[EvalLoader]) -> None:
-        """Score the global model, class by class too."""
-        learner = self.learner
-        learner.eval()
-        learner.test_scores.to(self.device)
-        self._by_class = {}
-        for i, (task, loader) in enumerate(zip(learner.test_tasks, loaders, strict=True)):
-            right = torch.zeros(len(task.classes), dtype=torch.float64)
-            count = torch.zeros(len(task.classes), dtype=torch.float64)
-            with torch.no_grad():
-                for batch in loader:
-                    batch = {name: value.to(self.device) for name, value in batch.items()}
-                    score = learner.test_step(batch, 0, i).double().cpu()
-                    label = batch["y"].cpu() - task.classes.start
-                    right.index_add_(0, label, score)
-                    count.index_add_(0, label, torch.ones_like(score))
-            # The tasks' own data come first, then probes.
-            self._by_class.setdefault(task.index, right / count)
+    @property
+    def details(self) -> Mapping[str, Mapping[str, float]]:
+        """What the latest evaluation measured beside the scores, by task name."""
+        return self._scorer.details
+
+    def evaluate(
+        self, tasks: Sequence[Task], batch_size: int, max_samples: int | None
+    ) -> dict[str, float]:
+        """Mean score of the global model on every task's test data, by task name."""
+        return self._scorer.evaluate(tasks, batch_size, max_samples)
 
     def between_tasks(self, t: int) -> None:
-        """All tasks before ``t`` are learned and scored: what it means for each client."""
+        """All tasks before ``t`` are learned and scored: record what it means for each client."""
         if t > 0:
-            now = {
-                i: client_scores(counts, self._by_class[i])
-                for i, counts in self.history.counts.items()
-                if i < t and i in self._by_class
-            }
-            self.history.learned[t - 1] = now[t - 1]
-            lost = client_forgetting(self.history.learned, now, t - 1)
-            newest = spread(now[t - 1])
-            self.history.forgetting = spread(lost)
-            self.record.clients(
-                task=t - 1,
-                forgetting=lost.tolist(),
-                newest=now[t - 1].tolist(),
-                summary={
-                    **{f"forgetting_{k}": v for k, v in self.history.forgetting.items()},
-                    **{f"newest_{k}": v for k, v in newest.items()},
-                },
-            )
-        super().between_tasks(t)
+            self.record.clients(task=t - 1, **self.history.scored(t, self._by_class.scores))
+        keep_between(self.state, self.interrupts, t)
 
     # -- what a run leaves ------------------------------------------------------------------------
 
     def summary(self) -> dict[str, Any]:
         """Traffic of the whole run, and what clients forgot."""
-        total = vars(self.history.total)
-        forgetting = {f"client_forgetting_{k}": v for k, v in self.history.forgetting.items()}
-        return {"federation": dict(total), **forgetting}
+        return self.history.summary()
 
     def remarks(self) -> list[str]:
-        """Lines for people, at the end."""
-        t, lost = self.history.total, self.history.forgetting
-        up, down = t.model_up + t.statistics_up, t.model_down + t.memory_down
-        lines = [
-            f"traffic of all clients: {_size(up)} up ({_size(t.statistics_up)} statistics), "
-            f"{_size(down)} down ({_size(t.memory_down)} memory); {t.client_seconds:.1f} s computed"
-        ]
-        if lost and lost["mean"] == lost["mean"]:
-            lines.append(
-                f"forgetting by client, points: mean {100 * lost['mean']:.1f}, "
-                f"worst {100 * lost['highest']:.1f}, least {100 * lost['lowest']:.1f}"
-            )
-        return lines
+        """The same for people."""
+        return self.history.remarks()
 
     def figures(self, directory: Path) -> list[Path]:
         """Who held which classes."""
@@ -336,56 +322,3 @@ class FederatedEngine(LightningEngine):
         """Inverse of :meth:`state_dict`."""
         self.site.load_state_dict(state["site"])
         self.history.load_state_dict(state["history"])
-
-
-class _Traffic:
-    """Bytes of all clients together, and seconds that they computed."""
-
-    def __init__(
-        self,
-        model_down: int = 0,
-        model_up: int = 0,
-        statistics_up: int = 0,
-        memory_down: int = 0,
-        client_seconds: float = 0.0,
-    ) -> None:
-        self.model_down = model_down
-        self.model_up = model_up
-        self.statistics_up = statistics_up
-        self.memory_down = memory_down
-        self.client_seconds = client_seconds
-
-
-class _History:
-    """What the run has seen so far: splits, scores of clients, traffic."""
-
-    def __init__(self) -> None:
-        self.counts: dict[int, Tensor] = {}
-        self.learned: dict[int, Tensor] = {}
-        self.total = _Traffic()
-        self.forgetting: dict[str, float] = {}
-
-    def add(self, traffic: _Traffic) -> None:
-        for key, value in vars(traffic).items():
-            setattr(self.total, key, getattr(self.total, key) + value)
-
-    def state_dict(self) -> State:
-        return {
-            "counts": dict(self.counts),
-            "learned": dict(self.learned),
-            "total": dict(vars(self.total)),
-            "forgetting": dict(self.forgetting),
-        }
-
-    def load_state_dict(self, state: State) -> None:
-        self.counts, self.learned = dict(state["counts"]), dict(state["learned"])
-        self.total = _Traffic(**state["total"])
-        self.forgetting = dict(state["forgetting"])
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            break
-        count /= 1000
-    return f"{count:.3g} {unit}"

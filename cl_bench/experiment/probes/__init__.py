@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from cl_bench.contracts import State, Stream, Task, UsageError
-from cl_bench.experiment.engine import LoopSettings
 from cl_bench.experiment.experiment import EvalSettings
+from cl_bench.experiment.loop import LoopSettings
 from cl_bench.experiment.observer import AlignmentObserver, AlignmentSettings, Observer
 from cl_bench.experiment.probes.clock import Clock
 from cl_bench.experiment.probes.dense import DenseEvaluation

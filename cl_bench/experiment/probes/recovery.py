@@ -4,12 +4,12 @@ import time
 from collections.abc import Mapping
 
 from cl_bench.contracts import Recovery, State, Stream, Task, UsageError, derive_seed
-from cl_bench.experiment.engine import seed_training
 from cl_bench.experiment.loader import TrainLoader
 from cl_bench.experiment.observer import Observer
 from cl_bench.experiment.probes.clock import Clock
 from cl_bench.experiment.probes.settings import RecoverySettings
 from cl_bench.experiment.probes.untouched import measure, untouched
+from cl_bench.experiment.trainers import seed_training
 from cl_bench.learners import BaseLearner
 from cl_bench.learners.observed import freed, plain_optimizer
 from cl_bench.metrics import alignment_ratio, at_chance, drops
