@@ -18,7 +18,7 @@ from cl_bench.experiment import EvalSettings, Experiment, LightningEngine, LoopS
 from cl_bench.metrics import average_incremental_accuracy
 from cl_bench.report import print_run
 from cl_bench.strategies.finetune import Finetune
-from cl_bench.tracking import Record, read_run
+from cl_bench.tracking import open_record, read_run
 
 # Three tasks with two classes each; samples are one-hot in six dimensions, so that logit c of a
 # sample e_j is weight W[c, j]. Rows: classes 0 ... 5; columns: samples of the classes 0 ... 5.
@@ -76,7 +76,7 @@ def recorded(request, tmp_path):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    record = Record.open(tmp_path / "run", ["t0", "t1", "t2"], task_id_known=stream.task_id_at_test)
+    record = open_record(tmp_path / "run", ["t0", "t1", "t2"], task_id_known=stream.task_id_at_test)
     strategy = Untrained()
     with record:
         engine = LightningEngine(

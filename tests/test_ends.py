@@ -27,7 +27,7 @@ from cl_bench.learners import BaseLearner
 from cl_bench.parallel import launch
 from cl_bench.parallel.processes import ourselves
 from cl_bench.report import print_run, write_figures
-from cl_bench.tracking import ProgressDisplay, Record, read_results
+from cl_bench.tracking import ProgressDisplay, open_record, read_results
 from cl_bench.tracking.reading import is_finished
 from tasks.memory import MemoryData
 
@@ -333,7 +333,7 @@ NAMES = ["a[/b]", "[bold]x", "[link=", "$a_{$", "_"]
 
 
 def test_names_are_shown_as_they_are(tmp_path):
-    with Record.open(tmp_path / "run", NAMES, task_id_known=False, facts={"stream": "[/s]"}) as run:
+    with open_record(tmp_path / "run", NAMES, task_id_known=False, facts={"stream": "[/s]"}) as run:
         for row in range(len(NAMES) + 1):
             run.row(row, None, dict.fromkeys(NAMES, 0.5), 0.0)
     console = Console(width=120, record=True, quiet=False, file=open(os.devnull, "w"))  # noqa: SIM115

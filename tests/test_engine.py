@@ -5,7 +5,7 @@ from toys import Silent
 
 from cl_bench.contracts import Strategy
 from cl_bench.experiment import EvalSettings, Experiment
-from cl_bench.tracking import Record, read_results
+from cl_bench.tracking import open_record, read_results
 from tasks.permuted_digits import PermutedDigits
 
 
@@ -33,12 +33,14 @@ def test_any_engine_that_keeps_the_contract_runs_in_the_outer_loop(tmp_path):
     stream = PermutedDigits(num_tasks=3, task_id_at_test=False)
     engine = Rote()
     names = [task.name for task in stream]
-    with Record.open(tmp_path / "run", names, task_id_known=False) as record:
+    with open_record(tmp_path / "run", names, task_id_known=False) as record:
         R = Experiment(stream, Strategy(), engine, EvalSettings(), record, Silent()).run()
     assert np.array_equal(R, [[0, 0, 0], [1, 0, 0], [0.5, 1, 0], [0.25, 0.5, 1]])
     size = len(stream[0].train)
-    each = [[("learn", t, size), ("evaluate", 3), ("between", t + 1)] for t in range(3)]
-    assert engine.calls == [("evaluate", 3), ("between", 0), *sum(each, [])]
+    calls = [("evaluate", 3), ("between", 0)]
+    for t in range(3):
+        calls += [("learn", t, size), ("evaluate", 3), ("between", t + 1)]
+    assert engine.calls == calls
     events = read_results(tmp_path / "run")
     rows = [e["details"][names[0]]["known"] for e in events if e["event"] == "evaluation"]
     assert rows == [0, 1, 1, 1]

@@ -11,7 +11,7 @@ import pytest
 from cl_bench.report.__main__ import main
 from cl_bench.report.card import model_card
 from cl_bench.report.escape import csv_cell, latex, markdown, script
-from cl_bench.tracking import Record
+from cl_bench.tracking import open_record
 
 TASK = "<!--<script>alert(1)</script>"
 NAMES = {
@@ -25,7 +25,7 @@ NAMES = {
 
 
 def run_named(directory, name):
-    with Record.open(
+    with open_record(
         directory,
         [TASK, name],
         task_id_known=True,

@@ -18,7 +18,7 @@ from cl_bench.experiment import checkpoint as checkpoint_module
 from cl_bench.experiment.checkpoint import read_checkpoint, write_checkpoint
 from cl_bench.experiment.weights import read_weights
 from cl_bench.report.study import read_study
-from cl_bench.tracking import Record, read_results, read_run
+from cl_bench.tracking import open_record, read_results, read_run, resume_record
 from cl_bench.tracking.aside import Aside
 from cl_bench.tracking.files import LOCK, append_line
 from cl_bench.tracking.lock import ourselves, take_lock
@@ -344,7 +344,7 @@ def test_lines_of_older_versions_have_no_chain(run, finished):
         bare.append(json.dumps(event).encode() + b"\n")
     (run / "results.jsonl").write_bytes(b"".join(bare))
     assert [e["event"] for e in read_results(run)][:2] == ["status", "evaluation"]
-    record = Record.resume(
+    record = resume_record(
         run,
         ["t0", "t1", "t2"],
         task_id_known=False,
@@ -507,7 +507,7 @@ def test_the_kernel_keeps_the_lock(run, apart):
 
 
 def test_a_lock_that_is_deleted_ends_the_writing(tmp_path):
-    record = Record.open(tmp_path / "run", ["a"], task_id_known=False)
+    record = open_record(tmp_path / "run", ["a"], task_id_known=False)
     (tmp_path / "run" / LOCK).unlink()
     other = take_lock(tmp_path / "run")
     before = files(tmp_path / "run")

@@ -23,8 +23,8 @@ from rich.console import Console
 from cl_bench.contracts import UsageError
 from cl_bench.tracking import (
     ProgressDisplay,
-    Record,
     WandbSink,
+    open_record,
     read_matrix,
     read_results,
     read_run,
@@ -36,7 +36,7 @@ THIRD = 1 / 3
 
 
 def opened(directory, **options):
-    return Record.open(directory, NAMES, task_id_known=False, **options)
+    return open_record(directory, NAMES, task_id_known=False, **options)
 
 
 def learn_everything(record):
@@ -160,8 +160,8 @@ def test_a_killed_process_loses_nothing_that_was_recorded(tmp_path):
     run = tmp_path / "run"
     code = (
         "import os, signal\n"
-        "from cl_bench.tracking import Record\n"
-        f"r = Record.open({str(run)!r}, ['a', 'b'], task_id_known=True, facts={{'seed': 3}})\n"
+        "from cl_bench.tracking import open_record\n"
+        f"r = open_record({str(run)!r}, ['a', 'b'], task_id_known=True, facts={{'seed': 3}})\n"
         "r.row(row=1, task=0, scores={'a': 0.75}, seconds=0.0)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -203,7 +203,7 @@ def test_what_is_not_finite_is_null_in_json_and_empty_in_csv(tmp_path):
 
 def test_task_names_may_hold_commas_and_quotes(tmp_path):
     names = ['0, "zero"', "1\n2"]
-    with Record.open(tmp_path / "run", names, task_id_known=True) as record:
+    with open_record(tmp_path / "run", names, task_id_known=True) as record:
         record.row(row=0, task=None, scores={names[1]: 0.5}, seconds=0.0)
     assert read_matrix(tmp_path / "run")[0] == names
 

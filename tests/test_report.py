@@ -24,7 +24,7 @@ from cl_bench.report import (
     write_figures,
 )
 from cl_bench.report.plots import cell_colours
-from cl_bench.tracking import Record
+from cl_bench.tracking import open_record
 
 R = np.array(
     [
@@ -55,7 +55,7 @@ def many(tasks):
 @pytest.fixture
 def run(tmp_path):
     facts = {"stream": "permuted_digits", "strategy": "gpm", "seed": 7}
-    with Record.open(tmp_path / "run", NAMES, task_id_known=False, facts=facts) as record:
+    with open_record(tmp_path / "run", NAMES, task_id_known=False, facts=facts) as record:
         for row, scores in enumerate(R):
             record.row(row, row - 1 if row else None, dict(zip(NAMES, scores, strict=True)), 0.1)
     return tmp_path / "run"
@@ -154,7 +154,7 @@ def test_print_run_needs_the_directory_alone(run):
 
 def test_print_run_fits_the_console(tmp_path):
     names = [f"perm_{i}" for i in range(10)]
-    with Record.open(tmp_path / "run", names, task_id_known=False) as record:
+    with open_record(tmp_path / "run", names, task_id_known=False) as record:
         for row, scores in enumerate(many(10)[1:], start=1):
             seen = dict(zip(names[:row], scores, strict=False))
             record.row(row, row - 1, seen, 0.1)
@@ -168,7 +168,7 @@ def test_print_run_fits_the_console(tmp_path):
 
 
 def test_print_run_says_that_a_run_failed(tmp_path):
-    with Record.open(tmp_path / "run", NAMES, task_id_known=True) as record:
+    with open_record(tmp_path / "run", NAMES, task_id_known=True) as record:
         record.row(1, 0, {"perm-1": 0.9}, 0.1)
         record.finish("failed")
     console = Console(file=io.StringIO(), width=100)

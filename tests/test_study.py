@@ -22,7 +22,7 @@ from cl_bench.report.compare import print_study, to_csv, to_latex, to_markdown
 from cl_bench.report.page import page_data, render_page
 from cl_bench.report.published import judge
 from cl_bench.report.study import METRICS, Comparison, _holm, differences, format_cost, read_study
-from cl_bench.tracking import Record
+from cl_bench.tracking import open_record
 
 NAMES = ["one", "two", "three"]
 ACC = {  # strategy: final scores of every seed; the tasks are learned to 0.9
@@ -44,7 +44,7 @@ def make_run(directory, strategy, seed, last, known=False, status="completed", *
     }
     facts = {"stream": "digits", "strategy": strategy, "seed": seed, **more.pop("facts", {})}
     steps = more.pop("steps", 100)
-    with Record.open(
+    with open_record(
         directory,
         NAMES,
         task_id_known=known,

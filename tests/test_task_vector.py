@@ -10,7 +10,7 @@ from cl_bench.learners.observed import loss_on
 from cl_bench.report.tradeoff import main, matched_table, read_path, tradeoff_figure
 from cl_bench.strategies.finetune import Finetune
 from cl_bench.strategies.task_vector import TaskVector
-from cl_bench.tracking import Record
+from cl_bench.tracking import open_record
 
 
 def after(alpha):
@@ -94,7 +94,7 @@ def test_an_epoch_that_never_comes_is_said_after_the_first():
 
 def record(directory, strategy, old, new, end, curve=True):
     facts = {"stream": "toy", "strategy": strategy, "seed": 0}
-    with Record.open(directory, ["a", "b"], task_id_known=False, facts=facts) as made:
+    with open_record(directory, ["a", "b"], task_id_known=False, facts=facts) as made:
         made.row(0, None, {"a": 0.0, "b": 0.0}, 0.1)
         made.row(1, 0, {"a": 0.9, "b": 0.0}, 0.1)
         for step, (x, y) in enumerate(zip(old, new, strict=True)):
@@ -132,7 +132,7 @@ def test_a_passage_ends_where_the_matrix_ends(tmp_path):
 
 
 def test_what_cannot_be_compared_is_said(tmp_path, capsys):
-    with Record.open(tmp_path / "one", ["a"], task_id_known=False) as made:
+    with open_record(tmp_path / "one", ["a"], task_id_known=False) as made:
         made.row(1, 0, {"a": 0.5}, 0.1)
     assert main([str(tmp_path / "one")]) == 2
     assert "at least two tasks" in capsys.readouterr().err

@@ -36,7 +36,7 @@ from cl_bench.learners.guards import guards
 from cl_bench.parallel.batch_norm import synchronise
 from cl_bench.parallel.ranks import decided, rank, world
 from cl_bench.report import print_run, write_figures, write_probe_figures
-from cl_bench.tracking import ProgressDisplay, Record, Sink
+from cl_bench.tracking import ProgressDisplay, Record, Sink, open_record
 from cl_bench.tracking.patience import Patient
 
 SinkFactory = Callable[[Path], Sink | None]
@@ -157,7 +157,7 @@ def conduct(
     if resume and leads:
         opened, last = reopen(directory, checkpoints, begun, resume, progress.note)
     else:
-        opened = Record.open(
+        opened = open_record(
             directory if scratch is None else scratch.name,
             **begun,
             config=identity.config,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from cl_bench.contracts import UsageError
 from cl_bench.experiment.checkpoint import Checkpoint, Checkpoints, read_checkpoint
 from cl_bench.parallel.ranks import decided
-from cl_bench.tracking import Record
+from cl_bench.tracking import Record, resume_record
 from cl_bench.tracking.aside import Aside
 from cl_bench.tracking.files import RESULTS
 from cl_bench.tracking.journal import Line
@@ -31,7 +31,7 @@ def reopen(
     Args:
         directory: of the run.
         checkpoints: of the run.
-        begun: what :meth:`~cl_bench.tracking.Record.open` was given.
+        begun: what :func:`~cl_bench.tracking.open_record` was given.
         resume: from where.
         say: told what is passed over, and where it went.
 
@@ -50,7 +50,7 @@ def reopen(
             return 0, 0.0, ""
         return last.position, last.state["wall_seconds"], last.path.name
 
-    record = Record.resume(directory, **begun, find=None if resume == "start" else find)
+    record = resume_record(directory, **begun, find=None if resume == "start" else find)
     aside = Aside(directory)
     try:
         checkpoints.set_aside_after(found[0], aside)

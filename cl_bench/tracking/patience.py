@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_bench.metrics import Matrix
-from cl_bench.tracking.record import Sink
+from cl_bench.tracking.sinks import Sink
 from cl_bench.tracking.tables import Event
 
 ANSWER_SECONDS = 60.0

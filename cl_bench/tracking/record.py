@@ -52,73 +52,29 @@ were dropped stand in ``resumes.jsonl``.
 import contextlib
 import hashlib
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
 from cl_bench.contracts import UsageError
 from cl_bench.metrics import Matrix, summarise, tasks_learned
-from cl_bench.tracking.aside import SUPERSEDED, Aside
-from cl_bench.tracking.environment import describe_environment
-from cl_bench.tracking.files import (
-    CHOICES,
-    COMMAND,
-    CONFIG,
-    DATA,
-    ENVIRONMENT,
-    LAYERS,
-    LOCK,
-    MATRIX,
-    PUT_BACK,
-    RESULTS,
-    RESUMES,
-    SUMMARY,
-    append_line,
-    forget_scratch,
-    to_json,
-    write_atomically,
-)
+from cl_bench.tracking.files import LAYERS, MATRIX, SUMMARY, to_json, write_atomically
 from cl_bench.tracking.journal import Journal, Line
-from cl_bench.tracking.lock import Lock, claim, ourselves, take_lock
-from cl_bench.tracking.reading import require_data
+from cl_bench.tracking.lock import Lock
+from cl_bench.tracking.sinks import Sink, Sinks
 from cl_bench.tracking.tables import Event, Tables
-from cl_bench.tracking.verify import verified
 
 Status = Literal["completed", "failed", "interrupted"]
 
 
-class Sink(Protocol):
-    """A logger beside the files. Whatever it raises costs the run nothing but the sink."""
-
-    name: str
-    """For the warning when it fails."""
-
-    def start(self, task_names: Sequence[str]) -> None:
-        """The run begins, or is resumed."""
-
-    def resume(self, events: Sequence[Event]) -> None:
-        """After :meth:`start`: what was recorded, and told, before this process."""
-
-    def event(self, event: Event) -> None:
-        """One line of ``results.jsonl``, as a reader gets it."""
-
-    def finish(self, summary: Mapping[str, Any], task_names: Sequence[str], R: Matrix) -> None:
-        """The run ended: what ``summary.json`` holds, and the accuracy matrix."""
-
-    def figures(self, paths: Sequence[Path]) -> None:
-        """Pictures of the finished run."""
-
-    def close(self, failed: bool) -> None:
-        """Nothing more comes."""
-
-
 class Record:
-    """What happened in one run, in one directory. Use :meth:`open`, and as a context manager.
+    """What happened in one run, in one directory. A context manager.
+
+    :func:`~cl_bench.tracking.opening.open_record` and ``resume_record`` make one.
 
     Leaving the ``with`` block writes the summary if :meth:`finish` has not, and after an exception
     it says that the run failed or was interrupted. All methods raise :class:`UsageError` where the
@@ -146,133 +102,19 @@ class Record:
         self._lock = lock
         self._tables = Tables(task_names)
         self._facts = dict(facts)
-        self._sinks = list(sinks)
+        self._sinks = Sinks(sinks, self.directory)
         self._files: dict[str, str] = {}
         self._finished = False
         self._journal = Journal(self.directory, lines)
-        self._tell(lambda sink: sink.start(self.task_names))
+        self._sinks.tell(lambda sink: sink.start(self.task_names))
         self._started = time.monotonic() - seconds
 
-    @classmethod
-    def open(
-        cls,
-        directory: Path | str,
-        task_names: Sequence[str],
-        *,
-        task_id_known: bool,
-        config: str = "",
-        command: str = "",
-        choices: Mapping[str, Any] | None = None,
-        data: Mapping[str, Any] | None = None,
-        environment: Mapping[str, Any] | None = None,
-        facts: Mapping[str, Any] | None = None,
-        sinks: Sequence[Sink] = (),
-    ) -> "Record":
-        """Take a directory for a new run and write down how it starts.
+    def begin(self, files: Mapping[str, str]) -> None:
+        """The first event: the run starts, with ``files`` {name: SHA-256} written before it."""
+        self.status("started", task_id_known=self.task_id_known, files=files, **self._facts)
 
-        Args:
-            directory: made if need be; must not hold a run already.
-            task_names: in the order in which the tasks are learned.
-            task_id_known: whether the task id is known at test time.
-            config: the resolved configuration, as YAML.
-            command: the exact command line.
-            choices: which option of each configuration group was chosen.
-            data: stream name, fingerprint, scenario, origin of every task.
-            environment: joins versions and platform, for example ``processes`` and
-                ``effective_batch``.
-            facts: what tables and figures call this run by, such as ``stream``, ``strategy`` and
-                ``seed``; they stand in the first event and in the summary.
-            sinks: loggers that get every event too.
-
-        Raises:
-            UsageError: the directory cannot be made or written, holds a run, is being written by
-                another process, or its name holds ``=`` or ``,``.
-        """
-        path = Path(directory)
-        lock = claim(path)
-        files = {
-            COMMAND: f"{command}\n",
-            **({CHOICES: to_json(choices, 2)} if choices else {}),
-            ENVIRONMENT: to_json({**describe_environment(), **(environment or {})}, 2),
-            DATA: to_json({**(data or {}), "task_names": list(task_names)}, 2),
-            CONFIG: config,  # the last one: a run can be resumed if it is there
-        }
-        try:
-            for name, text in files.items():
-                write_atomically(path / name, text.encode())
-            record = cls(lock, [], task_names, task_id_known, facts or {}, sinks)
-            record._files = {name: digest(text.encode()) for name, text in files.items()}
-            record._begin()
-        except BaseException:
-            # Nothing happened here yet: the same directory can be given again.
-            for name in (*files, RESULTS):
-                with contextlib.suppress(OSError):  # must not hide what came before
-                    (path / name).unlink(missing_ok=True)
-            lock.release()
-            raise
-        return record
-
-    @classmethod
-    def resume(
-        cls,
-        directory: Path | str,
-        task_names: Sequence[str],
-        *,
-        task_id_known: bool,
-        find: Callable[[list[Line]], tuple[int, float, str]] | None,
-        data: Mapping[str, Any] | None = None,
-        facts: Mapping[str, Any] | None = None,
-        sinks: Sequence[Sink] = (),
-    ) -> "Record":
-        """Go on with a run whose process is gone. Nothing is changed before all was checked.
-
-        Args:
-            directory: of the run.
-            task_names: as the run was opened with.
-            task_id_known: as the run was opened with.
-            find: from where: what :attr:`position` and :attr:`wall_seconds` were there, and what
-                the run is resumed from, for ``resumes.jsonl``. It is given the events. None begins
-                the run again, whatever there is: that is moved to ``superseded``.
-            data: as the run was opened with; another fingerprint is refused.
-            facts: as the run was opened with.
-            sinks: loggers that get every event from here on.
-
-        Raises:
-            UsageError: the directory holds no run, its process is alive, its files or its data
-                have changed, or the disk refuses. What was recorded is as it was.
-        """
-        path = Path(directory)
-        if not (path / CONFIG).exists():
-            raise UsageError(
-                f"{path} holds no run ({CONFIG} is missing): give the directory of one"
-            )
-        lock = take_lock(path)
-        try:
-            if find is None:
-                set_aside(path)
-                lines: list[Line] = []
-                position, seconds, source = 0, 0.0, ""
-            else:
-                lines = verified(path, task_names) if _has_results(path) else []
-                require_data(path, data or {})
-                position, seconds, source = find(lines)
-            kept = [line for line in lines if line.end <= position]
-            dropped = [line.event for line in lines[len(kept) :]]
-            record = cls(lock, kept, task_names, task_id_known, facts or {}, sinks, seconds)
-            record._go_on([line.event for line in kept], dropped, source)
-        except BaseException:
-            lock.release()
-            raise
-        return record
-
-    def _begin(self) -> None:
-        self.status("started", task_id_known=self.task_id_known, files=self._files, **self._facts)
-        self._files = {}
-
-    def _go_on(self, events: Sequence[Event], dropped: Sequence[Event], source: str) -> None:
-        forget_scratch(self.directory)
-        told = {"process": ourselves(), "from": source or "the beginning", "dropped": dropped}
-        append_line(self.directory / RESUMES, to_json({"time": _now(), **told}))
+    def go_on(self, events: Sequence[Event]) -> None:
+        """Make ``events`` all that happened: journal, tables and sinks are brought there."""
         self._journal.cut()
         for event in events:
             self._tables.take(event)
@@ -282,11 +124,7 @@ class Record:
             self._write(MATRIX, self._tables.matrix_csv())
         if self._tables.layers:
             self._write(LAYERS, self._tables.layers_csv())
-        self._tell(lambda sink: sink.resume(events))
-        if not events:
-            there = [n for n in BEGUN_WITH if (self.directory / n).exists()]
-            self._files = {name: digest((self.directory / name).read_bytes()) for name in there}
-            self._begin()
+        self._sinks.tell(lambda sink: sink.resume(events))
 
     @property
     def position(self) -> int:
@@ -458,12 +296,12 @@ class Record:
         self._write(SUMMARY, to_json(summary, 2).encode())
         self._finished = True
         self.status(status, files=self._files, **details)
-        self._tell(lambda sink: sink.finish(summary, self.task_names, self.matrix))
+        self._sinks.tell(lambda sink: sink.finish(summary, self.task_names, self.matrix))
         return summary
 
     def figures(self, paths: Sequence[Path]) -> None:
         """Hand pictures of the run to the sinks."""
-        self._tell(lambda sink: sink.figures(paths))
+        self._sinks.tell(lambda sink: sink.figures(paths))
 
     def __enter__(self) -> Self:
         return self
@@ -489,32 +327,15 @@ class Record:
 
     def close(self, failed: bool = False) -> None:
         """Let go of the directory and of the sinks."""
-        self._tell(lambda sink: sink.close(failed))
-        self._sinks = []
+        self._sinks.close(failed)
         self._journal.close()
         self._lock.release()
 
     def _event(self, event: str, **fields: Any) -> None:
         self._lock.require()
-        written = self._journal.append({"event": event, "time": _now(), **fields})
+        written = self._journal.append({"event": event, "time": now(), **fields})
         self._tables.take(written)
-        self._tell(lambda sink: sink.event(written))
-
-    def _tell(self, call: Callable[[Sink], None]) -> None:
-        """Call every sink; one that raises is dropped with a warning, and the run goes on."""
-        for sink in list(self._sinks):
-            try:
-                call(sink)
-            except Exception as error:
-                self._sinks.remove(sink)
-                # What it sent so far should arrive, and its processes should end.
-                with contextlib.suppress(Exception):
-                    sink.close(failed=True)
-                warnings.warn(
-                    f"{sink.name} failed and gets nothing more of this run "
-                    f"({type(error).__name__}: {error}); the files in {self.directory} go on",
-                    stacklevel=3,
-                )
+        self._sinks.tell(lambda sink: sink.event(written))
 
 
 def task_aware_summary(R: Matrix) -> dict[str, float]:
@@ -524,41 +345,11 @@ def task_aware_summary(R: Matrix) -> dict[str, float]:
     return {f"task_aware_{name}": value for name, value in summarise(R).items()}
 
 
-BEGUN_WITH = (COMMAND, CHOICES, ENVIRONMENT, DATA, CONFIG)
-"""Files that are written before anything happens."""
-
-
 def digest(content: bytes) -> str:
     """SHA-256, in hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 
 
-def _has_results(path: Path) -> bool:
-    """Whether there are events; a run that was killed before its first one has nothing at all.
-
-    Raises:
-        UsageError: there are none, though the run has got further: they were lost, or somebody was
-            stopped while beginning it again.
-    """
-    if (path / RESULTS).exists():
-        return True
-    if any((path / name).exists() for name in (MATRIX, SUMMARY, "checkpoints", "weights")):
-        raise UsageError(
-            f"{path / RESULTS} is missing; {PUT_BACK}, or begin the run again: resume={path} "
-            "from=start (what is there is moved to superseded/ in it, and stays)"
-        )
-    return False
-
-
-def set_aside(directory: Path) -> Aside:
-    """Move all that a run has reached to ``superseded``; what it began with stays."""
-    aside = Aside(directory)
-    # The journal first: without it, whoever is stopped here is told to begin again.
-    for path in sorted(directory.iterdir(), key=lambda path: (path.name != RESULTS, path.name)):
-        if path.name not in (*BEGUN_WITH, LOCK, RESUMES, SUPERSEDED) and path.name != "wandb":
-            aside.take(path)
-    return aside
-
-
-def _now() -> str:
+def now() -> str:
+    """The time in UTC, to a millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
