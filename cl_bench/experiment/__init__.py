@@ -13,9 +13,10 @@ from cl_bench.experiment.checks import (
     shares_weights,
 )
 from cl_bench.experiment.companions import Together
-from cl_bench.experiment.conduct import Identity, Result, conduct, new_directory
+from cl_bench.experiment.conduct import Result, conduct
 from cl_bench.experiment.engine import LightningEngine
 from cl_bench.experiment.experiment import EvalSettings, Experiment
+from cl_bench.experiment.identity import Identity, new_directory
 from cl_bench.experiment.loader import EvalLoader, TrainLoader
 from cl_bench.experiment.loop import LoopSettings
 from cl_bench.experiment.observer import AlignmentObserver, AlignmentSettings

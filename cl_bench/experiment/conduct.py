@@ -1,10 +1,7 @@
 """One run from its parts: take a directory, learn the stream, leave tables and figures behind."""
 
-import itertools
-import os
 import shlex
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -19,10 +16,16 @@ from cl_bench.ends import COMPLETED
 from cl_bench.experiment.budget import PeakMemory, describe_budget
 from cl_bench.experiment.checkpoint import Checkpoint, Checkpoints, CheckpointSettings
 from cl_bench.experiment.checks import check_sharded, check_together
-from cl_bench.experiment.determinism import describe_compute
 from cl_bench.experiment.engine import LightningEngine
 from cl_bench.experiment.experiment import EvalSettings, Experiment
 from cl_bench.experiment.faults import memory_explained
+from cl_bench.experiment.identity import (
+    Identity,
+    SinkFactory,
+    beginning,
+    new_directory,
+    opened_anew,
+)
 from cl_bench.experiment.interrupts import Interrupts
 from cl_bench.experiment.loop import LoopSettings
 from cl_bench.experiment.observer import AlignmentSettings, Observer
@@ -32,33 +35,11 @@ from cl_bench.experiment.reopen import Resume, follow, reopen
 from cl_bench.experiment.snapshot import RunState
 from cl_bench.experiment.trainers import TrainerFactory
 from cl_bench.learners import BaseLearner, DivergedError
-from cl_bench.learners.guards import guards
+from cl_bench.learners.guards import Guards, guards
 from cl_bench.parallel.batch_norm import synchronise
 from cl_bench.parallel.ranks import decided, rank, world
 from cl_bench.report import print_run, write_figures, write_probe_figures
-from cl_bench.tracking import ProgressDisplay, Record, Sink, open_record
-from cl_bench.tracking.patience import Patient
-
-SinkFactory = Callable[[Path], Sink | None]
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a run is called and how it came about; all of it goes into the record.
-
-    Attributes:
-        stream: its name in tables and in the run directory.
-        strategy: the same, companions joined by ``+``.
-        config: the resolved configuration, as YAML.
-        command: the command that runs exactly this again.
-        choices: which option of each configuration group was chosen.
-    """
-
-    stream: str
-    strategy: str
-    config: str = ""
-    command: str = ""
-    choices: Mapping[str, Any] = field(default_factory=dict)
+from cl_bench.tracking import ProgressDisplay, Record
 
 
 @dataclass(frozen=True)
@@ -127,6 +108,73 @@ def conduct(
     Raises:
         UsageError: what the user can put right; results so far are kept.
     """
+    guarding = _checked(stream, strategy, learner, probe, sharded)
+    memory = PeakMemory()
+    directory = Path(run_dir) if run_dir else decided(lambda: new_directory(identity, loop.seed))
+    checkpoints = Checkpoints(directory, checkpoint or CheckpointSettings(), writes=rank() == 0)
+    progress = ProgressDisplay(None if rank() == 0 else Console(quiet=True))
+    begun = beginning(stream, identity, loop.seed, facts, directory, sinks)
+    with _workplace(directory) as workplace:
+        if resume and rank() == 0:
+            opened, last = reopen(directory, checkpoints, begun, resume, progress.note)
+        else:
+            opened, last = opened_anew(workplace, begun, identity, environment), None
+        with (
+            progress,
+            opened as record,
+            _saying_where(directory, checkpoints),
+            memory_explained(loop, evaluation.batch_size),
+            Interrupts(checkpoints.settings.enabled) as interrupts,
+        ):
+            title = f"{identity.stream} · {identity.strategy} · seed {loop.seed}: {directory}"
+            for note in (title, *notes, *(guarding.lines() if guarding else ())):
+                progress.note(note)
+            if resume:
+                last = follow(checkpoints, last)
+                progress.note(_where_from(last, stream))
+            if guarding and last is None:  # a resumed run has said so before
+                record.guards(**guarding.facts())
+            progress.start(record.task_names)
+            observer = watch(
+                stream,
+                learner,
+                record,
+                alignment=alignment,
+                probe=probe,
+                evaluation=evaluation,
+                loop=loop,
+            )
+            _pretrain(
+                stream, learner, trainer, loop.seed, observer, record, progress, interrupts, last
+            )
+            kept = checkpoints if checkpoints.settings.enabled else None
+            state = RunState(learner, strategy, observer, record, kept)
+            learning = engine(
+                learner, strategy, trainer, loop, observer, record, progress, state, interrupts
+            )
+            begin = state.restore(last) if last else None
+            Experiment(stream, strategy, learning, evaluation, record, progress).run(begin)
+            costs = {
+                **_costs(state, checkpoints, observer),
+                **describe_budget(learner, strategy, stream),
+                **memory.read(),
+            }
+            summary = record.finish(**costs, **learning.summary())
+            progress.stop()
+            if rank() == 0:
+                _show(directory, record, learning, progress)
+                _stop_completed(interrupts)
+    return Result(directory, record.matrix, summary, learner, strategy)
+
+
+def _checked(
+    stream: Stream,
+    strategy: Strategy,
+    learner: BaseLearner,
+    probe: ProbeSettings | None,
+    sharded: bool,
+) -> Guards | None:
+    """What the strategy guards, once all that must be so before a run has been seen to."""
     if world() > 1:
         check_together(stream, learner)
         synchronise(learner)
@@ -134,99 +182,52 @@ def conduct(
         check_sharded(strategy, probe)
         learner.shard()
     strategy.check(learner)
-    guarding = guards(strategy, learner)
-    named = {"stream": identity.stream, "strategy": identity.strategy, "seed": loop.seed}
-    memory = PeakMemory()
-    directory = Path(run_dir) if run_dir else decided(lambda: new_directory(identity, loop.seed))
-    settings = checkpoint or CheckpointSettings()
-    leads = rank() == 0
-    scratch = None if leads else tempfile.TemporaryDirectory(prefix="cl_bench-")
-    checkpoints = Checkpoints(directory, settings, writes=leads)
-    progress = ProgressDisplay(None if leads else Console(quiet=True))
-    title = f"{identity.stream} · {identity.strategy} · seed {loop.seed}: {directory}"
-    begun: dict[str, Any] = {
-        "task_names": [task.name for task in stream],
-        "task_id_known": stream.task_id_at_test,
-        "data": describe_data(stream),
-        "facts": {**named, **(facts or {})},
-        "sinks": [
-            Patient(sink) for make in sinks if leads and (sink := make(directory)) is not None
-        ],
+    return guards(strategy, learner)
+
+
+@contextmanager
+def _workplace(directory: Path) -> Iterator[Path]:
+    """Where this process records: of several, the first in the run's directory."""
+    if rank() == 0:
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="cl_bench-") as scratch:
+        yield Path(scratch)
+
+
+def _pretrain(
+    stream: Stream,
+    learner: BaseLearner,
+    trainer: TrainerFactory,
+    seed: int,
+    observer: Observer | None,
+    record: Record,
+    progress: ProgressDisplay,
+    interrupts: Interrupts,
+    last: Checkpoint | None,
+) -> None:
+    """What the stream asks for before its first task, if it asks for anything."""
+    if stream.pretraining is None:
+        return
+    watching = observer or Observer()
+    watching.before_pretraining(learner)
+    came = pretrain(learner, stream.pretraining, trainer, seed, progress, interrupts.stop)
+    progress.note(_from_where(came))
+    if last is None:  # a resumed run has said so before
+        record.status("pretrained", **asdict(came))
+    watching.after_pretraining(learner)
+
+
+def _costs(state: RunState, checkpoints: Checkpoints, observer: Observer | None) -> dict[str, Any]:
+    """Steps, and what checkpoints and probes took."""
+    probed = {"probe_seconds": observer.seconds} if isinstance(observer, Observers) else {}
+    return {
+        "optimizer_steps": state.optimizer_steps,
+        "checkpoint_bytes": state.largest,
+        "checkpoint_seconds": checkpoints.seconds,
+        "weights_bytes": checkpoints.weights.nbytes,
+        **probed,
     }
-    last: Checkpoint | None = None
-    if resume and leads:
-        opened, last = reopen(directory, checkpoints, begun, resume, progress.note)
-    else:
-        opened = open_record(
-            directory if scratch is None else scratch.name,
-            **begun,
-            config=identity.config,
-            command=identity.command,
-            choices=identity.choices,
-            environment={**describe_compute(), **(environment or {})},
-        )
-    with (
-        progress,
-        opened as record,
-        _saying_where(directory, checkpoints),
-        memory_explained(loop, evaluation.batch_size),
-        Interrupts(settings.enabled) as interrupts,
-    ):
-        for note in (title, *notes, *(guarding.lines() if guarding else ())):
-            progress.note(note)
-        if resume:
-            last = follow(checkpoints, last)
-            progress.note(_where_from(last, stream))
-        if guarding and last is None:  # a resumed run has said so before
-            record.guards(**guarding.facts())
-        progress.start(record.task_names)
-        observer = watch(
-            stream,
-            learner,
-            record,
-            alignment=alignment,
-            probe=probe,
-            evaluation=evaluation,
-            loop=loop,
-        )
-        if stream.pretraining is not None:
-            observed = observer or Observer()
-            observed.before_pretraining(learner)
-            came = pretrain(
-                learner, stream.pretraining, trainer, loop.seed, progress, interrupts.stop
-            )
-            progress.note(_from_where(came))
-            if last is None:  # a resumed run has said so before
-                record.status("pretrained", **asdict(came))
-            observed.after_pretraining(learner)
-        state = RunState(
-            learner, strategy, observer, record, checkpoints if settings.enabled else None
-        )
-        learning = engine(
-            learner, strategy, trainer, loop, observer, record, progress, state, interrupts
-        )
-        begin = state.restore(last) if last else None
-        Experiment(stream, strategy, learning, evaluation, record, progress).run(begin)
-        probed = {"probe_seconds": observer.seconds} if isinstance(observer, Observers) else {}
-        costs: dict[str, Any] = {**probed, **describe_budget(learner, strategy, stream)}
-        summary = record.finish(
-            optimizer_steps=state.optimizer_steps,
-            checkpoint_bytes=state.largest,
-            checkpoint_seconds=checkpoints.seconds,
-            weights_bytes=checkpoints.weights.nbytes,
-            **costs,
-            **memory.read(),
-            **learning.summary(),
-        )
-        progress.stop()
-        if leads:
-            _show(directory, record, learning, progress)
-            try:
-                interrupts.stop()  # one that came since the last task ends a sweep after this run
-            except BaseException as stop:
-                stop.add_note(COMPLETED)
-                raise
-    return Result(directory, record.matrix, summary, learner, strategy)
 
 
 def _show(directory: Path, record: Record, learning: Engine, progress: ProgressDisplay) -> None:
@@ -237,6 +238,15 @@ def _show(directory: Path, record: Record, learning: Engine, progress: ProgressD
     print_run(directory, progress.console)
     for remark in (*learning.remarks(), f"\neverything about this run is in {directory}"):
         progress.note(remark)
+
+
+def _stop_completed(interrupts: Interrupts) -> None:
+    """A signal that came since the last task ends a sweep after this run."""
+    try:
+        interrupts.stop()
+    except BaseException as stop:
+        stop.add_note(COMPLETED)
+        raise
 
 
 def _from_where(came: Pretrained) -> str:
@@ -266,48 +276,3 @@ def _where_from(found: Checkpoint | None, stream: Stream) -> str:
         return f"resumed from {found.path.name}: all tasks are learned"
     where = f"task {task + 1}/{len(stream)} {stream[task].name}"
     return f"resumed from {found.path.name}: {where}" + (f", step {step:,}" if step else "")
-
-
-def describe_data(stream: Stream) -> dict[str, Any]:
-    """The stream and the origin of every task, for ``data.json``."""
-    return {
-        "stream": stream.name,
-        "scenario": stream.scenario,
-        "modality": stream.modality,
-        "input_shape": list(stream.input_shape),
-        "fingerprint": stream.fingerprint,
-        "tasks": [
-            {
-                "name": task.name,
-                "classes": len(task.classes),
-                "first_class": task.classes.start,
-                "head": task.head,
-                "metric": task.metric,
-                "source": task.origin.source,
-                "licence": task.origin.licence,
-                "citation": task.origin.citation,
-                **({"facts": dict(task.facts)} if task.facts else {}),
-            }
-            for task in stream
-        ],
-    }
-
-
-def new_directory(identity: Identity, seed: int) -> Path:
-    """A directory that nobody else has: of runs that start together, each gets its own."""
-    parent = Path("runs") / _plain(identity.stream) / _plain(identity.strategy)
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-seed{seed}"
-    for attempt in itertools.count(1):
-        directory = parent / (name if attempt == 1 else f"{name}-{attempt}")
-        try:
-            directory.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError:
-            return directory  # the record says what is wrong with it, and what to do
-        return directory
-    raise AssertionError("unreachable")
-
-
-def _plain(name: str) -> str:
-    return name.replace(os.sep, "-").replace("=", "-").replace(",", "-")
