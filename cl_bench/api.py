@@ -12,10 +12,10 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from cl_bench.cli.build import run_config
 from cl_bench.cli.explain import explain, refuse_empty, refuse_lists, searched
 from cl_bench.cli.main import conf_directory, quote
 from cl_bench.cli.recorded import OBJECT
+from cl_bench.cli.run import run_config
 from cl_bench.contracts import Strategy, Stream, UsageError
 from cl_bench.experiment import Result
 from cl_bench.experiment.reopen import Resume

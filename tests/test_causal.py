@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import SGD, AdamW
 from toys import Silent, make_stream, mlp
 
-from cl_bench.cli.build import run_config
+from cl_bench.cli.run import run_config
 from cl_bench.contracts import (
     IGNORE,
     LanguageStream,

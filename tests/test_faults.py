@@ -331,7 +331,7 @@ def test_relative_paths_begin_where_the_run_began(tmp_path, monkeypatch, capsys)
     def started(cfg, command, choices, resume):
         seen.append((os.getcwd(), cfg.run_dir, str(began) in sys.path))
 
-    monkeypatch.setattr("cl_bench.cli.build.run_config", started)
+    monkeypatch.setattr("cl_bench.cli.run.run_config", started)
     monkeypatch.chdir(tmp_path)
     resume(["resume=began/run"])
     monkeypatch.chdir(began)

@@ -14,8 +14,9 @@ from test_causal import ROOT, batch_of, make_causal, make_model, world
 from test_general_text import prompts
 from torch.optim import SGD, AdamW
 
-from cl_bench.cli.build import build, run_config
+from cl_bench.cli.build import build
 from cl_bench.cli.export import export
+from cl_bench.cli.run import run_config
 from cl_bench.contracts import Protect, UsageError
 from cl_bench.experiment import (
     AlignmentSettings,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf, open_dict
 
-from cl_bench.cli import build
+from cl_bench.cli import run as running
 from cl_bench.cli.explain import refuse_empty, refuse_lists
 from cl_bench.cli.main import conf_directory
 from cl_bench.contracts import UsageError
@@ -42,7 +42,7 @@ def begin(monkeypatch, tmp_path):
     def stop(*_, notes, **__):
         raise ReachedError(notes)
 
-    monkeypatch.setattr(build, "conduct", stop)
+    monkeypatch.setattr(running, "conduct", stop)
     monkeypatch.chdir(tmp_path)
 
     def run(name="gpm", stream="permuted_digits", more=(), typed=(), /, **values):
@@ -52,7 +52,7 @@ def begin(monkeypatch, tmp_path):
                 OmegaConf.update(cfg, key, value, force_add=True)
         words = [f"{key}={value}" for key, value in values.items()] if typed == () else typed
         try:
-            build.run_config(cfg, "", {"strategy": name}, words=words)
+            running.run_config(cfg, "", {"strategy": name}, words=words)
         except ReachedError as reached:
             return reached.args[0]
         finally:
@@ -312,7 +312,7 @@ def test_double_precision_is_what_it_says(tmp_path):
         cfg = copy.deepcopy(composed(*words))
         cfg.trainer.precision, cfg.trainer.accelerator = precision, "cpu"
         cfg.run_dir = str(tmp_path / precision)
-        result = build.run_config(cfg, "", {"strategy": "gpm"})
+        result = running.run_config(cfg, "", {"strategy": "gpm"})
         kinds = {p.dtype for p in result.learner.parameters()}
         assert kinds == {torch.float64 if precision == "64-true" else torch.float32}
         matrices.append(torch.from_numpy(result.matrix))

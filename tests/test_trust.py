@@ -12,10 +12,11 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from cl_bench.cli.build import build, run_config
+from cl_bench.cli.build import build
 from cl_bench.cli.kinds import SLOTS
 from cl_bench.cli.recorded import read_recorded
 from cl_bench.cli.resume import resume
+from cl_bench.cli.run import run_config
 from cl_bench.cli.trust import Trust, read_trust, require_trusted
 from cl_bench.errors import UsageError, printable
 from cl_bench.tracking.environment import describe_environment

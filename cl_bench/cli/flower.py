@@ -34,7 +34,8 @@ from flwr.simulation import run_simulation
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from cl_bench.cli.build import build, build_model, build_stream, run_config
+from cl_bench.cli.build import build, build_model, build_stream
+from cl_bench.cli.run import run_config
 from cl_bench.cli.together import read_result
 from cl_bench.contracts import Strategy, Stream, UsageError, derive_seed
 from cl_bench.experiment import Result, seed_training

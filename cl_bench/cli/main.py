@@ -231,7 +231,7 @@ class Jobs:
         self._check(cfg, list(job.overrides.task))
         apply_selection(cfg, job.runtime.choices, job.overrides.task)
         with deferred():
-            from cl_bench.cli.build import run_config  # torch and lightning load here
+            from cl_bench.cli.run import run_config  # torch and lightning load here
             from cl_bench.experiment import processes
 
         setting = cfg.trainer.get("threads", AUTO)

@@ -36,7 +36,7 @@ def reproduce(arguments: Sequence[str]) -> bool:
     trust, arguments = read_trust(arguments)
     directory, others = named(arguments, "reproduce")
     # torch and lightning load here, not for a listing.
-    from cl_bench.cli.build import run_config
+    from cl_bench.cli.run import run_config
     from cl_bench.report.comparison import compare_runs
     from cl_bench.tracking.files import write_atomically
     from cl_bench.tracking.reading import is_finished

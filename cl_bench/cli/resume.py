@@ -33,7 +33,7 @@ def resume(arguments: Sequence[str], composed: bool = False) -> None:
             "goes on with the settings it began with; for other settings start a new run"
         )
     # torch and lightning load here, not for a listing.
-    from cl_bench.cli.build import run_config
+    from cl_bench.cli.run import run_config
     from cl_bench.tracking.reading import is_finished
 
     trusted = Trust(everything=True) if composed else trust

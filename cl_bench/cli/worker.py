@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from cl_bench.cli.build import run_config
 from cl_bench.cli.output import patient_output
+from cl_bench.cli.run import run_config
 from cl_bench.cli.signals import stopping
 from cl_bench.cli.threads import computing_with
 from cl_bench.parallel.launch import carry_out

@@ -1,0 +1,200 @@
+"""Everything that a run is made of, from its configuration, checked before any work starts."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from cl_bench.cli.build import (
+    build,
+    build_model,
+    build_optimizer,
+    build_strategy,
+    build_stream,
+    build_trainer,
+    trainer_options,
+)
+from cl_bench.cli.effects import check_beside
+from cl_bench.cli.settings import (
+    NODES,
+    PROBES,
+    SETTINGS,
+    RunSettings,
+    logger_options,
+    read_settings,
+)
+from cl_bench.contracts import Strategy, Stream, UsageError, derive_seed
+from cl_bench.experiment import (
+    Plateau,
+    check_batches,
+    check_pair,
+    check_schedule,
+    check_tasks,
+    check_trainer,
+    check_watch,
+    for_search,
+    seed_training,
+)
+from cl_bench.experiment.faults import memory_explained
+from cl_bench.experiment.identity import SinkFactory
+from cl_bench.experiment.reopen import Resume
+from cl_bench.experiment.trainers import TrainerFactory
+from cl_bench.federation import Federation, check_federation, check_shares
+from cl_bench.learners import BaseLearner
+from cl_bench.learners.guards import refuse_half_precision
+from cl_bench.tracking import wandb_sink
+from cl_bench.tracking.files import require_plain
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Attributes:
+        cfg: the composed configuration.
+        command: the command line that leads to it.
+        choices: which option of each group was chosen.
+        resume: go on with the run in ``cfg.run_dir``.
+        given: objects in place of what ``cfg`` says.
+        words: the overrides that were typed.
+        notes: said where the run begins.
+        deterministic: whether only algorithms that give the same bits again will do.
+    """
+
+    cfg: DictConfig
+    command: str
+    choices: Mapping[str, Any]
+    resume: Resume
+    given: Mapping[str, Any]
+    words: Sequence[str]
+    notes: Sequence[str]
+    deterministic: bool
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of.
+
+    Attributes:
+        settings: plain values.
+        strategy: which updates are allowed.
+        strategy_name: in tables, companions joined by ``+``.
+        trainer: builds a ``lightning.Trainer``.
+        stream: the tasks; those that are left of them in a trial of a search.
+        federation: settings of clients and server; None where there are none.
+        learner: what learns.
+        sink: makes the logger beside the files, or None, for the run's directory.
+    """
+
+    settings: RunSettings
+    strategy: Strategy
+    strategy_name: str
+    trainer: TrainerFactory
+    stream: Stream
+    federation: Federation | None
+    learner: BaseLearner
+    sink: SinkFactory
+
+
+def prepare(asked: Request) -> Parts:
+    """Everything that a run is made of, checked, the cheap things first.
+
+    Raises:
+        UsageError: something is not what it must be, or does not go with something else.
+    """
+    cfg, given = asked.cfg, asked.given
+    if isinstance(cfg.get("run_dir"), str):
+        require_plain(Path(cfg.run_dir))
+    settings = read_settings(cfg)
+    if not isinstance(cfg.get("selected"), DictConfig | None):
+        raise UsageError(f"selected={cfg.selected}: that is for the command line")
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    sink = functools.partial(wandb_sink, config=plain, **logger_options(cfg.logger))
+    # A threshold of 1.7 should not wait for the data.
+    strategy, name = build_strategy(
+        cfg, str(asked.choices.get("strategy", "strategy")), given.get("strategy")
+    )
+    options = trainer_options(cfg.trainer, asked.deterministic)
+    check_trainer(cfg.trainer, 1 if "federation" in cfg else settings.loop.pack, strategy)
+    check_schedule(strategy, settings.loop.schedule)
+    trainer = build_trainer(options)
+    optimizer = given["optimizer"] if "optimizer" in given else build_optimizer(cfg.optimizer)
+    stream, federation = _tasks(asked, settings, strategy, name)
+    learner = _learner(asked, settings, stream, optimizer)
+    parts = Parts(settings, strategy, name, trainer, stream, federation, learner, sink)
+    _check_learner(asked, parts)
+    return parts
+
+
+def _tasks(
+    asked: Request, settings: RunSettings, strategy: Strategy, name: str
+) -> tuple[Stream, Federation | None]:
+    """The stream, and who learns it: the strategy can."""
+    cfg, given = asked.cfg, asked.given
+    with memory_explained(settings.loop, settings.evaluation.batch_size):
+        stream = given["stream"] if "stream" in given else build_stream(cfg.stream, strategy)
+        stream = for_search(stream, settings.search)
+    federation = build(cfg.federation) if "federation" in cfg else None
+    schedule = settings.loop.schedule
+    check_pair(name, strategy, stream, federation is not None)
+    if federation is not None:
+        check_federation(federation, name, strategy, stream, cfg.trainer, schedule)
+    check_tasks(stream, validated=isinstance(schedule, Plateau))
+    return stream, federation
+
+
+def _learner(asked: Request, settings: RunSettings, stream: Stream, optimizer: Any) -> BaseLearner:
+    cfg, given, loop = asked.cfg, asked.given, settings.loop
+    seed_training(derive_seed(loop.seed, "model"))
+    with memory_explained(loop, settings.evaluation.batch_size):
+        model = given["model"] if "model" in given else build_model(cfg.model, stream)
+        learner: BaseLearner = build(
+            cfg.learner,
+            stream=stream,
+            model=model,
+            optimizer=optimizer,
+            batch_size=loop.batch_size,
+            seed=loop.seed,
+            pack=loop.pack,
+        )
+    return learner
+
+
+def _check_learner(asked: Request, parts: Parts) -> None:
+    """Whether the learner goes with everything else."""
+    cfg, settings, strategy = asked.cfg, parts.settings, parts.strategy
+    evaluation, loop = settings.evaluation, settings.loop
+    refuse_half_precision(strategy, parts.learner, str(cfg.trainer.get("precision")))
+    check_beside(cfg, asked.words, _made_of(cfg))
+    check_watch(parts.stream, parts.learner, **settings.watched)
+    strategy.check(parts.learner)
+    check_batches(
+        parts.stream,
+        parts.learner,
+        loop.batch_size,
+        {
+            "eval.batch_size": evaluation.batch_size,
+            "eval.max_samples": evaluation.max_samples,
+            "eval.dense_samples": evaluation.dense_samples if evaluation.dense else None,
+        },
+        isinstance(loop.schedule, Plateau),
+    )
+    if parts.federation is not None and parts.learner.need_company:
+        check_shares(parts.federation, parts.stream, loop.seed)
+
+
+def _made_of(cfg: DictConfig) -> dict[str, Callable[..., Any]]:
+    """What parts of the configuration, which all have been made by now, are made into."""
+    places = [*NODES, "federation", *(f"also.{name}" for name in cfg.get("also") or ())]
+    nodes = {place: OmegaConf.select(cfg, place) for place in places}
+    targets = {
+        place: get_object(node._target_)
+        for place, node in nodes.items()
+        if isinstance(node, DictConfig) and "_target_" in node
+    }
+    probes = {f"probe.{name}": kind for name, kind in PROBES.items()}
+    return {**targets, **SETTINGS, **probes}

@@ -1,0 +1,189 @@
+"""Settings of a run, which are made of plain values, from its configuration."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from omegaconf import DictConfig
+
+from cl_bench.cli.build import build_schedule
+from cl_bench.cli.objects import checked_options, explained, plain, require_arguments
+from cl_bench.contracts import UsageError
+from cl_bench.contracts.options import Count, Length, Widths, check, shown
+from cl_bench.experiment import (
+    AlignmentSettings,
+    CheckpointSettings,
+    EvalSettings,
+    FeatureSettings,
+    GeneralTextSettings,
+    LandscapeSettings,
+    LoopSettings,
+    ProbeSettings,
+    RecoverySettings,
+    SearchSettings,
+    UnprotectedSettings,
+    UpdateSettings,
+)
+from cl_bench.tracking import wandb_sink
+
+Settings = TypeVar("Settings")
+
+NODES = (
+    "eval", "alignment", "checkpoint", "strategy", "stream", "model", "optimizer", "schedule",
+    "learner", "trainer", "logger",
+)  # fmt: skip
+"""Parts of a configuration that every run has."""
+
+MADE = ("strategy", "stream", "model", "optimizer", "learner", "trainer")
+"""Those of them that name what they are made into."""
+
+SETTINGS = {
+    "eval": EvalSettings,
+    "alignment": AlignmentSettings,
+    "checkpoint": CheckpointSettings,
+    "search": SearchSettings,
+    "probe": ProbeSettings,
+}
+
+PROBES = {
+    "updates": UpdateSettings,
+    "features": FeatureSettings,
+    "recovery": RecoverySettings,
+    "landscape": LandscapeSettings,
+    "unprotected": UnprotectedSettings,
+    "general_text": GeneralTextSettings,
+}
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """All of them.
+
+    Attributes:
+        loop: seed, batches, schedule.
+        evaluation: how much is evaluated.
+        alignment: how updates are watched.
+        probe: what else is measured on the way; None in runs older than probes.
+        checkpoint: when checkpoints are written.
+        search: whether the run is a trial of one.
+    """
+
+    loop: LoopSettings
+    evaluation: EvalSettings
+    alignment: AlignmentSettings
+    probe: ProbeSettings | None
+    checkpoint: CheckpointSettings
+    search: SearchSettings
+
+    @property
+    def watched(self) -> dict[str, Any]:
+        """Those that say what watches the run."""
+        return {
+            "alignment": self.alignment,
+            "probe": self.probe,
+            "evaluation": self.evaluation,
+            "loop": self.loop,
+        }
+
+
+def read_settings(cfg: DictConfig) -> RunSettings:
+    """The settings of a run.
+
+    Raises:
+        UsageError: one of them is not what it must be.
+    """
+    evaluation = settings_of(EvalSettings, cfg.eval)
+    loop = LoopSettings(
+        cfg.seed,
+        cfg.batch_size,
+        cfg.pack,
+        cfg.num_workers,
+        schedule=build_schedule(cfg.schedule),
+        validation_batch_size=evaluation.batch_size,
+    )
+    return RunSettings(
+        loop,
+        evaluation,
+        settings_of(AlignmentSettings, cfg.alignment),
+        probe_settings(cfg.get("probe")),
+        settings_of(CheckpointSettings, cfg.checkpoint),
+        settings_of(SearchSettings, cfg.search) if cfg.get("search") else SearchSettings(),
+    )
+
+
+def require_nodes(cfg: DictConfig, given: Mapping[str, Any]) -> None:
+    """Raise :class:`UsageError` if a part of the configuration is missing or empty."""
+    for name in (*NODES, *({"probe", "search"} & set(cfg))):  # older runs have none of these
+        node = cfg.get(name)
+        made = name in MADE and name not in given
+        if not isinstance(node, DictConfig) or (made and "_target_" not in node):
+            raise UsageError(f"{name} is missing: a run needs it; leave {name}=... or ~{name} out")
+
+
+def check_top_level(cfg: DictConfig) -> bool:
+    """Check what concerns the run as a whole; returns whether it is deterministic."""
+    top = {k: v for k, v in plain(cfg, resolve=False).items() if not isinstance(v, str)}
+    found = {
+        k: top.get(k, cfg.get(k)) for k in inspect.signature(_top_level).parameters if k in cfg
+    }
+    check(_top_level, found)
+    reference = found.get("reference")
+    if reference is not None:
+        check(_published, reference, "reference.")
+    return bool(found.get("deterministic", False))
+
+
+def _top_level(
+    run_dir: Annotated[str, Length(1)] | None = None,
+    deterministic: bool = False,
+    widths: Widths = (100, 100),
+    reference: Mapping[str, str | int | float | None] | None = None,
+) -> None:
+    """Options that stand alone."""
+
+
+def _published(
+    strategy: str | None = None,
+    acc: float | None = None,
+    acc_std: float | None = None,
+    bwt: float | None = None,
+    bwt_std: float | None = None,
+    forgetting: float | None = None,
+    forgetting_std: float | None = None,
+    seeds: Count | None = None,
+    source: str | None = None,
+) -> None:
+    """Numbers that a run can be compared with, in percent."""
+
+
+def settings_of(kind: Callable[..., Settings], cfg: DictConfig) -> Settings:
+    """Settings of ours from the node of their name."""
+    with explained(cfg):
+        return kind(**checked_options(kind, cfg))
+
+
+def probe_settings(cfg: DictConfig | None) -> ProbeSettings | None:
+    """Settings of the probes, each from its own node; None in runs older than them."""
+    if cfg is None:
+        return None
+    with explained(cfg):
+        require_arguments(ProbeSettings, cfg)
+        made: dict[str, Any] = {}
+        for name, kind in PROBES.items():
+            if name in cfg and not isinstance(cfg[name], DictConfig):
+                raise UsageError(
+                    f"probe.{name}={shown(cfg[name])}: probe.{name}.enabled=false leaves it out"
+                )
+            if name in cfg:
+                made[name] = settings_of(kind, cfg[name])
+        return ProbeSettings(early=plain(cfg)["early"], **made)
+
+
+def logger_options(cfg: DictConfig) -> dict[str, Any]:
+    """Arguments of the W&B sink, tried once: nothing starts before it is told to."""
+    with explained(cfg):
+        options = checked_options(wandb_sink, cfg)
+        wandb_sink(Path(), {}, **options)
+    return options
