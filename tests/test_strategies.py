@@ -27,6 +27,7 @@ from toys import (
 )
 
 from cl_bench.contracts import EpochDecision, Needs, Strategy, UsageError
+from cl_bench.contracts.strategy import overrides
 from cl_bench.experiment import EvalSettings, Experiment, Together
 from cl_bench.strategies.er import ER
 from cl_bench.strategies.ewc import EWC
@@ -801,3 +802,16 @@ def test_order_of_hooks():
     hooks = ("setup", "on_batch", "constrain", "after_step")
     expected = [(hook, name) for hook in hooks for name in "ab"]
     assert calls == [*expected, ("release", "b"), ("release", "a")]
+
+
+def test_what_others_ask_of_a_strategy_it_declares():
+    assert (Finetune.bound, Joint.bound, GPM.bound) == ("lower", "upper", None)
+    stopping, going = Freeze(early_stop=0.9), Freeze()
+    assert overrides(stopping, "after_epoch")
+    assert not overrides(going, "after_epoch")
+    assert not overrides(Together({"freeze": going, "er": ER()}), "after_epoch")
+    assert overrides(Together({"er": ER(), "freeze": stopping}), "after_epoch")
+    assert going.needs.said("first_task", 1) == "strategy.start_task=1"
+    assert Needs(first_task=2).said("first_task", 2) == "first_task=2"
+    er = ER()
+    assert er.members == (er,)

@@ -18,7 +18,7 @@ from scipy import stats
 
 from cl_bench.contracts import UsageError
 from cl_bench.report.__main__ import main
-from cl_bench.report.compare import print_study, to_csv, to_latex, to_markdown
+from cl_bench.report.compare import print_study, remarks, to_csv, to_latex, to_markdown
 from cl_bench.report.page import page_data, render_page
 from cl_bench.report.published import judge
 from cl_bench.report.study import METRICS, Comparison, _holm, differences, format_cost, read_study
@@ -490,3 +490,22 @@ def test_published_numbers_stand_beside_ours(tmp_path, capsys):
     assert "BELOW" in out
     assert "no reference" in out
     assert "nan" not in out  # of one seed there is no spread
+
+
+def test_a_strategy_says_itself_that_it_is_a_bound(tmp_path):
+    """Whatever it is called; runs older than that are known by name (the other tests')."""
+    for name, last, bound in (
+        ("all", [0.9, 0.9, 0.9], "upper"),
+        ("none", [0.1, 0.2, 0.8], "lower"),
+    ):
+        make_run(tmp_path / name, name, 0, last, facts={"bound": bound})
+    make_run(tmp_path / "gpm", "gpm", 0, [0.5, 0.6, 0.7])
+    (block,) = read_study([tmp_path]).blocks
+    assert [(row.label, row.bound) for row in block.rows] == [
+        ("none", "lower"),
+        ("gpm", None),
+        ("all", "upper"),
+    ]
+    assert remarks(block)[0] == "none is the lower bound; all is the upper bound"
+    # Diagonals 0.9, 0.9 and 0.9 of the upper bound, less 0.9, 0.9 and 0.7.
+    assert block.rows[1].mean("intransigence") == pytest.approx(0.2 / 3)

@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_object
@@ -47,7 +46,6 @@ from cl_bench.federation import Federation, check_federation, check_shares
 from cl_bench.learners import BaseLearner
 from cl_bench.learners.guards import refuse_half_precision
 from cl_bench.tracking import wandb_sink
-from cl_bench.tracking.files import require_plain
 
 
 @dataclass(frozen=True)
@@ -107,8 +105,6 @@ def prepare(asked: Request) -> Parts:
         UsageError: something is not what it must be, or does not go with something else.
     """
     cfg, given = asked.cfg, asked.given
-    if isinstance(cfg.get("run_dir"), str):
-        require_plain(Path(cfg.run_dir))
     settings = read_settings(cfg)
     if not isinstance(cfg.get("selected"), DictConfig | None):
         raise UsageError(f"selected={cfg.selected}: that is for the command line")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 from torch import Tensor
@@ -38,6 +38,10 @@ class Needs:
         modalities: kinds of streams it can learn; empty means any.
         first_task: index of the first task that it treats in its own way; a stream of several
             tasks that ends before it is refused.
+        freezes_weights: trains parameters of its own in place of the network's weights; a companion
+            that pulls at the weights is refused.
+        options: which option of the strategy decides one of the above, ``collects_on`` or a
+            quantity of :meth:`Strategy.metrics`; messages name it.
     """
 
     task_id_at_test: bool = False
@@ -47,6 +51,13 @@ class Needs:
     plateau: bool = False
     modalities: frozenset[str] = frozenset()
     first_task: int = 0
+    freezes_weights: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def said(self, what: str, value: object) -> str:
+        """How somebody asked for ``what``: ``strategy.<option>=<value>``, if there is an option."""
+        option = self.options.get(what)
+        return f"{what}={value}" if option is None else f"strategy.{option}={value}"
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,12 @@ class Strategy:
     """Whether :meth:`penalty`, where there is one, depends on the network's weights; a penalty on
     parameters of the strategy's own leaves the weights' gradients to their layers."""
 
+    bound: ClassVar[Literal["lower", "upper"] | None] = None
+    """Whether other strategies are held against it: as what forgets, or what learns, the most."""
+
+    idle: frozenset[str] = frozenset()
+    """Hooks that it implements and that its options turn off."""
+
     private: ClassVar[bool] = False
     """In a federation, whether the state belongs to each client and never leaves it."""
 
@@ -119,12 +136,20 @@ class Strategy:
     """In a federation, the weights that :meth:`collect` sees: those that the server holds after the
     task, or each client's own from the task's last round."""
 
+    @property
+    def members(self) -> "Sequence[Strategy]":
+        """The strategy and its companions, the main one first."""
+        return (self,)
+
     def train_data(self, stream: Stream, t: int) -> Data | None:
         """What task ``t`` trains on; None skips training (``stream[t]`` unless joint)."""
         return stream[t].train
 
     def check(self, learner: Learner) -> None:
         """Before anything starts: ``UsageError`` if the network lacks what an option names."""
+
+    def check_elsewhere(self) -> None:
+        """Before it works in somebody else's loop: ``UsageError`` if an option needs ours."""
 
     def guarded(self, learner: Learner) -> frozenset[str] | None:
         """Names of the parameters whose changes old tasks limit: projected, or frozen later on.
@@ -194,7 +219,12 @@ class Strategy:
         """Undo what :meth:`setup` attached to the network."""
 
     def metrics(self) -> Mapping[str, Mapping[str, float]]:
-        """Numbers per layer after a task: ``{layer: {quantity: value}}``."""
+        """Numbers per layer after a task: ``{layer: {quantity: value}}``.
+
+        Two quantities are looked at while a run goes on: ``rank`` of a subspace, which is shown,
+        and ``capacity_left``, the share of a layer's inputs that is still free to learn from; a
+        federation warns of layers that have little.
+        """
         return {}
 
     def state_dict(self) -> State:
@@ -206,16 +236,13 @@ class Strategy:
 
 
 def overrides(strategy: Strategy, hook: str) -> bool:
-    """Whether the strategy (or any companion inside it) implements ``hook``."""
-    return any(getattr(type(m), hook) is not getattr(Strategy, hook) for m in members(strategy))
+    """Whether the strategy (or any companion inside it) does something in ``hook``."""
+    return any(
+        getattr(type(m), hook) is not getattr(Strategy, hook) and hook not in m.idle
+        for m in strategy.members
+    )
 
 
 def penalises_weights(strategy: Strategy) -> bool:
     """Whether the strategy (or any companion inside it) adds a penalty on the network's weights."""
-    return any(m.penalises_weights and overrides(m, "penalty") for m in members(strategy))
-
-
-def members(strategy: Strategy) -> Sequence[Strategy]:
-    """The strategy and its companions."""
-    found: Sequence[Strategy] = getattr(strategy, "members", (strategy,))
-    return found
+    return any(m.penalises_weights and overrides(m, "penalty") for m in strategy.members)

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from cl_bench.contracts import Strategy, Stream, Task, UsageError
-from cl_bench.contracts.strategy import members
 from cl_bench.experiment.loader import require_labels, require_samples, require_validation
 from cl_bench.experiment.plateau import Plateau
 from cl_bench.experiment.probes.settings import ProbeSettings
@@ -123,25 +122,24 @@ def check_pair(name: str, strategy: Strategy, stream: Stream, federated: bool = 
     if needs.task_id_at_test and not stream.task_id_at_test:
         raise UsageError(
             f"strategy {name!r} needs the task id at test time, stream {stream.name!r} "
-            f"(scenario {stream.scenario!r}) does not give it: use a task-incremental stream, "
-            "for example +stream=split_digits, or let a permuted stream give it with "
-            "stream.task_id_at_test=true"
+            f"(scenario {stream.scenario!r}) does not give it: use a task-incremental stream, or "
+            "let a domain-incremental one give it with stream.task_id_at_test=true"
         )
     if needs.modalities and stream.modality not in needs.modalities:
         raise UsageError(
             f"strategy {name!r} learns {' or '.join(sorted(needs.modalities))} streams, stream "
             f"{stream.name!r} is of {stream.modality}s"
         )
-    late = max(member.needs.first_task for member in members(strategy))
-    if len(stream) > 1 and late >= len(stream):
+    latest = max((m.needs for m in strategy.members), key=lambda n: n.first_task)
+    if len(stream) > 1 and latest.first_task >= len(stream):
         raise UsageError(
-            f"strategy.start_task={late}: has no effect, as stream {stream.name!r} has "
-            f"{len(stream)} tasks, counted from 0; at most {len(stream) - 1}"
+            f"{latest.said('first_task', latest.first_task)}: has no effect, as stream "
+            f"{stream.name!r} has {len(stream)} tasks, counted from 0; at most {len(stream) - 1}"
         )
     if federated and needs.engine == "local":
         raise UsageError(
             f"strategy {name!r} learns from one site's data and cannot run in a federation: leave "
-            "+federation=... out, or use +strategy=fot, fedavg, fedprox, ewc or er"
+            "+federation=... out, or use one that learns from clients' (docs/federation.md)"
         )
     if needs.engine == "federated" and not federated:
         raise UsageError(
@@ -192,10 +190,12 @@ def check_batches(
 
 def check_schedule(strategy: Strategy, schedule: object) -> None:
     """Raise :class:`UsageError` if the strategy waits for a plateau that nothing looks for."""
-    if any(m.needs.plateau for m in members(strategy)) and not isinstance(schedule, Plateau):
+    waiting = [m.needs for m in strategy.members if m.needs.plateau]
+    if waiting and not isinstance(schedule, Plateau):
+        said = waiting[0].said("plateau", "plateau")
         raise UsageError(
-            "strategy.schedule=plateau: this run does not lower its rate on a plateau; add "
-            "schedule=plateau, or use strategy.schedule=epoch"
+            f"{said}: this run does not lower its rate on a plateau; add schedule=plateau, or "
+            f"leave {said} out"
         )
 
 
@@ -239,7 +239,7 @@ def check_together(stream: Stream, network: nn.Module) -> None:
 
 def check_sharded(strategy: Strategy, probe: ProbeSettings | None) -> None:
     """Raise :class:`UsageError` if weights cannot be shared out among processes (FSDP2)."""
-    for member in members(strategy):
+    for member in strategy.members:
         if not member.needs.shardable:
             raise UsageError(
                 f"trainer=fsdp leaves in every process some rows of each weight, and the strategy "

@@ -47,14 +47,14 @@ class Together(Strategy):
 
     def __init__(self, members: Mapping[str, Strategy]) -> None:
         self.names = list(members)
-        self.members = list(members.values())
+        self._members = list(members.values())
         rewriting = [n for n, m in members.items() if m.needs.rewrites_gradients]
         if len(rewriting) > 1:
             raise UsageError(
                 f"{' and '.join(rewriting)} both rewrite gradients: their order would decide the "
                 "result; run one of them, with companions that replay, penalise or freeze"
             )
-        holding = [n for n, m in members.items() if getattr(m, "freezes_weights", False)]
+        holding = [n for n, m in members.items() if m.needs.freezes_weights]
         pulling = [n for n, m in members.items() if n not in holding and penalises_weights(m)]
         if holding and pulling:
             raise UsageError(
@@ -65,6 +65,11 @@ class Together(Strategy):
             both = [n for n, m in members.items() if overrides(m, hook)]
             if len(both) > 1:
                 raise UsageError(f"{' and '.join(both)} both decide {hook!r}: run one of them")
+
+    @property
+    def members(self) -> Sequence[Strategy]:
+        """The main strategy first."""
+        return self._members
 
     @property
     def needs(self) -> Needs:  # type: ignore[override]
@@ -78,6 +83,7 @@ class Together(Strategy):
             plateau=any(n.plateau for n in needs),
             engine=_engine([n.engine for n in needs]),
             modalities=frozenset.intersection(*modalities) if modalities else frozenset(),
+            freezes_weights=any(n.freezes_weights for n in needs),
         )
 
     def _deciding(self, hook: str) -> Strategy:

@@ -113,7 +113,7 @@ def conduct(
     directory = Path(run_dir) if run_dir else decided(lambda: new_directory(identity, loop.seed))
     checkpoints = Checkpoints(directory, checkpoint or CheckpointSettings(), writes=rank() == 0)
     progress = ProgressDisplay(None if rank() == 0 else Console(quiet=True))
-    begun = beginning(stream, identity, loop.seed, facts, directory, sinks)
+    begun = beginning(stream, strategy, identity, loop.seed, facts, directory, sinks)
     with _workplace(directory) as workplace:
         if resume and rank() == 0:
             opened, last = reopen(directory, checkpoints, begun, resume, progress.note)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cl_bench.contracts import Stream
+from cl_bench.contracts import Strategy, Stream
 from cl_bench.experiment.determinism import describe_compute
 from cl_bench.parallel.ranks import rank
 from cl_bench.tracking import Record, Sink, open_record
@@ -38,6 +38,7 @@ class Identity:
 
 def beginning(
     stream: Stream,
+    strategy: Strategy,
     identity: Identity,
     seed: int,
     facts: Mapping[str, Any] | None,
@@ -46,12 +47,13 @@ def beginning(
 ) -> dict[str, Any]:
     """What a record is opened with, whether the run is new or goes on."""
     named = {"stream": identity.stream, "strategy": identity.strategy, "seed": seed}
+    bound = {} if strategy.bound is None else {"bound": strategy.bound}
     makers = sinks if rank() == 0 else ()
     return {
         "task_names": [task.name for task in stream],
         "task_id_known": stream.task_id_at_test,
         "data": describe_data(stream),
-        "facts": {**named, **(facts or {})},
+        "facts": {**named, **bound, **(facts or {})},
         "sinks": [Patient(sink) for make in makers if (sink := make(directory)) is not None],
     }
 

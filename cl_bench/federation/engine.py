@@ -242,11 +242,13 @@ class FederatedEngine:
             for name, values in layers.items()
             if values.get("capacity_left", 1.0) < self.federation.warn_below
         }
+        option = self.strategy.needs.options.get("capacity_left")
+        remedy = f"; lower strategy.{option} to keep more" if option else ""
         for name, left in full.items():
             what = (
                 "is full: it learns no more" if left <= 0 else f"has {left:.1%} of its inputs left"
             )
-            self.progress.note(f"warning: layer {name} {what}; lower strategy.eps to keep more")
+            self.progress.note(f"warning: layer {name} {what}{remedy}")
         if self.observer:
             with self.learner.work.paused():
                 watched = self.observer.after_task(self.learner, task)

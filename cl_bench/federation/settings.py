@@ -17,7 +17,7 @@ from cl_bench.contracts.options import (
     SomeShare,
     checked,
 )
-from cl_bench.contracts.strategy import members, overrides
+from cl_bench.contracts.strategy import overrides
 
 ServerOptimizer = Callable[[Iterable[Any]], Optimizer]
 
@@ -119,7 +119,7 @@ def check_federation(
         raise UsageError(
             "schedule=... is for runs of epochs; clients learn at a constant rate: leave it out"
         )
-    if len(members(strategy)) > 1:
+    if len(strategy.members) > 1:
         raise UsageError(
             f"+also=... has no meaning in a federation yet: run {name!r} without companions"
         )
@@ -145,8 +145,8 @@ def check_federation(
         )
     if strategy.collects_on == "local" and federation.statistics == "all":
         raise UsageError(
-            "strategy.extraction=local takes statistics in the models of the last round, which "
-            "only sampled clients have: add federation.statistics=sampled"
+            f"{strategy.needs.said('collects_on', 'local')} takes statistics in the models of the "
+            "last round, which only sampled clients have: add federation.statistics=sampled"
         )
     parts, key = federation.clients, "clients"
     if federation.partition == "shards":

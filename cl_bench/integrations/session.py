@@ -7,7 +7,7 @@ import torch
 from torch.optim import SGD, Optimizer
 
 from cl_bench.contracts import Strategy, UsageError
-from cl_bench.contracts.strategy import members, overrides
+from cl_bench.contracts.strategy import overrides
 from cl_bench.integrations.borrowed import Borrowed
 from cl_bench.integrations.sample import SampledTask
 
@@ -25,11 +25,7 @@ UNSERVED = {
 def require_served(strategy: Strategy) -> None:
     """Raise :class:`UsageError` if the strategy needs what somebody else's loop cannot give."""
     name = type(strategy).__name__
-    wanted = [
-        what
-        for hook, what in UNSERVED.items()
-        if any(overrides(m, hook) and not _idle(m, hook) for m in members(strategy))
-    ]
+    wanted = [what for hook, what in UNSERVED.items() if overrides(strategy, hook)]
     if strategy.needs.engine == "federated":
         wanted.append("runs in a federation")
     if strategy.needs.task_id_at_test:
@@ -38,19 +34,10 @@ def require_served(strategy: Strategy) -> None:
         raise UsageError(
             f"{name} {' and '.join(wanted)}, which somebody else's training loop leaves no room "
             "for: run it in cl_bench's own loop (python -m cl_bench +strategy=...), or use a "
-            "strategy that works on gradients and steps, such as GPM"
+            "strategy that works on gradients and steps alone"
         )
-    if any(getattr(member, "project", "auto") == "input" for member in members(strategy)):
-        raise UsageError(
-            f"{name}(project='input') is right only where the loss reaches the weights through "
-            "the forward pass alone, which cannot be known of somebody else's loop: use "
-            "project='auto'"
-        )
-
-
-def _idle(strategy: Strategy, hook: str) -> bool:
-    """Whether an option turns the hook off: ``early_stop=None`` leaves epochs alone."""
-    return hook == "after_epoch" and getattr(strategy, "early_stop", 0) is None
+    for member in strategy.members:
+        member.check_elsewhere()
 
 
 def place_for(optimizers: Iterable[Optimizer]) -> Literal["gradient", "step"]:

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from cl_bench.contracts import Strategy, UsageError
-from cl_bench.contracts.strategy import members
 from cl_bench.learners.network import NetworkServices
 from cl_bench.subspace import is_adapted
 
@@ -64,7 +63,7 @@ def guards(strategy: Strategy, learner: NetworkServices) -> Guards | None:
     names = strategy.guarded(learner)  # type: ignore[arg-type]
     if names is None:
         return None
-    who, network = type(members(strategy)[0]).__name__, learner.network
+    who, network = type(strategy.members[0]).__name__, learner.network
     trained = {n: p for n, p in network.named_parameters() if learner.learns(p)}
     own = {n for n in trained if n not in names and learner.is_guarded_head(n, "auto") is False}
     shared = {n: p for n, p in trained.items() if n not in own}
@@ -99,7 +98,7 @@ def refuse_half_precision(strategy: Strategy, learner: NetworkServices, precisio
     if precision in HALVING and strategy.guarded(learner) is not None:  # type: ignore[arg-type]
         raise UsageError(
             f"trainer.precision={precision} rounds the weights themselves, which leads every "
-            f"update out of the subspace that {type(members(strategy)[0]).__name__} keeps it in: "
+            f"update out of the subspace that {type(strategy.members[0]).__name__} keeps it in: "
             f"use trainer.precision={precision.replace('true', 'mixed')}"
         )
 

@@ -147,8 +147,7 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
         groups = self._groups()
         if not groups:
             raise UsageError(
-                "nothing is left to train: the strategy froze every parameter; freeze less "
-                "(for example strategy.n_blocks=1)"
+                "nothing is left to train: the strategy froze every parameter; freeze less"
             )
         optimizer = self._optimizer_factory(groups)
         for group in optimizer.param_groups:

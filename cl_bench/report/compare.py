@@ -13,7 +13,6 @@ from cl_bench.report.escape import csv_cell, latex, markdown
 from cl_bench.report.study import COSTS, METRICS, Block, Row, Study, format_cost
 
 KNOWN = {True: "task id known at test time", False: "task id not known at test time"}
-BOUND = {"finetune": "lower bound", "joint": "upper bound"}
 TEST = (
     "p: paired t-test of ACC against the best row, two-sided, n common seeds, Holm-adjusted over "
     "the block"
@@ -95,7 +94,7 @@ def _tables(
             table.add_column(title, justify="right", width=whole[title] if fits else words)
         for k, row in enumerate(block.rows):
             cells = [columns[title][k] for title in part]
-            table.add_row(Text(names[k]), *cells, style="dim" if row.is_bound else "")
+            table.add_row(Text(names[k]), *cells, style="dim" if row.bound else "")
         tables.append(table)
     return tables
 
@@ -110,7 +109,7 @@ def remarks(block: Block) -> list[str]:
     found = []
     if any(row.n > 1 for row in block.rows):
         found.append("percent, mean ± standard deviation over n seeds (sample, n - 1)")
-    bounds = [f"{row.label} is the {BOUND[row.strategy]}" for row in block.rows if row.is_bound]
+    bounds = [f"{row.label} is the {row.bound} bound" for row in block.rows if row.bound]
     if bounds:
         found.append("; ".join(bounds))
     if block.comparisons:
@@ -133,7 +132,7 @@ def remarks(block: Block) -> list[str]:
 
 def name(row: Row) -> str:
     """Label, bound, and whether hyperparameters were searched."""
-    bound = f" ({BOUND[row.strategy]})" if row.is_bound else ""
+    bound = f" ({row.bound} bound)" if row.bound else ""
     return f"{row.label}{bound}{f' {FLAG}' if row.selection else ''}"
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 import cl_bench
 from cl_bench.metrics import Matrix, forgetting_per_task
-from cl_bench.report.compare import BOUND, FLAG, KNOWN, p_value, remarks, spread
+from cl_bench.report.compare import FLAG, KNOWN, p_value, remarks, spread
 from cl_bench.report.escape import script, shown
 from cl_bench.report.study import (
     COSTS,
@@ -104,9 +104,9 @@ def _row(block: Block, row: Row) -> dict[str, Any]:
     seen = np.stack([[matrix[i, :i].mean() for i in range(1, T + 1)] for matrix in R])
     return {
         "label": row.label,
-        "aside": BOUND.get(row.strategy, ""),
+        "aside": f"{row.bound} bound" if row.bound else "",
         "flag": FLAG if row.selection else "",
-        "bound": row.is_bound,
+        "bound": row.bound,
         "n": row.n,
         "seeds": row.seeds,
         "values": {

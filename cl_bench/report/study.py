@@ -35,7 +35,8 @@ from cl_bench.tracking.journal import read_journal
 from cl_bench.tracking.reading import read_config
 from cl_bench.tracking.verify import require_numbers, verify_weights
 
-BOUNDS = ("finetune", "joint")
+OLDER = {"finetune": "lower", "joint": "upper"}
+"""Bounds by name, in runs that were recorded before strategies said it themselves."""
 """Strategies that others lie between: shown with them, never the best of them."""
 
 METRICS = {
@@ -109,6 +110,11 @@ class Trial:
         return str(self.run.facts.get("strategy", self.run.directory.name))
 
     @property
+    def bound(self) -> str | None:
+        """``lower`` or ``upper`` where others are held against it, as recorded."""
+        return self.run.facts.get("bound", OLDER.get(self.strategy))
+
+    @property
     def stream(self) -> str:
         """As recorded."""
         return str(self.run.facts.get("stream", "stream"))
@@ -135,11 +141,12 @@ class Row:
     Attributes:
         label: strategy, and what tells it from other rows of that strategy.
         trials: by seed, one each.
+        upper: the upper bound of its block, if there is one.
     """
 
     label: str
     trials: list[Trial]
-    joint: "Row | None" = field(default=None, repr=False)
+    upper: "Row | None" = field(default=None, repr=False)
 
     @property
     def strategy(self) -> str:
@@ -147,9 +154,9 @@ class Row:
         return self.trials[0].strategy
 
     @property
-    def is_bound(self) -> bool:
-        """Whether others lie between this and another row."""
-        return self.strategy in BOUNDS
+    def bound(self) -> str | None:
+        """``lower`` or ``upper`` where others lie above or below it."""
+        return self.trials[0].bound
 
     @property
     def n(self) -> int:
@@ -189,9 +196,9 @@ class Row:
         return found
 
     def _intransigence(self, trial: Trial) -> float:
-        if self.joint is None or self.joint is self:
+        if self.upper is None or self.upper is self:
             return math.nan
-        same = [t for t in self.joint.trials if t.seed == trial.seed]
+        same = [t for t in self.upper.trials if t.seed == trial.seed]
         if not same:
             return math.nan
         return intransigence(trial.run.matrix, same[0].run.matrix)
@@ -248,7 +255,7 @@ class Block:
 
     def best(self, metric: str) -> Row | None:
         """The row with the best mean, bounds aside; None where there is nothing to compare."""
-        found = [r for r in self.rows if not r.is_bound and not math.isnan(r.mean(metric))]
+        found = [r for r in self.rows if not r.bound and not math.isnan(r.mean(metric))]
         sign = METRICS[metric][1]
         return max(found, key=lambda row: sign * row.mean(metric)) if len(found) > 1 else None
 
@@ -264,7 +271,7 @@ class Block:
             return {}
         raw: dict[str, Comparison] = {}
         for row in self.rows:
-            if row is best or row.is_bound:
+            if row is best or row.bound:
                 continue
             common = sorted(set(row.seeds) & set(best.seeds))
             if len(common) < 3:
@@ -472,11 +479,11 @@ def _rows(trials: Sequence[Trial], left_out: list[str]) -> list[Row]:
         apart = {k for other in others for k, _ in set(mine) ^ set(other)}
         said = [f"{k.removeprefix('strategy.')}={v}" for k, v in mine if k in apart]
         rows.append(Row(" ".join([strategy, *said]), _one_a_seed(members, left_out)))
-    joint = next((row for row in rows if row.strategy == "joint"), None)
+    upper = next((row for row in rows if row.bound == "upper"), None)
     for row in rows:
-        row.joint = joint
-    order = {"finetune": 0, "joint": 2}
-    return sorted(rows, key=lambda row: (order.get(row.strategy, 1), -row.mean("acc"), row.label))
+        row.upper = upper
+    order = {"lower": 0, None: 1, "upper": 2}
+    return sorted(rows, key=lambda row: (order[row.bound], -row.mean("acc"), row.label))
 
 
 def _one_a_seed(trials: Sequence[Trial], left_out: list[str]) -> list[Trial]:

@@ -88,7 +88,7 @@ class AdaptiveSVD(Strategy):
         UsageError: an option is out of range, or no layer matches.
     """
 
-    needs = Needs(rewrites_gradients=True)
+    needs = Needs(rewrites_gradients=True, options={"first_task": "start_task"})
 
     def __init__(
         self,

@@ -10,3 +10,4 @@ class Finetune(Strategy):
     """No restriction and no memory."""
 
     needs = Needs(engine="any")
+    bound = "lower"

@@ -69,7 +69,7 @@ class FOT(Strategy):
         UsageError: an option out of range.
     """
 
-    needs = Needs(engine="federated")
+    needs = Needs(engine="federated", options={"collects_on": "extraction", "capacity_left": "eps"})
 
     def __init__(
         self,

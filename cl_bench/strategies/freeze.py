@@ -7,7 +7,7 @@ what lies above them re-aligns. No old data, no memory; backward passes end at b
 from dataclasses import replace
 from typing import Annotated, Literal
 
-from cl_bench.contracts import EpochDecision, Learner, Progress, Strategy, Task, UsageError
+from cl_bench.contracts import EpochDecision, Learner, Needs, Progress, Strategy, Task, UsageError
 from cl_bench.contracts.options import Count, Index, OnlyWith, SomeShare
 
 
@@ -29,6 +29,8 @@ class Freeze(Strategy):
         UsageError: an option is out of range, or the network has fewer blocks.
     """
 
+    needs = Needs(options={"first_task": "start_task"})
+
     def __init__(
         self,
         n_blocks: Index = 1,
@@ -39,6 +41,7 @@ class Freeze(Strategy):
         stop_samples: Annotated[Count, OnlyWith("early_stop")] = 500,
     ) -> None:
         self.needs = replace(self.needs, first_task=start_task)
+        self.idle = frozenset() if early_stop is not None else frozenset({"after_epoch"})
         self.n_blocks = n_blocks
         self.start_task = start_task
         self.embeddings = embeddings

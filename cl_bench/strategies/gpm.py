@@ -86,6 +86,19 @@ class GPM(Strategy):
             threshold_of(self.threshold, layer.name, i, len(layers))
             per_layer(self.samples, layer.name, i, len(layers), "samples")
 
+    def check_elsewhere(self) -> None:
+        """Inputs can be projected where the loss is known to come through the forward pass alone.
+
+        Raises:
+            UsageError: ``project="input"``.
+        """
+        if self.project == "input":
+            raise UsageError(
+                f"{type(self).__name__}(project='input') is right only where the loss reaches the "
+                "weights through the forward pass alone, which cannot be known of somebody else's "
+                "loop: use project='auto'"
+            )
+
     def guarded(self, learner: Learner) -> frozenset[str]:
         """What ``protect`` says."""
         return learner.guarded(self.protect)

@@ -22,6 +22,8 @@ class Joint(Strategy):
             the ``last`` one, which is enough for the final accuracy.
     """
 
+    bound = "upper"
+
     def __init__(self, fresh: bool = True, when: Literal["every", "last"] = "every") -> None:
         self.fresh = fresh
         self.when = when

@@ -16,7 +16,7 @@ Without the two penalties this is ``inc_lora``, and with one pair for all tasks 
 import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -64,8 +64,7 @@ class OLoRA(Strategy):
         UsageError: an option is out of range, or has no effect.
     """
 
-    needs = Needs(modalities=frozenset({"text"}))
-    freezes_weights: ClassVar[bool] = True
+    needs = Needs(modalities=frozenset({"text"}), freezes_weights=True)
 
     def __init__(
         self,

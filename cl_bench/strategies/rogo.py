@@ -108,7 +108,9 @@ class ROGO(GPM):
         self.strength = strength
         self.relax_samples = relax_samples
         self.schedule = schedule
-        self.needs = replace(self.needs, plateau=schedule == "plateau")
+        self.needs = replace(
+            self.needs, plateau=schedule == "plateau", options={"plateau": "schedule"}
+        )
         self.rounds = rounds
         self.rate_factor = rate_factor
         self.relax_below = relax_below

@@ -18,6 +18,7 @@ from torch import Tensor
 from cl_bench.contracts import (
     EpochDecision,
     Learner,
+    Needs,
     Progress,
     State,
     Statistics,
@@ -39,6 +40,8 @@ class TaskVector(Strategy):
     Raises:
         UsageError: an option is out of range.
     """
+
+    needs = Needs(options={"first_task": "start_task"})
 
     def __init__(
         self, alpha: Strength = 0.4, epoch: Count | None = None, start_task: Index = 1

@@ -375,7 +375,7 @@
     let place = 0;
     block.rows.forEach((row) => {
       row.place = row.bound ? 0 : place++;
-      row.dash = row.bound ? (row.label.startsWith("finetune") ? "dash" : "dot") : DASHES[Math.floor(row.place / 8) % 4];
+      row.dash = row.bound ? (row.bound === "lower" ? "dash" : "dot") : DASHES[Math.floor(row.place / 8) % 4];
       row.hidden = false;
     });
     block.visible = () => block.rows.filter((row) => !row.hidden);
