@@ -19,7 +19,7 @@ from cl_bench.cli.run import run_config
 from cl_bench.contracts import Strategy, Stream, UsageError
 from cl_bench.experiment import Result
 from cl_bench.experiment.reopen import Resume
-from cl_bench.learners import OptimizerFactory
+from cl_bench.optimizers import OptimizerFactory
 
 GROUPS = {"stream": "+stream", "strategy": "+strategy", "model": "model", "optimizer": "optimizer"}
 """How each part is named on a command line."""

@@ -14,7 +14,8 @@ from torch.optim.optimizer import (
 from cl_bench.contracts import State, Strategy, UsageError
 from cl_bench.integrations.borrowed import Borrowed, Forward, Loss
 from cl_bench.integrations.sample import Sample, SampledTask
-from cl_bench.integrations.session import Session, place_for, require_one_process, require_served
+from cl_bench.integrations.session import Session, require_one_process, require_served
+from cl_bench.optimizers import place_of
 
 
 class Guarded:
@@ -74,7 +75,7 @@ class Guarded:
         task = SampledTask(sample, self.tasks)
         self.learner.accepts(task.batch)
         self._check(optimizers)
-        self.learner.projectable = place_for(optimizers)
+        self.learner.projectable = place_of(optimizers, self.learner.parameters())
         session = Session(self.strategy, self.learner, task, constrain=True)
         session.begin()
         self._inside = True

@@ -1,10 +1,9 @@
 """One task of a strategy inside somebody else's loop, from setup to release."""
 
-from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from cl_bench.contracts import Strategy, UsageError
 from cl_bench.contracts.strategy import overrides
@@ -38,24 +37,6 @@ def require_served(strategy: Strategy) -> None:
         )
     for member in strategy.members:
         member.check_elsewhere()
-
-
-def place_for(optimizers: Iterable[Optimizer]) -> Literal["gradient", "step"]:
-    """Where projecting keeps the *weight change* in the subspace.
-
-    A projected gradient stays projected under plain SGD, also with momentum if that starts from
-    nothing. Momentum of an earlier task, weight decay and adaptive rates lead out of the subspace.
-    With several optimizers each step would rewrite the gradients of the others once more.
-    """
-    optimizers = list(optimizers)
-    if len(optimizers) != 1:
-        return "step"
-    for optimizer in optimizers:
-        momentum = any(s.get("momentum_buffer") is not None for s in optimizer.state.values())
-        decay = any(group.get("weight_decay", 0) != 0 for group in optimizer.param_groups)
-        if type(optimizer) is not SGD or momentum or decay:
-            return "step"
-    return "gradient"
 
 
 class Session:

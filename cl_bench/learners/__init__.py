@@ -3,7 +3,7 @@
 from cl_bench.learners.causal import Causal
 from cl_bench.learners.classifier import Classifier
 from cl_bench.learners.language import language
-from cl_bench.learners.module import BaseLearner, OptimizerFactory, ScheduleFactory
+from cl_bench.learners.module import BaseLearner, ScheduleFactory
 from cl_bench.learners.network import NetworkServices
 from cl_bench.learners.objective import DivergedError
 from cl_bench.learners.seq2seq import Seq2Seq
@@ -16,7 +16,6 @@ __all__ = [
     "DivergedError",
     "LanguageLearner",
     "NetworkServices",
-    "OptimizerFactory",
     "ScheduleFactory",
     "Seq2Seq",
     "language",

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from cl_bench.contracts import IGNORE, Batch, LanguageStream, UsageError
 from cl_bench.contracts.options import Index
-from cl_bench.learners.module import OptimizerFactory
 from cl_bench.learners.text import LanguageLearner
+from cl_bench.optimizers import OptimizerFactory
 
 
 class Causal(LanguageLearner):

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from cl_bench.contracts import Batch, Stream, UsageError, derive_seed
 from cl_bench.learners.batch_norm import need_company
-from cl_bench.learners.module import BaseLearner, OptimizerFactory
+from cl_bench.learners.module import BaseLearner
 from cl_bench.metrics import TASK_AWARE
+from cl_bench.optimizers import OptimizerFactory
 
 
 class Classifier(BaseLearner):

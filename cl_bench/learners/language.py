@@ -4,9 +4,9 @@ from torch import nn
 
 from cl_bench.contracts import LanguageStream
 from cl_bench.learners.causal import Causal
-from cl_bench.learners.module import OptimizerFactory
 from cl_bench.learners.seq2seq import Seq2Seq
 from cl_bench.learners.text import LanguageLearner
+from cl_bench.optimizers import OptimizerFactory
 
 
 def language(

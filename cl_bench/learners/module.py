@@ -5,14 +5,14 @@ in ``docs/architecture.md``: they are its inner part.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import lightning
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from cl_bench.contracts import Batch, State, Strategy, Stream, Task, UsageError
@@ -22,11 +22,10 @@ from cl_bench.learners.readout import Readout
 from cl_bench.learners.shared import SharedServices
 from cl_bench.learners.window import Window
 from cl_bench.learners.work import Work
+from cl_bench.optimizers import OptimizerFactory, place_of_factory
 from cl_bench.packed import learn_pack
 from cl_bench.parallel import sharding
 from cl_bench.parallel.ranks import average_, world
-
-OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
 
 ScheduleFactory = Callable[[Optimizer], LRScheduler]
 
@@ -212,18 +211,10 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
     def projectable(self) -> Literal["input", "gradient", "step"]:
         """The cheapest place at which projecting keeps the *weight change* in the subspace.
 
-        A projected gradient stays projected under plain SGD, also with momentum (the optimizer is
-        fresh for every task) and clipping by norm; weight decay and adaptive rates lead out of it,
-        whether the optimizer's own or a parameter group's.
+        At the inputs, where gradients are enough and the loss reaches the weights through the
+        forward pass alone.
         """
-        made = self._optimizer_factory(
-            self._groups() or [{"params": [nn.Parameter(torch.zeros(1))]}]
-        )
-        own = {id(p) for p in self.parameters()}
-        if type(made) is not SGD or any(
-            group["weight_decay"] != 0 and any(id(p) in own for p in group["params"])
-            for group in made.param_groups
-        ):
+        if place_of_factory(self._optimizer_factory, self._groups(), self.parameters()) == "step":
             return "step"
         shared = len(list(self.named_parameters(remove_duplicate=False))) > len(
             list(self.named_parameters())

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from cl_bench.contracts import IGNORE, Batch, LanguageStream, PromptStream, UsageError
-from cl_bench.learners.module import OptimizerFactory
 from cl_bench.learners.text import LanguageLearner
+from cl_bench.optimizers import OptimizerFactory
 
 CROSS = ("EncDecAttention", "encoder_attn")
 """What T5 and BART call the attention from the decoder to the encoder."""

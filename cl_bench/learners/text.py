@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cl_bench.contracts import IGNORE, Batch, LanguageStream, PromptStream, UsageError
-from cl_bench.learners.module import BaseLearner, OptimizerFactory
+from cl_bench.learners.module import BaseLearner
+from cl_bench.optimizers import OptimizerFactory
 
 
 class LanguageLearner(BaseLearner):
