@@ -7,27 +7,27 @@ from lightning import Trainer
 from torch import nn
 from torch.optim import SGD
 
-from cl_bench.contracts import Origin, Stream, Task, generator
+from cl_bench.contracts import Origin, Stream, generator
 from cl_bench.experiment import LightningEngine, LoopSettings, TrainLoader
 from cl_bench.learners import Classifier
 from cl_bench.models import MLP
-from tasks.memory import MemoryData
+from tasks.tensors import TensorTask
 
 ORIGIN = Origin(source="generated", licence="none", citation="none")
 DIM, WIDTH, CLASSES = 12, 24, 3
 
 
-class ToyTask(Task):
+class ToyTask(TensorTask):
+    """One set of samples for everything."""
+
     def __init__(self, index, head, classes, x, y):
-        self.name, self.index, self.head, self.classes = f"t{index}", index, head, classes
-        self.origin = ORIGIN
-        self.data = MemoryData({"x": x, "y": y, "task": torch.full_like(y, index)})
+        super().__init__(index, (x, y), name=f"t{index}", classes=classes, head=head, origin=ORIGIN)
 
     @property
-    def train(self):
-        return self.data
+    def data(self):
+        return self.train
 
-    validation = test = train
+    validation = TensorTask.train
 
     @property
     def everything(self):
