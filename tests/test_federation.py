@@ -819,6 +819,22 @@ def test_a_run_killed_in_any_round_goes_on_bit_for_bit(tmp_path, case, monkeypat
         }
 
 
+def test_heads_of_tasks_to_come_are_guarded_before_they_learn():
+    """The one head of a class-incremental stream reads the same features, in parts yet unseen."""
+    stream = make_stream("class", tasks=2, n=60)
+    learner, strategy = make_learner(stream), FOT(eps=0.9)
+    tasks = learn(learner, strategy, stream)
+    next(tasks)
+    bases = {i: strategy.basis[f"heads.{i}"] for i in (0, 1)}
+    assert torch.equal(bases[0] @ bases[0].t(), bases[1] @ bases[1].t())
+    before = [head.weight.detach().clone() for head in learner.heads]
+    next(tasks)
+    for i, head in enumerate(learner.heads):
+        change = (head.weight - before[i]).detach()
+        assert change.norm() > 1e-3
+        assert (change @ bases[i].to(change)).norm() < 1e-4 * change.norm()
+
+
 def test_traffic_is_what_the_shapes_say(tmp_path):
     whole_run(tmp_path / "run", FOT, drop_outs=0.0)
     events = read_results(tmp_path / "run")

@@ -119,9 +119,9 @@ class FOT(Strategy):
         names = {id(p): name for name, p in learner.named_trainable().items()}
         projected = dict(update)
         for layer in learner.layers(self.protect):
-            weight, bias = names[id(layer.weight)], names.get(id(layer.bias))
-            if layer.name not in self.basis or weight not in update:
-                continue
+            weight, bias = names.get(id(layer.weight)), names.get(id(layer.bias))
+            if weight is None or layer.name not in self.basis or weight not in update:
+                continue  # frozen, or a head of a task to come
             delta = projected[weight].clone()
             delta_bias = None if bias is None or not layer.augmented else projected[bias].clone()
             matrix = layer.matrix(delta, delta_bias)
