@@ -200,7 +200,7 @@ def fingerprint_of(tasks: Iterable[Mapping[str, Split]]) -> str:
     return digest.hexdigest()
 
 
-def _splits(given: object, where: str) -> dict[str, Split]:
+def _splits(given: Split | Mapping[str, Split], where: str) -> dict[str, Split]:
     parts = dict(given) if isinstance(given, Mapping) else {"train": given}
     unknown = [split for split in parts if split not in SPLITS]
     if unknown or "train" not in parts:
