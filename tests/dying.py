@@ -24,8 +24,8 @@ class Killed(BaseException):
     """The process is gone."""
 
 
-class Mortal(Classifier):
-    """Dies before the ``dies_at``-th batch."""
+class Dying:
+    """Mixin of a learner: dies before the ``dies_at``-th batch."""
 
     dies_at = -1
     batches = 0
@@ -35,6 +35,10 @@ class Mortal(Classifier):
             raise Killed
         self.batches += 1
         return super()._learn(batch)
+
+
+class Mortal(Dying, Classifier):
+    """A classifier that does."""
 
 
 sgd = functools.partial(SGD, lr=0.05)

@@ -76,17 +76,18 @@ def final_weights(directory):
     """Bytes of every weight, bases and memories included, in the last checkpoint."""
     last = Checkpoints(Path(directory), CheckpointSettings()).paths()[-1]
     start = read_checkpoint(last)["start"]
-    return dict(_flat("", start))
+    return dict(flat("", start))
 
 
-def _flat(where, value):
+def flat(where, value):
+    """Pairs of the path to every leaf and the leaf, tensors as their shape and bytes."""
     if hasattr(value, "numpy"):
         yield where, (tuple(value.shape), value.numpy().tobytes())
     elif isinstance(value, dict):
         for key, inner in value.items():
-            yield from _flat(f"{where}/{key}", inner)
+            yield from flat(f"{where}/{key}", inner)
     elif isinstance(value, list | tuple):
         for i, inner in enumerate(value):
-            yield from _flat(f"{where}/{i}", inner)
+            yield from flat(f"{where}/{i}", inner)
     else:
         yield where, value
