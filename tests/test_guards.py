@@ -4,6 +4,7 @@ import functools
 import json
 import warnings
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -327,8 +328,14 @@ def test_a_trainer_that_halves_the_weights_is_refused(tmp_path, kind):
     assert not (tmp_path / "run").exists()
 
 
-def test_who_guards_nothing_may_train_in_half_precision(tmp_path):
-    own_run(tmp_path, ER(), mlp(), "trainer.precision=bf16-true", "pack=1")
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_who_guards_nothing_may_train_in_half_precision(tmp_path, precision):
+    result = own_run(tmp_path, ER(), mlp(), f"trainer.precision={precision}", "pack=1")
+    assert {p.dtype for p in result.learner.parameters()} <= {torch.bfloat16, torch.float16}
+    # Scores are shares of the test samples, and not rounded to the weights' digits.
+    right = result.matrix * len(make_stream(tasks=2)[0].test)
+    assert right.min() > 0
+    np.testing.assert_allclose(right, right.round(), atol=1e-9)
 
 
 def test_the_callback_refuses_a_trainer_that_halves_the_weights():

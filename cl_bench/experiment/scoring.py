@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from cl_bench.contracts import Task
 from cl_bench.experiment.loader import EvalLoader, require_samples
 from cl_bench.learners import BaseLearner
+from cl_bench.learners.evaluation import SCORE
 from cl_bench.parallel.ranks import rank, world
 
 
@@ -68,8 +69,8 @@ class Scorer:
         self.learner.expect_tests([*tasks, *(task for task, _ in probes)])
         with self.learner.put_together():
             self.test(loaders)
-        scores = [float(metric.compute()) for metric in self.learner.test_scores]  # type: ignore[operator]
-        more = self.learner.test_details()
+        more = self.learner.test_means()
+        scores = [means.pop(SCORE) for means in more]
         for task, details in zip(tasks, more, strict=False):
             self.details[task.name].update(details)
         for (task, name), score, details in zip(

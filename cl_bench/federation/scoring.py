@@ -29,7 +29,6 @@ class ByClass:
         """Score the data of every test that the learner expects."""
         learner = self.learner
         learner.eval()
-        learner.test_scores.to(self.device)
         self.scores = {}
         for i, (task, loader) in enumerate(zip(learner.test_tasks, loaders, strict=True)):
             right = torch.zeros(len(task.classes), dtype=torch.float64)

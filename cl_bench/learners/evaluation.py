@@ -5,12 +5,14 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torch import Tensor
 
 from cl_bench.contracts import Batch, Task
 from cl_bench.learners.objective import Objective
 from cl_bench.parallel.ranks import average_, gathered
+
+SCORE = "score"
+"""What the mean of :meth:`Evaluation.score` is called among those of a test."""
 
 
 class Evaluation(Objective):
@@ -20,13 +22,11 @@ class Evaluation(Objective):
         task_id_at_test: whether the strategy is told whose data it answers for.
         seed: of the order of data that is mixed.
         test_tasks: whose data the next test brings, in order.
-        test_scores: their means.
     """
 
     task_id_at_test: bool
     seed: int
     test_tasks: list[Task]
-    test_scores: nn.ModuleList
 
     @abstractmethod
     def score(self, out: Tensor, batch: Batch) -> Tensor:
@@ -55,7 +55,6 @@ class Evaluation(Objective):
     def expect_tests(self, tasks: Sequence[Task]) -> None:
         """The tasks whose test loaders the next ``trainer.test`` will bring, in order."""
         self.test_tasks = list(tasks)
-        self.test_scores = nn.ModuleList(MeanMetric().set_dtype(torch.float64) for _ in tasks)
         self._sums: list[dict[str, Tensor]] = [{} for _ in tasks]
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
@@ -66,12 +65,10 @@ class Evaluation(Objective):
             out = self(batch)
             if not bool(self.finite(out, batch).all()):
                 raise self._diverged(f"outputs for test data of task {task.name!r} are not finite")
-            metric = self.test_scores[dataloader_idx]
-            assert isinstance(metric, MeanMetric)
             score = self.score(out, batch)
-            metric.update(score)
+            # Sums are plain tensors: a Trainer with precision=16-true halves modules of metrics.
             sums = self._sums[dataloader_idx]
-            for name, values in self.details(out, batch).items():
+            for name, values in {SCORE: score, **self.details(out, batch)}.items():
                 known = values[~values.isnan()].double()
                 seen = torch.stack([known.sum(), known.new_tensor(len(known))])
                 sums[name] = sums[name] + seen if name in sums else seen
@@ -92,8 +89,11 @@ class Evaluation(Objective):
         if float(average_(known.float())) < 1:
             raise self._diverged("outputs for training data are not finite")
 
-    def test_details(self) -> list[dict[str, float]]:
-        """Means of :meth:`details` over the data of each expected task; NaN where none counted."""
+    def test_means(self) -> list[dict[str, float]]:
+        """Means of :data:`SCORE` and :meth:`details` over each expected task's data.
+
+        NaN where none counted.
+        """
         means = []
         for everyones in zip(*gathered(self._sums), strict=True):
             sums: dict[str, Tensor] = {}

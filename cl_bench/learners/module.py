@@ -65,7 +65,6 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
         self.task: Task | None = None
         self.seen_heads = 0
         self.test_tasks: list[Task] = []
-        self.test_scores = nn.ModuleList()
         self.work = Work()
         self._optimizer_factory = optimizer
         self.held_norms: set[nn.Module] = set()
