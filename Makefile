@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # Which torch to install first. TORCH=torch==2.13.0 or TORCH="torch --index-url ..." chooses a build.
 TORCH ?= torch
-DATA ?= ../shared/data
+# A folder with data; none: the hub.
+DATA ?=
 
 BIN := $(VENV)/bin
 # Another TORCH is another stamp, so that it is installed in place of the one that is there.
@@ -51,7 +52,7 @@ bench: $(VENV)/.dev ## time training steps against bare PyTorch loops
 	$(BIN)/python tests/benchmarks/dropout.py
 
 bench-pmnist: $(VENV)/.dev ## time whole PMNIST runs against naive ones (METHOD=gpm|rogo DATA=folder with mnist/)
-	$(BIN)/python tests/benchmarks/pmnist.py --method $(METHOD) --data-dir $(DATA)/mnist
+	$(BIN)/python tests/benchmarks/pmnist.py --method $(METHOD) --data-dir $(or $(DATA),$(error DATA=... must name a folder with mnist/))/mnist
 
 bench-alexnet: $(VENV)/.dev ## time GPM's step and basis update on the papers' AlexNet
 	$(BIN)/python tests/benchmarks/alexnet.py

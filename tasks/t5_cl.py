@@ -15,8 +15,8 @@ from tasks.text.prompt import Prompt
 from tasks.text.stream import TextStream
 
 OFFLINE = (
-    "Without network, a small stream of the same tasks runs from the project's shared data: "
-    "+stream=t5_cl_fewshot model=t5_tiny stream.data_dir=../shared/data/cl_benchmark"
+    "A small stream of the same tasks runs from a part of them: "
+    "+stream=t5_cl_fewshot model=t5_tiny stream.data_dir=/path/to/CL_Benchmark"
 )
 
 

@@ -73,9 +73,8 @@ class Trace(TextStream):
         require(bool(names) and not unknown, "tasks", names, f"choose from {', '.join(METRICS)}")
         remedy = (
             "TRACE's folder of tasks, each with train.json, eval.json and test.json; the README of "
-            "github.com/BeyonderXX/TRACE links to the drive that has it. Without it, "
-            "+stream=t5_cl_fewshot model=t5_tiny stream.data_dir=../shared/data/cl_benchmark runs "
-            "offline"
+            "github.com/BeyonderXX/TRACE links to the drive that has it. A generated "
+            "stream needs no files: +stream=biography/tiny"
         )
         require(data_dir is not None, "data_dir", data_dir, remedy)
         folder = Path(str(data_dir))

@@ -135,7 +135,7 @@ def test_split_cifar100_is_the_published_protocol():
     for task in stream:
         assert (len(task._train), len(task._validation), len(task._test)) == (4750, 250, 1000)
         assert torch.bincount(task._test.y).tolist()[task.classes.start :] == [100] * 10
-    # As published, in units of 255; see ../shared/data/README.md.
+    # As published, in units of 255.
     found = measure(stream[0]._train.pixels)
     assert np.allclose(found.mean, (0.5070751592371323, 0.48654887331495095, 0.4409178433670343))
     assert np.allclose(found.std, (0.2673342858792, 0.2564384629171, 0.2761504713257))
