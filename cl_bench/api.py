@@ -2,7 +2,9 @@
 
 import copy
 import inspect
+import os
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +64,22 @@ def run(
     Raises:
         UsageError: whatever the caller can put right; results so far are kept.
     """
+    listed = isinstance(overrides, Sequence) and not isinstance(overrides, str)
+    if not (listed and all(isinstance(word, str) for word in overrides)):
+        raise UsageError(
+            f'overrides={overrides!r}: give a list of them, such as ["trainer.max_epochs=3"]'
+        )
+    if not isinstance(run_dir, str | os.PathLike | None):
+        raise UsageError(f"run_dir={run_dir!r}: give a path, or None")
+    if resume not in (False, True, "start"):
+        raise UsageError(f'resume={resume!r}: use False, True or "start"')
+    if not isinstance(seed, Integral):
+        raise UsageError(f"seed={seed!r}: must be a whole number; by default 0")
     parts = {"stream": stream, "strategy": strategy, "model": model, "optimizer": optimizer}
     names = {k: v for k, v in parts.items() if isinstance(v, str)}
     given = {k: v for k, v in parts.items() if v is not None and not isinstance(v, str)}
     _require_kinds(given)
+    _refuse_twice(overrides, given, {"seed": seed != 0, "run_dir": run_dir is not None})
     if resume and run_dir is None:
         raise UsageError("resume=True: say which run, with run_dir=...")
     words = [f"{GROUPS[k]}={v}" for k, v in names.items()]
@@ -107,9 +121,29 @@ def _require_kinds(given: Mapping[str, Any]) -> None:
             raise UsageError(f"{part}={value!r}: give a name, or a {wanted}")
         if part == "optimizer" and not callable(value):
             raise UsageError(
-                f"optimizer={value!r}: give a name, or what builds one: "
+                f"optimizer={type(value).__name__}(...): give a name, or what builds one: "
                 "functools.partial(torch.optim.SGD, lr=0.1)"
             )
+
+
+def _refuse_twice(
+    overrides: Sequence[str], given: Mapping[str, Any], arguments: Mapping[str, bool]
+) -> None:
+    """Raise :class:`UsageError` if an override is for what an argument says, or an object is.
+
+    Args:
+        overrides: as they were given.
+        given: the parts that are objects.
+        arguments: of other arguments that overrides may stand for, whether each was given.
+    """
+    for word in overrides:
+        key = word.lstrip("+~").partition("=")[0]
+        part = key.partition(".")[0]
+        if part in given or (part == "widths" and "model" in given):
+            part = "model" if part == "widths" else part
+            raise UsageError(f"{word}: has no effect, as {part} is given as an object")
+        if arguments.get(key):
+            raise UsageError(f"{word}: has no effect beside {key}=...; give one of them")
 
 
 def _name(value: Any) -> str:

@@ -630,6 +630,19 @@ def test_strategies_that_need_the_loop_are_refused(reason):
         guard_of(REFUSED[reason], 0)
 
 
+@pytest.mark.parametrize(
+    ("model", "strategy", "said"),
+    [
+        (network, GPM, "strategy=<class .*GPM'>: give an object"),
+        (network, "gpm", "strategy='gpm': give an object"),
+        (lambda: nn.Linear, GPM(), "model=<class .*Linear'>: give a torch.nn.Module"),
+    ],
+)
+def test_what_is_no_strategy_and_what_is_no_network(model, strategy, said):
+    with pytest.raises(UsageError, match=said):
+        Guarded(model(), strategy)
+
+
 class Tokens(nn.Module):
     def __init__(self):
         super().__init__()

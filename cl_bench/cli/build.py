@@ -13,8 +13,17 @@ from torch.optim import SGD
 
 from cl_bench.cli.foreign import refuse_foreign
 from cl_bench.cli.kinds import require_made
-from cl_bench.cli.objects import build, checked_options, explained, target_of
+from cl_bench.cli.objects import (
+    as_values,
+    build,
+    checked_options,
+    explained,
+    plain,
+    refuse_given,
+    target_of,
+)
 from cl_bench.contracts import Strategy, Stream, UsageError
+from cl_bench.contracts.options import shown
 from cl_bench.experiment import Cosine, Plateau, Together, quiet_lightning
 
 __all__ = [
@@ -95,21 +104,30 @@ def build_optimizer(cfg: DictConfig) -> Any:
     """The factory, tried once on a parameter of its own: a negative rate shows before any work."""
     with explained(cfg):
         checked_options(target_of(cfg), cfg)
+        refuse_given(cfg, ["params"])
         factory = instantiate(cfg, _partial_=True, _convert_="all")
-        require_made(factory([{"params": [nn.Parameter()]}]), cfg)
+        with as_values():
+            require_made(factory([{"params": [nn.Parameter()]}]), cfg)
     return factory
 
 
 def build_schedule(cfg: DictConfig) -> Plateau | Cosine | Callable[..., Any] | None:
     """What becomes of the rate within a task, tried once; None where the group is empty."""
     if "_target_" not in cfg:
+        for key, value in plain(cfg).items():
+            raise UsageError(
+                f"schedule.{key}={shown(value)}: has no effect, as no schedule is chosen; add "
+                "schedule=..., for example schedule=cosine"
+            )
         return None
     if not cfg.get("_partial_"):
         return build(cfg)  # type: ignore[no-any-return]
     with explained(cfg):
         checked_options(target_of(cfg), cfg)
+        refuse_given(cfg, ["optimizer"])
         factory = instantiate(cfg, _partial_=True, _convert_="all")
-        require_made(factory(SGD([nn.Parameter()], lr=1.0)), cfg)
+        with as_values():
+            require_made(factory(SGD([nn.Parameter()], lr=1.0)), cfg)
     return factory  # type: ignore[no-any-return]
 
 

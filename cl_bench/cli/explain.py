@@ -33,10 +33,21 @@ def explain(error: Exception, overrides: Sequence[str], directories: Sequence[Pa
         The message, ours where we know the case, else the original one.
     """
     message = str(error).strip()
+    if match := re.search(r"An item is already at '([^']+)'", message):
+        return (
+            f"{_typed(match[1], overrides)}: {match[1]} has a value already; change it without "
+            f"the plus, {match[1]}=..."
+        )
     if match := re.match(r"Could not (?:override|append to config|delete).*? '([^']+)'", message):
         return _wrong_key(match[1], overrides, directories)
     if match := re.match(r"(?:In .*: )?Could not find '([^/']+)/([^']+)'", message):
         group, name = match[1], match[2]
+        if group == "hydra":
+            kind, _, plugin = name.partition("/")
+            return (
+                f"hydra/{kind}={plugin}: no such {kind} is installed; install the plugin that "
+                "brings it (docs/studies.md), or name another"
+            )
         return _no_such_option(group, name, options(directories, group))
     if match := re.match(r"Multiple values for (\w+)\.|(\w+) appears more than once", message):
         group = match[1] or match[2]
@@ -46,8 +57,24 @@ def explain(error: Exception, overrides: Sequence[str], directories: Sequence[Pa
             f"{_typed(group, overrides)}: {group} has a value already; change it without the "
             f"plus, {group}=..."
         )
+    if match := re.match(r"Error merging override (.+)", message):
+        key = match[1].lstrip("+").partition("=")[0]
+        return (
+            f"{match[1]}: {key} holds options of its own; set them one by one, {key}.<option>=..."
+        )
+    if match := re.match(r"Ambiguous value for argument '(.+)'", message):
+        key, _, values = match[1].partition("=")
+        return (
+            f"{match[1]}: a comma stands between values; write {key}=[{values}] for a list, a "
+            "point in a decimal number, or run one job a value with -m"
+        )
+    if "INTERVAL_SWEEP" in message:
+        wrong = next(o for p in _parsed(overrides) if p.is_interval_sweep() and (o := p.input_line))
+        return f"{wrong}: an interval is for a search, -m +search=...; name values, a,b,c"
     if isinstance(error, OverrideParseException):
         wrong = next((o for o in overrides if not _parsed([o])), error.override)
+        if any(c.isdecimal() and not c.isascii() for c in wrong):
+            return f"{wrong}: cannot be read; write numbers with the digits 0 to 9"
         return (
             f"{wrong}: cannot be read ({message.splitlines()[0]}); an override is key=value, with "
             f"quotes around special characters: 'key=\"value\"'"
@@ -77,6 +104,10 @@ def refuse_lists(overrides: Sequence[str]) -> str | None:
             "trainer",
             "logger",
             "federation",
+            "schedule",
+            "experiment",
+            "search",
+            "cluster",
         ) and (isinstance(value, list)):
             names = [str(v) for v in value]
             if key != "strategy":
@@ -97,6 +128,10 @@ def refuse_empty(words: Sequence[str], groups: Path) -> None:
     """
     for override in (o for word in words for o in _parsed([word])):
         key, sweeps = override.key_or_group, override.is_sweep_override()
+        if not key:
+            raise UsageError(f"{override.input_line}: names no setting; an override is key=value")
+        if override.is_interval_sweep():
+            continue  # a search draws from it; without one Hydra refuses it
         if sweeps and not any(True for _ in override.sweep_iterator()):
             raise UsageError(f"{override.input_line}: holds no value; name at least one")
         hydras = key.startswith("hydra")
@@ -106,7 +141,8 @@ def refuse_empty(words: Sequence[str], groups: Path) -> None:
             )
         choices = (str, list, dict)
         group = "." not in key and (groups / key).is_dir() and not override.is_delete()
-        if group and not sweeps and not isinstance(override.value(), choices):
+        value = None if sweeps else override.value()
+        if group and not sweeps and (value == "" or not isinstance(value, choices)):
             names = ", ".join(sorted(options([groups], key)))
             raise UsageError(f"{override.input_line}: choose one of {names}, or leave it out")
 

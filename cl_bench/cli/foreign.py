@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from cl_bench.contracts import UsageError
-from cl_bench.contracts.options import NotNegative, Positive, Range, shown
+from cl_bench.contracts.options import Count, NotNegative, Positive, Range, shown
 
 OPTIMIZER = {
     "lr": NotNegative,
@@ -30,7 +30,7 @@ SCHEDULE = {
 }
 
 TRAINER = {
-    "max_epochs": Range(least=1),
+    "max_epochs": Count,  # None would be a thousand
     "max_steps": Range(least=1),
     "devices": Range(least=1),
     "num_nodes": Range(least=1),
@@ -40,7 +40,7 @@ TRAINER = {
 }
 
 
-def ranges_of(target: Callable[..., Any]) -> Mapping[str, Range]:
+def ranges_of(target: Callable[..., Any]) -> Mapping[str, Any]:
     """Where the numbers among the options of a class must lie."""
     if not isinstance(target, type):
         return {}
@@ -96,6 +96,11 @@ def refuse_foreign(trainer: Mapping[str, Any]) -> None:
     for key, reason in REFUSED.items():
         if key in trainer:
             raise UsageError(f"trainer.{key}={shown(trainer[key])}: {reason}")
+    share = trainer.get("limit_train_batches")
+    if isinstance(share, float) and share > 1:
+        raise UsageError(
+            f"trainer.limit_train_batches={share}: a share in (0, 1], or a whole number of batches"
+        )
     if isinstance(trainer.get("profiler"), str):
         raise UsageError(
             f"trainer.profiler={trainer['profiler']}: its report would go to a log that is silent; "

@@ -1,5 +1,6 @@
 """The entry point: compose a configuration with Hydra, check it, run it."""
 
+import difflib
 import errno
 import importlib.util
 import os
@@ -88,6 +89,11 @@ def _main() -> int:
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda a: a not in ("-m", "--multirun"))
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     jobs = Jobs(sys.argv[1:], wants_traceback)
+    _, unknown = get_args_parser().parse_known_args(sys.argv[1:])
+    if unknown:
+        plain = unknown[0].lstrip("-").replace("-", "_").partition("=")[0]
+        _say_error(f"{unknown[0]}: there is no such flag; a setting has no dashes, {plain}=...")
+        return FAILED
     if not sys.stderr.isatty():
         for package in ("HF_DATASETS", "HF_HUB"):
             os.environ.setdefault(f"{package}_DISABLE_PROGRESS_BARS", "1")
@@ -291,6 +297,12 @@ class Jobs:
             raise UsageError(refused)
         for group, example in (("strategy", "gpm"), ("stream", "permuted_digits")):
             if group not in cfg:
+                for word in overrides:
+                    key, _, value = word.lstrip("+").partition("=")
+                    if difflib.get_close_matches(key, [group]):
+                        raise UsageError(
+                            f"{word}: there is no such setting. Did you mean +{group}={value}?"
+                        )
                 raise UsageError(
                     f"no {group} is named: add one, for example +{group}={example} "
                     "(python -m cl_bench lists them)"

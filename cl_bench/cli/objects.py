@@ -1,6 +1,5 @@
 """Any object from the node of a configuration that names it, with errors that name the key."""
 
-import difflib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -10,12 +9,13 @@ from typing import Any, get_args
 
 from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
+from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from cl_bench.cli.foreign import ranges_of
+from cl_bench.cli.foreign import REFUSED, ranges_of
 from cl_bench.cli.kinds import require_kind, require_made
 from cl_bench.contracts import UsageError
-from cl_bench.contracts.options import annotations, check
+from cl_bench.contracts.options import annotations, check, known, shown
 
 HYDRAS = ("_target_", "_partial_", "_convert_", "_recursive_")
 """Keys of a node that are for Hydra, not for the target."""
@@ -37,11 +37,29 @@ def build(cfg: DictConfig, **given: Any) -> Any:
         accepted = inspect.signature(target).parameters
         takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
         objects = {k: v for k, v in given.items() if takes_all or k in accepted}
+        refuse_given(cfg, objects)
         # Through _partial_, since Hydra would make a configuration of the objects.
         make = instantiate(cfg, _partial_=True, _convert_="all")
         made = make(**{**options, **objects})
         require_made(made, cfg)
         return made
+
+
+def refuse_given(cfg: DictConfig, names: Iterable[str]) -> None:
+    """Raise :class:`UsageError` if the configuration has an argument that the run itself gives."""
+    for name in names:
+        if cfg.get(name) is not None:
+            key = cfg._get_full_key(name)
+            raise UsageError(f"{key}={shown(plain(cfg)[name])}: the run gives it; leave it out")
+
+
+@contextmanager
+def as_values() -> Iterator[None]:
+    """Torch raises a ``RuntimeError`` for some settings of an optimizer or a schedule."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ValueError(str(error)) from None
 
 
 def target_of(cfg: DictConfig) -> Callable[..., Any]:
@@ -90,16 +108,15 @@ def require_arguments(target: Callable[..., Any], cfg: DictConfig) -> None:
     accepted = inspect.signature(target).parameters
     if any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
         return
+    users = [name for name in accepted if not (target is Trainer and name in REFUSED)]
     for key in cfg:
         if str(key) in accepted or str(key) in HYDRAS:
             continue
         name = cfg._get_full_key(str(key))
-        group = name.rpartition(".")[0]
-        close = difflib.get_close_matches(str(key), accepted, n=1)
-        hint = f" Did you mean {group}.{close[0]}?" if close else ""
+        hint = known(str(key), users, f"{name.rpartition('.')[0]}.")
         raise UsageError(
-            f"{name}={cfg[key]}: {target.__qualname__} has no such argument.{hint}\n"
-            f"It takes: {', '.join(accepted)}"
+            f"{name}={shown(plain(cfg, resolve=False)[str(key)])}: {target.__qualname__} has no "
+            f"such argument.{hint}\nIt takes: {', '.join(users)}"
         )
 
 
@@ -116,7 +133,7 @@ def explained(cfg: DictConfig) -> Iterator[None]:
             cause = cause.__cause__
         given = {str(k): v for k, v in cfg.items() if not str(k).startswith("_") and v is not None}
         named = {k: v for k, v in given.items() if f"{v}" in str(error)} or given
-        settings = ", ".join(f"{cfg._get_full_key(k)}={v}" for k, v in named.items())
+        settings = ", ".join(f"{cfg._get_full_key(k)}={shown(v)}" for k, v in named.items())
         refusing = cfg.get("_target_", cfg._get_full_key(None))
         remedy = _defaults(cfg, named)
         raise UsageError(f"{settings}: {refusing} does not take that ({error}){remedy}") from error

@@ -30,6 +30,7 @@ from cl_bench.contracts import Strategy, Stream, UsageError, derive_seed
 from cl_bench.experiment import (
     Plateau,
     check_batches,
+    check_epochs,
     check_pair,
     check_schedule,
     check_tasks,
@@ -137,7 +138,9 @@ def _tasks(
     federation = build(cfg.federation) if "federation" in cfg else None
     schedule = settings.loop.schedule
     check_pair(name, strategy, stream, federation is not None)
-    if federation is not None:
+    if federation is None:
+        check_epochs(strategy, stream, cfg.trainer.max_epochs)
+    else:
         check_federation(federation, name, strategy, stream, cfg.trainer, schedule)
     check_tasks(stream, validated=isinstance(schedule, Plateau))
     return stream, federation

@@ -119,7 +119,21 @@ def require_nodes(cfg: DictConfig, given: Mapping[str, Any]) -> None:
         node = cfg.get(name)
         made = name in MADE and name not in given
         if not isinstance(node, DictConfig) or (made and "_target_" not in node):
-            raise UsageError(f"{name} is missing: a run needs it; leave {name}=... or ~{name} out")
+            remedy = f"leave {name}=... or ~{name} out"
+            if node is None or isinstance(node, DictConfig):
+                raise UsageError(f"{name} is missing: a run needs it; {remedy}")
+            raise UsageError(
+                f"{name}={shown(node)}: its options stand below it, {name}.<option>=...; {remedy}"
+            )
+        target = node.get("_target_", name)
+        if not (isinstance(target, str) and target):
+            raise UsageError(f"{name}._target_={shown(target)}: name a class or a function")
+    added = {f"also.{n}": (node, f"+also={n}") for n, node in (cfg.get("also") or {}).items()}
+    if "federation" in cfg:
+        added["federation"] = (cfg.federation, "+federation=small")
+    for name, (node, word) in added.items():
+        if not isinstance(node, DictConfig) or "_target_" not in node:
+            raise UsageError(f"{name} has settings, but is not named: add {word}")
 
 
 def check_top_level(cfg: DictConfig) -> bool:
@@ -131,6 +145,12 @@ def check_top_level(cfg: DictConfig) -> bool:
     check(_top_level, found)
     reference = found.get("reference")
     if reference is not None:
+        numbers = list(inspect.signature(_published).parameters)
+        for key in set(reference) - set(numbers):
+            raise UsageError(
+                f"reference.{key}={shown(reference[key])}: no such number is compared; there are "
+                f"{', '.join(numbers)}"
+            )
         check(_published, reference, "reference.")
     return bool(found.get("deterministic", False))
 

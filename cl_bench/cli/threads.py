@@ -15,6 +15,9 @@ from cl_bench.errors import UsageError
 
 AUTO = "auto"
 
+MOST = 1024
+"""Threads; of a great many more, torch dies without a word."""
+
 NUMBERS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Variables by which a user, or a launcher, says how many threads there are."""
 
@@ -34,8 +37,11 @@ def wait_passively() -> None:
 def check_threads(threads: object) -> None:
     """Raise :class:`UsageError` if ``trainer.threads`` is no number of threads."""
     whole = isinstance(threads, int) and not isinstance(threads, bool)
-    if threads != AUTO and not (whole and threads >= 1):  # type: ignore[operator]
-        raise UsageError(f"trainer.threads={threads}: use auto, or a whole number of at least 1")
+    if threads != AUTO and not (whole and 1 <= threads <= MOST):  # type: ignore[operator]
+        shown = str(threads).lower() if isinstance(threads, bool) else threads
+        raise UsageError(
+            f"trainer.threads={shown}: use auto, or a whole number of at least 1 and at most {MOST}"
+        )
 
 
 def chosen(threads: object, processes: int = 1) -> int | None:

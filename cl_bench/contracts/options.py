@@ -140,7 +140,7 @@ def check(
     made: Callable[..., Any],
     values: Mapping[str, Any],
     prefix: str = "",
-    ranges: Mapping[str, Range] | None = None,
+    ranges: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The values as ``made`` takes them.
 
@@ -148,7 +148,8 @@ def check(
         made: a class or a function, whose annotations say what its options may be.
         values: options by name; those that it does not have are passed on as they are.
         prefix: what stands before an option's name in messages: ``"strategy."``.
-        ranges: of options of a class that is not ours.
+        ranges: of options of a class that is not ours: a :class:`Range`, or an annotation that
+            stands in place of that class's own.
 
     Raises:
         UsageError: a value is not what its annotation asks for.
@@ -161,11 +162,14 @@ def check(
             continue
         hint = hints[name]
         if ranges and name in ranges:
-            hint = Annotated[hint, ranges[name]]
+            own = ranges[name]
+            hint = Annotated[hint, own] if isinstance(own, Range) else own
         try:
             found[name] = _fit(hint, value)
         except _MisfitError as wrong:
-            told = shown(default) == shown(value) or (default is None and "null" in wrong.remedy)
+            told = shown(default) == shown(value) or (
+                default is None and ("null" in wrong.remedy or not _allows_null(hint))
+            )
             hint = "" if told else _default(default)
             raise UsageError(f"{prefix}{name}={shown(value)}: {wrong.remedy}{hint}") from None
     return found
@@ -248,6 +252,14 @@ def _ambiguous(text: str) -> bool:
         float(text)
     except ValueError:
         return text.lower() in ("", "true", "false", "null")
+    return True
+
+
+def _allows_null(hint: Any) -> bool:
+    try:
+        _fit(hint, None)
+    except _MisfitError:
+        return False
     return True
 
 
@@ -378,7 +390,7 @@ def _kind(hint: Any) -> str:
     if origin is Annotated:
         return _kind(inner[0])
     if origin in (Union, types.UnionType):
-        return " or ".join(map(_kind, inner))
+        return " or ".join(map(_kind, [m for m in inner if not _opaque(m)] or inner))
     if origin is Literal:
         return " or ".join(map(_word, inner))
     if origin in (list, tuple, collections.abc.Sequence, collections.abc.Iterable):

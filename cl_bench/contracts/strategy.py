@@ -38,6 +38,7 @@ class Needs:
         modalities: kinds of streams it can learn; empty means any.
         first_task: index of the first task that it treats in its own way; a stream of several
             tasks that ends before it is refused.
+        epochs: how many every task must be learned for, at least.
         freezes_weights: trains parameters of its own in place of the network's weights; a companion
             that pulls at the weights is refused.
         options: which option of the strategy decides one of the above, ``collects_on`` or a
@@ -51,6 +52,7 @@ class Needs:
     plateau: bool = False
     modalities: frozenset[str] = frozenset()
     first_task: int = 0
+    epochs: int = 1
     freezes_weights: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
 

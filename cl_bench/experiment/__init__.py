@@ -3,6 +3,7 @@
 from cl_bench.experiment.checkpoint import Checkpoints, CheckpointSettings
 from cl_bench.experiment.checks import (
     check_batches,
+    check_epochs,
     check_pair,
     check_schedule,
     check_sharded,
@@ -62,6 +63,7 @@ __all__ = [
     "UnprotectedSettings",
     "UpdateSettings",
     "check_batches",
+    "check_epochs",
     "check_pair",
     "check_schedule",
     "check_sharded",

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from cl_bench.contracts import Strategy, Stream, Task, UsageError
+from cl_bench.contracts.options import shown
 from cl_bench.experiment.loader import require_labels, require_samples, require_validation
 from cl_bench.experiment.plateau import Plateau
 from cl_bench.experiment.probes.settings import ProbeSettings
@@ -188,6 +189,18 @@ def check_batches(
             raise UsageError(f"task {task.name!r} has one validation sample: {why}")
 
 
+def check_epochs(strategy: Strategy, stream: Stream, max_epochs: int) -> None:
+    """Raise :class:`UsageError` if a task is learned for fewer epochs than the strategy needs."""
+    for needs in (member.needs for member in strategy.members):
+        for task in stream:
+            epochs = max_epochs if task.epochs is None else task.epochs
+            if epochs < needs.epochs:
+                raise UsageError(
+                    f"{needs.said('epochs', needs.epochs)}: task {task.name!r} has {epochs} "
+                    "epochs; name one of them, or null for the last"
+                )
+
+
 def check_schedule(strategy: Strategy, schedule: object) -> None:
     """Raise :class:`UsageError` if the strategy waits for a plateau that nothing looks for."""
     waiting = [m.needs for m in strategy.members if m.needs.plateau]
@@ -211,8 +224,8 @@ def processes(trainer: Mapping[str, Any]) -> int:
     whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (devices, nodes))
     if not whole or min(devices, nodes) < 1:
         raise UsageError(
-            f"trainer.devices={devices}, trainer.num_nodes={nodes}: whole numbers of at least 1 "
-            "(which GPUs, says the environment variable CUDA_VISIBLE_DEVICES)"
+            f"trainer.devices={shown(devices)}, trainer.num_nodes={shown(nodes)}: whole numbers of "
+            "at least 1 (which GPUs, says the environment variable CUDA_VISIBLE_DEVICES)"
         )
     return int(devices * nodes)
 

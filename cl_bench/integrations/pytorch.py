@@ -48,6 +48,8 @@ class Guarded:
         forward: Forward | None = None,
         seed: int = 0,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"model={model!r}: give a torch.nn.Module that is made already")
         require_served(strategy)
         self.learner = Borrowed(model, loss, forward, seed)
         self.strategy = strategy

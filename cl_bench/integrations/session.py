@@ -23,6 +23,8 @@ UNSERVED = {
 
 def require_served(strategy: Strategy) -> None:
     """Raise :class:`UsageError` if the strategy needs what somebody else's loop cannot give."""
+    if not isinstance(strategy, Strategy):
+        raise UsageError(f"strategy={strategy!r}: give an object, such as GPM(threshold=0.95)")
     name = type(strategy).__name__
     wanted = [what for hook, what in UNSERVED.items() if overrides(strategy, hook)]
     if strategy.needs.engine == "federated":

@@ -55,8 +55,8 @@ class Causal(LanguageLearner):
     ) -> None:
         if not isinstance(stream, LanguageStream):
             raise UsageError(
-                "learner=causal learns text, stream has none: use learner=classifier, or a "
-                "language stream such as +stream=biography/tiny"
+                f"a causal learner reads text, which stream {stream.name!r} does not have: use "
+                "learner=classifier, or a language stream such as +stream=biography/tiny"
             )
         config: Any = getattr(model, "config", None)
         if not hasattr(model, "get_output_embeddings") or config.is_encoder_decoder:

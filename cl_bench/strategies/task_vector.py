@@ -46,7 +46,7 @@ class TaskVector(Strategy):
     def __init__(
         self, alpha: Strength = 0.4, epoch: Count | None = None, start_task: Index = 1
     ) -> None:
-        self.needs = replace(self.needs, first_task=start_task)
+        self.needs = replace(self.needs, first_task=start_task, epochs=epoch or 1)
         self.alpha = alpha
         self.epoch = epoch
         self.start_task = start_task
