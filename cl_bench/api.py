@@ -120,8 +120,9 @@ def _require_kinds(given: Mapping[str, Any]) -> None:
             wanted = kinds[part].__name__
             raise UsageError(f"{part}={value!r}: give a name, or a {wanted}")
         if part == "optimizer" and not callable(value):
+            what = f"{type(value).__name__}(...)" if "\n" in repr(value) else repr(value)
             raise UsageError(
-                f"optimizer={type(value).__name__}(...): give a name, or what builds one: "
+                f"optimizer={what}: give a name, or what builds one: "
                 "functools.partial(torch.optim.SGD, lr=0.1)"
             )
 
