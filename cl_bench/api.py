@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.errors import HydraException
@@ -73,7 +73,7 @@ def run(
         raise UsageError(f"run_dir={run_dir!r}: give a path, or None")
     if resume not in (False, True, "start"):
         raise UsageError(f'resume={resume!r}: use False, True or "start"')
-    if not isinstance(seed, Integral):
+    if not isinstance(cast(object, seed), Integral):
         raise UsageError(f"seed={seed!r}: must be a whole number; by default 0")
     parts = {"stream": stream, "strategy": strategy, "model": model, "optimizer": optimizer}
     names = {k: v for k, v in parts.items() if isinstance(v, str)}
