@@ -656,6 +656,9 @@ def test_resume_stands_alone(tmp_path):
         UsageError, match=r"resume=\.\.\. stands alone, or with from=start, .* seed=3"
     ):
         resume([f"resume={tmp_path}", "seed=3"])
+    for words in (["resume"], ["resume="], ["resume", "from=start"]):
+        with pytest.raises(UsageError, match="resume=: names no run; give its directory"):
+            resume(words)
     with pytest.raises(UsageError, match=r"resume=\.\.\. stands there twice"):
         resume(["resume=a", "resume=b"])
 

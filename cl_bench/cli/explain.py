@@ -132,7 +132,11 @@ def refuse_empty(words: Sequence[str], groups: Path) -> None:
             raise UsageError(f"{override.input_line}: names no setting; an override is key=value")
         if override.is_interval_sweep():
             continue  # a search draws from it; without one Hydra refuses it
-        if sweeps and not any(True for _ in override.sweep_iterator()):
+        try:
+            idle = sweeps and not any(True for _ in override.sweep_iterator())
+        except ValueError as error:  # range(0,3,0)
+            raise UsageError(f"{override.input_line}: no sweep ({error})") from None
+        if idle:
             raise UsageError(f"{override.input_line}: holds no value; name at least one")
         hydras = key.startswith("hydra")
         if not (sweeps or hydras) and override.value() == {} and not override.is_delete():

@@ -180,9 +180,11 @@ def named(arguments: list[str], word: str) -> tuple[Path, list[str]]:
     """The directory of ``word=<run directory>``, and the other arguments.
 
     Raises:
-        UsageError: there are two.
+        UsageError: there is none, or there are two.
     """
-    first, *more = [a for a in arguments if a.startswith(f"{word}=")]
+    first, *more = [a for a in arguments if a.startswith(f"{word}=")] or [f"{word}="]
+    if first == f"{word}=":
+        raise UsageError(f"{first}: names no run; give its directory, {word}=runs/...")
     if more:
         raise UsageError(f"{word}=... stands there twice: {first} {' '.join(more)}")
     return Path(first.removeprefix(f"{word}=")), [a for a in arguments if a != first]
