@@ -283,7 +283,7 @@ def test_widths_that_nothing_takes_are_refused(begin):
         ("schedule=null", "choose one of constant, "),
         ("logger=5", "choose one of wandb"),
         ("seed=range(0)", "holds no value"),
-        ("seed=range(0,3,0)", "no sweep .range.. arg 3 must not be zero"),
+        ("seed=range(0,3,0)", "no sweep (range() arg 3 must not be zero)"),
         ("stream.attributes={}", "merges nothing"),
     ],
 )
