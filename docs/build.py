@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +193,8 @@ def needs(found: Needs) -> str:
     rows = []
     for key, value in vars(found).items():
         shown = ", ".join(sorted(value)) if isinstance(value, frozenset) else value
+        if isinstance(value, Mapping):
+            shown = ", ".join(f"{what} by {option}" for what, option in value.items()) or "none"
         words = {True: "yes", False: "no", "": "any"}
         rows.append(f"| `{key}` | {words.get(shown, shown)} | {said.get(key, '')} |")
     return "\n".join(["| | | |", "|---|---|---|", *rows])

@@ -7,6 +7,7 @@ import hydra
 import pytest
 import torch
 from omegaconf import OmegaConf
+from toys import make_stream
 
 from cl_bench.contracts import IGNORE, UsageError
 from cl_bench.learners import Causal
@@ -367,6 +368,6 @@ def test_learner_refuses_images_and_small_vocabularies():
     stream = make()
     with pytest.raises(UsageError, match="causal language model"):
         Causal(stream, torch.nn.Linear(2, 2), None, 8, 0)
-    with pytest.raises(UsageError, match="stream has none"):
-        Causal(object(), torch.nn.Linear(2, 2), None, 8, 0)
+    with pytest.raises(UsageError, match="reads text, which stream 'toy' does not have"):
+        Causal(make_stream(), torch.nn.Linear(2, 2), None, 8, 0)
     assert HOLE < 0

@@ -589,7 +589,7 @@ def test_a_strategy_that_needs_the_task_id_is_refused_where_there_is_none(own, t
     status, out, err = own("+strategy=needs_id", *withheld)
     assert (status, out) == (2, "")
     assert "'needs_id' needs the task id at test time, stream 'permuted_digits'" in err
-    assert "+stream=split_digits" in err
+    assert "use a task-incremental stream" in err
     assert not (tmp_path / "out").exists()
     assert own("+strategy=needs_id", "+stream=toy", "trainer.max_epochs=1")[0] == 0
 

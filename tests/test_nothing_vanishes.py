@@ -189,7 +189,7 @@ def test_whoever_is_stopped_while_beginning_again_can_do_so_again(run, finished,
 
     before = files(run)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cl_bench.tracking.record.Aside", Dies)
+        patch.setattr("cl_bench.tracking.opening.Aside", Dies)
         with pytest.raises(KeyboardInterrupt):
             learn(run, resume="start")
     if moved:
