@@ -30,6 +30,7 @@ from cl_bench.contracts.errors import UsageError
 from tasks.images import files
 from tasks.images.arrange import pixel_orders
 from tasks.images.cache import cached
+from tasks.images.decode import open_image
 from tasks.images.views import Permutation, Rotation
 from tasks.memory import MemoryData
 from tasks.permuted_digits import PermutedDigits
@@ -976,3 +977,22 @@ def test_rotated_and_split_mnist_share_the_decoded_images(mnist_cache, monkeypat
     some = torch.arange(100)
     turned = torch.rot90(rotated[0].test[some]["x"], 1, (2, 3))
     assert torch.allclose(rotated[2].test[some]["x"], turned, atol=1e-4)
+
+
+def test_images_come_from_the_folder_that_was_named(tmp_path):
+    """A parquet file of somebody else's may name any file, or none."""
+    inside = tmp_path / "data" / "a.png"
+    inside.parent.mkdir()
+    Image.fromarray(make_pixels(1, (4, 4))[0]).save(inside)
+    outside = tmp_path / "secret.png"
+    inside.rename(outside)
+    Image.fromarray(make_pixels(1, (4, 4))[0]).save(inside)
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    for root in (tmp_path / "data", tmp_path / "link"):
+        assert open_image({"bytes": None, "path": str(inside)}, 0, root).size == (4, 4)
+        for path in (outside, root / ".." / "secret.png"):
+            with pytest.raises(UsageError, match=r"image 3 .* is a file outside of"):
+                open_image({"bytes": None, "path": str(path)}, 3, root)
+    for cell in (None, {"bytes": None, "path": None}, {"bytes": b"", "path": ""}):
+        with pytest.raises(UsageError, match="image 3 of the stream's data is missing"):
+            open_image(cell, 3)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,12 +55,14 @@ class EncodedImages:
             whose image column has ``decode=False``.
         column: name of that column.
         form: the shape to decode to.
+        root: folder in which images that are named by a path lie; None: anywhere.
     """
 
-    def __init__(self, cells: Any, column: str, form: Form) -> None:
+    def __init__(self, cells: Any, column: str, form: Form, root: Path | None = None) -> None:
         self.cells = cells
         self.column = column
         self.form = form
+        self.root = root
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -96,9 +99,11 @@ class EncodedImages:
             pixels[rows] = self[rows]
         return pixels
 
-    def _decode(self, cell: dict[str, Any], row: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    def _decode(
+        self, cell: dict[str, Any] | None, row: int
+    ) -> "np.ndarray[Any, np.dtype[np.uint8]]":
         form = self.form
-        image = open_image(cell, row)
+        image = open_image(cell, row, self.root)
         if form.grey_guessed and image.mode not in GREY_MODES:
             raise UsageError(
                 f"stream.grayscale=null: the first image is grey but image {row} is in colour "
@@ -119,15 +124,23 @@ class EncodedImages:
         return pixels[None] if form.channels == 1 else pixels.transpose(2, 0, 1)
 
 
-def open_image(cell: dict[str, Any], row: int) -> "Image":
+def open_image(cell: dict[str, Any] | None, row: int, root: Path | None = None) -> "Image":
     """The Pillow image of one cell, loaded and upright.
 
     Raises:
-        UsageError: if it is broken, or deeper than 8 bits a channel.
+        UsageError: there is none, it is broken, deeper than 8 bits a channel, or a file outside of
+            ``root``.
     """
     from PIL import Image, ImageOps
 
+    if cell is None or not (cell.get("bytes") or cell.get("path")):
+        raise UsageError(f"image {row} of the stream's data is missing: leave that row out")
     where = f"image {row}" + (f" ({cell['path']})" if cell.get("path") else "")
+    if cell.get("bytes") is None and root is not None and not _inside(cell["path"], root):
+        raise UsageError(
+            f"{where} of the stream's data is a file outside of {root}: put it there, or its bytes "
+            "into the parquet file"
+        )
     try:
         image = Image.open(cell["path"] if cell.get("bytes") is None else BytesIO(cell["bytes"]))
         image.load()
@@ -139,8 +152,19 @@ def open_image(cell: dict[str, Any], row: int) -> "Image":
     return image
 
 
+def _inside(path: str, root: Path) -> bool:
+    """Whether a file lies in a folder by its name, or by where its name leads."""
+    return any(
+        Path(place(path)).is_relative_to(place(root))
+        for place in (os.path.abspath, os.path.realpath)
+    )
+
+
 def choose_form(
-    first: dict[str, Any], grayscale: bool | None, image_size: Sequence[int] | None
+    first: dict[str, Any] | None,
+    grayscale: bool | None,
+    image_size: Sequence[int] | None,
+    root: Path | None = None,
 ) -> Form:
     """The common form of a data set's images.
 
@@ -148,8 +172,9 @@ def choose_form(
         first: cell of the first training image: gives what the other arguments leave open.
         grayscale: one channel, three, or (None) as in the first image.
         image_size: (height, width), or None for the size of the first image.
+        root: as in :class:`EncodedImages`.
     """
-    image = open_image(first, 0)
+    image = open_image(first, 0, root)
     grey = image.mode in GREY_MODES if grayscale is None else grayscale
     height, width = (image.height, image.width) if image_size is None else image_size
     return Form(

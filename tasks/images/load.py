@@ -113,8 +113,9 @@ def _encoded(
     image_size: Sequence[int] | None,
 ) -> dict[str, EncodedImages]:
     column = wanted.image_column
-    form = choose_form(splits["train"][0][column], grayscale, image_size)
-    return {name: EncodedImages(split, column, form) for name, split in splits.items()}
+    root = None if wanted.data_dir is None else Path(wanted.data_dir).expanduser()
+    form = choose_form(splits["train"][0][column], grayscale, image_size, root)
+    return {name: EncodedImages(split, column, form, root) for name, split in splits.items()}
 
 
 def _cells(splits: dict[str, EncodedImages]) -> dict[str, Any]:
