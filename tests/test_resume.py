@@ -308,6 +308,16 @@ def test_the_newest_checkpoints_stay(tmp_path):
     assert 0 < summary["checkpoint_seconds"] < summary["wall_seconds"]
 
 
+def test_a_kill_between_writing_and_letting_go_leaves_none_too_many(tmp_path, monkeypatch):
+    learn(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_let_go", lambda self: None)
+        die(tmp_path / "run", dies_at=31)
+    assert len(names(tmp_path / "run")) > 2
+    learn(tmp_path / "run", resume=True)
+    same(tmp_path / "whole", tmp_path / "run")
+
+
 def test_what_is_due_at_the_end_of_an_epoch_waits_for_the_next(tmp_path):
     learn(tmp_path / "run", every=5, keep=100)
     assert [n for n in names(tmp_path / "run") if n.startswith("task0001")] == [

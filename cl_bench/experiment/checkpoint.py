@@ -119,9 +119,13 @@ class Checkpoints:
         path = self.directory / f"task{task:04}-step{step:09}.pt"
         make_directory(self.directory)
         write_atomically(path, lambda file: write_checkpoint(file, state))
+        self._let_go()
+        self.seconds += time.perf_counter() - begun
+
+    def _let_go(self) -> None:
+        """Delete the oldest that are more than stay."""
         for old in self.paths()[: -self.settings.keep]:
             delete(old)
-        self.seconds += time.perf_counter() - begun
 
     def save_weights(self, learned: int, weights: Mapping[str, Tensor]) -> bytes | None:
         """Keep the network's weights after ``learned`` tasks, if they are wanted.
@@ -174,6 +178,7 @@ class Checkpoints:
             if found is None or other.name > found.path.name:
                 aside.take(other)
         self.weights.set_aside_after(int(found.state["task"]) if found else -1, aside)
+        self._let_go()  # a kill may have come between writing one and that
 
 
 class _Hashing:
