@@ -82,9 +82,9 @@ def cases(data):
                 if data is None:
                     continue
                 words = (*words, f"stream.data_dir={data}")
-            if "federated" not in _engines(path):
+            if "local" in _engines(path):
                 found[f"{name} {stream}"] = (*words, *more)
-            if stream in FEDERATED_STREAMS and "local" not in _engines(path):
+            if stream in FEDERATED_STREAMS and "federated" in _engines(path):
                 words = tuple(w for w in words if w != "pack=1")
                 federation = ("+federation=small", *FEDERATED)
                 found[f"{name} {stream} federated"] = (*words, *federation, *more)
@@ -96,7 +96,7 @@ def _engines(path):
     from hydra.utils import get_class
     from omegaconf import OmegaConf
 
-    return str(get_class(OmegaConf.load(path)["_target_"]).needs.engine)
+    return get_class(OmegaConf.load(path)["_target_"]).needs.engines
 
 
 class Commit:

@@ -20,7 +20,7 @@ from torch import nn
 from torch.optim import SGD, Adafactor, Adam, AdamW
 from toys import learn, learn_stream, make_engine, make_learner, make_stream, mlp, weights
 
-from cl_bench.contracts import UsageError
+from cl_bench.contracts import Plan, UsageError
 from cl_bench.experiment.weights import read_weights
 from cl_bench.learners import NetworkServices
 from cl_bench.strategies.adaptive_svd import AdaptiveSVD
@@ -241,7 +241,7 @@ def test_clipping_accumulation_and_mixed_precision_keep_it_too(parametrisation, 
         precision=precision,
     )
     for task in stream[:2]:
-        engine.learn(task, task.train)
+        engine.learn(task, Plan(task.train))
     for _, split, D in strategy.changes:
         assert D.norm() > 1e-3
         assert max(touching(split, D)) < 1e-4
@@ -259,7 +259,7 @@ def test_weights_in_half_precision_are_made_from_cores_in_full():
     strategy = Last(**half())
     engine = make_engine(learner, strategy, precision="bf16-true")
     for task in stream[:2]:
-        engine.learn(task, task.train)
+        engine.learn(task, Plan(task.train))
     assert len(strategy.made) == 3
     for name, made in strategy.made.items():
         weight = learner.get_parameter(f"{name}.weight").detach()
@@ -281,7 +281,7 @@ def test_packs_of_batches_learn_the_same(parametrisation):
             learner, AdaptiveSVD(**half(parametrisation=parametrisation)), pack=pack
         )
         for task in stream[:2]:
-            engine.learn(task, task.train)
+            engine.learn(task, Plan(task.train))
         found.append(weights(learner))
     for name, weight in found[0].items():
         assert torch.allclose(weight, found[1][name], atol=1e-6)
@@ -326,7 +326,7 @@ def test_accumulated_gradients_are_mapped_and_weights_made_once_a_step(monkeypat
     engine = make_engine(
         learner, AdaptiveSVD(**half(start_task=0)), epochs=1, accumulate_grad_batches=4
     )
-    engine.learn(stream[0], stream[0].train)  # four batches of ten: one step
+    engine.learn(stream[0], Plan(stream[0].train))  # four batches of ten: one step
     assert calls == ["pull_back"] * 3 + ["push_forward"] * 3
 
 

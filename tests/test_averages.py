@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import SGD
 from toys import DIM, ToyTask, make_engine, make_learner, weights
 
-from cl_bench.contracts import Loss, Stream, generator
+from cl_bench.contracts import Loss, Plan, Stream, generator
 from cl_bench.experiment import LoopSettings, Plateau
 from cl_bench.learners.window import Window
 from cl_bench.strategies.finetune import Finetune
@@ -56,7 +56,7 @@ def learned(stream, strategy=None, batch_size=8, rate=RATE, epochs=1, schedule=N
     events = Events()
     engine = type(made)(learner, strategy, made.trainer, settings, None, events, events)
     for task in stream:
-        engine.learn(task, task.train)
+        engine.learn(task, Plan(task.train))
     return learner, events.epochs
 
 
@@ -144,7 +144,7 @@ def test_accumulated_answers_weigh_by_their_tokens():
             accumulate_grad_batches=every,
             limit_train_batches=every,
         )
-        engine.learn(learner.prompts[1], learner.prompts[1].train)
+        engine.learn(learner.prompts[1], Plan(learner.prompts[1].train))
         ended.append(weights(learner))
     for name, expected in ended[0].items():
         torch.testing.assert_close(ended[1][name], expected, atol=1e-5, rtol=1e-4)

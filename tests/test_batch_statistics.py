@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import SGD
 from toys import DIM, ToyTask, learn, make_engine, make_learner, make_stream
 
-from cl_bench.contracts import Stream, UsageError, batch_sizes, generator
+from cl_bench.contracts import Plan, Stream, UsageError, batch_sizes, generator
 from cl_bench.experiment import EvalLoader, Plateau, TrainLoader, check_batches
 from cl_bench.experiment.probes.untouched import measure
 from cl_bench.federation import Federation, check_shares
@@ -139,7 +139,7 @@ def test_a_lone_last_sample_stops_nobody(strategy, tracks):
     made = strategy()
     engine = make_engine(learner, made, epochs=1)
     for task in stream:
-        engine.learn(task, task.train)
+        engine.learn(task, Plan(task.train))
     scores = engine.evaluate(stream, 20, None)
     assert all(0 <= s <= 1 for s in scores.values())
 
@@ -226,7 +226,7 @@ def test_outputs_that_are_not_finite_stop_the_run(what):
         learner.begin(stream[0], strategy)
     if what == "after a task":
         with pytest.raises(DivergedError, match="training data are not finite in task 't0'"):
-            engine.learn(stream[0], stream[0].train)
+            engine.learn(stream[0], Plan(stream[0].train))
         return
     with torch.no_grad():
         learner.heads[0].weight.fill_(torch.nan)
@@ -264,5 +264,5 @@ def test_a_plateau_measures_mixed_batches(monkeypatch):
     engine = make_engine(learner, Finetune(), epochs=1)
     object.__setattr__(engine.settings, "schedule", Plateau())
     object.__setattr__(engine.settings, "validation_batch_size", 20)
-    engine.learn(stream[0], stream[0].train)
+    engine.learn(stream[0], Plan(stream[0].train))
     assert set(seen) == {3}

@@ -21,6 +21,7 @@ from cl_bench.contracts import (
     IGNORE,
     LanguageStream,
     Origin,
+    Plan,
     Pretraining,
     Protect,
     Task,
@@ -98,7 +99,7 @@ def learn(learner, strategy, stream, epochs=1):
         learner, strategy, trainer, LoopSettings(0, 8), None, Silent(), Silent()
     )
     for t, task in enumerate(stream):
-        engine.learn(task, strategy.train_data(stream, t))
+        engine.learn(task, strategy.plan(stream, t))
     return engine
 
 
@@ -348,7 +349,7 @@ def test_gpm_keeps_the_outputs_on_the_protected_tokens():
     learner.eval()
     before = {n: layer.matrix(layer.weight.detach(), layer.bias) for n, layer in layers.items()}
     before = {n: m.detach().clone() for n, m in before.items()}
-    engine.learn(stream[1], stream[1].train)
+    engine.learn(stream[1], Plan(stream[1].train))
     for name, layer in layers.items():
         change = layer.matrix(layer.weight.detach(), layer.bias).detach() - before[name]
         M = strategy.memory[name].float()
@@ -428,7 +429,7 @@ def test_frozen_weights_stay_bit_for_bit_and_have_no_optimizer_state(architectur
     engine = LightningEngine(
         learner, strategy, _Trainer(), LoopSettings(0, 8), None, Silent(), Silent()
     )
-    engine.learn(stream[1], stream[1].train)
+    engine.learn(stream[1], Plan(stream[1].train))
     frozen = frozen_names(learner)
     assert frozen
     after = dict(learner.named_parameters())
@@ -465,7 +466,7 @@ def test_with_all_blocks_frozen_hidden_states_stay_the_same():
         learner(batch)
         LightningEngine(
             learner, strategy, _Trainer(), LoopSettings(0, 8), None, Silent(), Silent()
-        ).learn(stream[1], stream[1].train)
+        ).learn(stream[1], Plan(stream[1].train))
         seen = seen[:1]
         learner.eval()
         learner(batch)
@@ -497,7 +498,7 @@ def test_early_stop_comes_at_the_first_epoch_that_reaches_the_metric_and_never_l
         learner, strategy, trainer, LoopSettings(0, 8), None, Heard(), Silent()
     )
     for t, task in enumerate(stream):
-        engine.learn(task, strategy.train_data(stream, t))
+        engine.learn(task, strategy.plan(stream, t))
     assert [e for t, e in epochs if t == 0] == [1, 2, 3, 4, 5, 6]  # start_task leaves it alone
     assert [e for t, e in epochs if t == 1] == [1, 2, 3, 4]
     assert asked == [10] * 4
@@ -718,7 +719,7 @@ def test_a_task_decides_its_epochs_and_scales_the_rate():
         learner, Finetune(), trainer, LoopSettings(0, 8), None, Heard(), Silent()
     )
     for task in stream:
-        engine.learn(task, task.train)
+        engine.learn(task, Plan(task.train))
     assert rates == [(0, 0.05)] * 3 + [(1, 0.1)] * 2
     scores = engine.evaluate(list(stream), 100, None)
     assert set(scores) == {"s0", "s1"}

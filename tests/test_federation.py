@@ -25,7 +25,7 @@ from toys import (
     weights,
 )
 
-from cl_bench.contracts import Protect, UsageError
+from cl_bench.contracts import Plan, Protect, UsageError
 from cl_bench.experiment import (
     AlignmentSettings,
     CheckpointSettings,
@@ -89,7 +89,7 @@ def engine_of(learner, strategy, federation=FEDERATION, reducer=None, seed=0):
 def learn(learner, strategy, stream, federation=FEDERATION, reducer=None):
     engine = engine_of(learner, strategy, federation, reducer)
     for task in stream:
-        engine.learn(task, task.train)
+        engine.learn(task, Plan(task.train))
         yield task
 
 
@@ -616,7 +616,7 @@ def test_only_clients_with_data_are_asked(monkeypatch):
     )
     engine = engine_of(make_learner(stream), FedAvg(), settings)
     for task in stream:
-        engine.learn(task, task.train)
+        engine.learn(task, Plan(task.train))
         held = (engine.history.counts[task.index].sum(1) > 0).nonzero().squeeze(1).tolist()
         assert {k for t, k, _ in asked if t == task.index} == set(held)
         assert len(held) <= 8
@@ -632,7 +632,7 @@ def test_a_round_that_everybody_misses_changes_nothing(monkeypatch):
     monkeypatch.setattr(engine, "_reporting", lambda turns: [])
     before = weights(learner)
     for task in stream:
-        engine.learn(task, task.train)
+        engine.learn(task, Plan(task.train))
     for name, value in weights(learner).items():
         assert torch.equal(value, before[name])
     assert strategy.basis == {}
@@ -649,7 +649,7 @@ def test_drop_outs_are_left_out_of_the_mean():
             counted.append(event)
 
     engine.record = Kept()
-    engine.learn(stream[0], stream[0].train)
+    engine.learn(stream[0], Plan(stream[0].train))
     dropped = [event["dropped"] for event in counted]
     assert 0.35 < sum(dropped) / 300 < 0.65
     assert all(event["steps"] == 10 - lost for event, lost in zip(counted, dropped, strict=True))
@@ -697,7 +697,7 @@ def test_clients_keep_their_replay_memory_to_themselves():
     engine = engine_of(make_learner(stream), strategy, Federation(4, 4, 2))
     first = {}
     for task in stream:
-        engine.learn(task, task.train)
+        engine.learn(task, Plan(task.train))
         assert strategy.buffer == {}  # the server has none
         for client, state in engine.site.private.items():
             own = engine.site._tasks[client].train
@@ -884,7 +884,7 @@ def test_fot_forgets_less_than_half_of_what_fedavg_forgets(seed, kind):
         engine = engine_of(learner, strategy, federation, seed=seed)
         rows = []
         for task in stream:
-            engine.learn(task, task.train)
+            engine.learn(task, Plan(task.train))
             rows.append(engine.evaluate(list(stream), 2000, None))
         name = type(strategy).__name__
         lost[name] = rows[0]["perm_0"] - rows[1]["perm_0"]

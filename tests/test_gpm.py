@@ -28,7 +28,7 @@ from toys import (
     weights,
 )
 
-from cl_bench.contracts import Protect, UsageError
+from cl_bench.contracts import Plan, Protect, UsageError
 from cl_bench.experiment import Together
 from cl_bench.strategies.ewc import EWC
 from cl_bench.strategies.finetune import Finetune
@@ -134,9 +134,9 @@ def test_no_leak_under_the_engine(optimizer, pack, clip):
     gpm = GPM(0.8, samples=40)
     options = {} if clip is None else {"gradient_clip_val": clip}
     engine = make_engine(learner, gpm, epochs=4, pack=pack, **options)
-    engine.learn(stream[0], stream[0].train)
+    engine.learn(stream[0], Plan(stream[0].train))
     before, memory = matrices(learner, gpm.protect), dict(gpm.memory)
-    layers = engine.learn(stream[1], stream[1].train)
+    layers = engine.learn(stream[1], Plan(stream[1].train))
     for name, (leak, size) in leaks(learner, gpm, before, memory).items():
         assert size > 1e-3
         assert leak < 2e-4

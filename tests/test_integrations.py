@@ -20,7 +20,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from torch.utils.data import DataLoader, TensorDataset
 from toys import make_engine
 
-from cl_bench.contracts import Protect, Strategy, UsageError
+from cl_bench.contracts import Plan, Protect, Strategy, UsageError
 from cl_bench.experiment import Together, TrainLoader
 from cl_bench.integrations import ContinualCallback, Guarded
 from cl_bench.learners import Classifier
@@ -210,7 +210,7 @@ def engine_weights(optimizer, epochs=2):
     start = [p.detach().clone() for p in learner.parameters()]
     engine = make_engine(learner, GPM(threshold=0.97), epochs, batch_size=32)
     for task in stream():
-        engine.learn(task, task.train)
+        engine.learn(task, Plan(task.train))
     return start, [p.detach() for p in learner.parameters()]
 
 

@@ -322,7 +322,7 @@ def test_strategies_run_unchanged(family, name):
         learner, strategy, trainer, LoopSettings(0, 4), None, Silent(), Silent()
     )
     for t, task in enumerate(stream):
-        engine.learn(task, strategy.train_data(stream, t))
+        engine.learn(task, strategy.plan(stream, t))
     after = snapshot(learner)
     assert any(not torch.equal(before[n], after[n]) for n in before)
     assert all(p.isfinite().all() for p in after.values())

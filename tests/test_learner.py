@@ -22,7 +22,7 @@ from toys import (
     weights,
 )
 
-from cl_bench.contracts import Protect, UsageError
+from cl_bench.contracts import Plan, Protect, UsageError
 from cl_bench.experiment import Together
 from cl_bench.learners import DivergedError, objective
 from cl_bench.packed import stepping
@@ -328,7 +328,7 @@ def trained(strategy, optimizer, pack, n=43, model=None, epochs=2):
     learner = make_learner(stream, model or mlp(), optimizer, pack=pack)
     engine = make_engine(learner, strategy, epochs=epochs, pack=pack)
     for t, task in enumerate(stream):
-        engine.learn(task, strategy.train_data(stream, t))
+        engine.learn(task, strategy.plan(stream, t))
     return weights(learner), learner.learned_steps
 
 
@@ -449,7 +449,7 @@ def test_the_engine_is_the_plain_loop():
     engine = make_engine(by_engine, GPM(0.8), epochs=3)
     strategy = GPM(0.8)
     for task in stream:
-        engine.learn(task, task.train)
+        engine.learn(task, Plan(task.train))
         learn(by_hand, strategy, task, epochs=3)
     for n, weight in weights(by_hand).items():
         torch.testing.assert_close(weights(by_engine)[n], weight)
@@ -465,7 +465,7 @@ def test_the_mean_loss_of_an_epoch(pack):
         def after_epoch(self, learner, task, progress):
             seen.append((progress.epoch, progress.max_epochs, progress.train_loss))
 
-    make_engine(learner, Watching(), epochs=2, pack=pack).learn(stream[0], stream[0].train)
+    make_engine(learner, Watching(), epochs=2, pack=pack).learn(stream[0], Plan(stream[0].train))
     batch = stream[0].everything
     loss = float(learner.loss(learner(batch), batch).detach())
     assert seen == [(1, 2, pytest.approx(loss, rel=1e-5)), (2, 2, pytest.approx(loss, rel=1e-5))]
@@ -504,7 +504,7 @@ def test_a_loss_that_is_not_finite_names_task_and_step(pack, value, window, monk
     learner = make_learner(make_stream(n=100), pack=pack)
     engine = make_engine(learner, Finetune(), pack=pack)
     with pytest.raises(DivergedError, match=r"became nan in task 't1' at step 7; lower the"):
-        engine.learn(task, task.train)
+        engine.learn(task, Plan(task.train))
 
 
 def test_divergence_stops_the_run_and_is_a_usage_error():
@@ -512,7 +512,7 @@ def test_divergence_stops_the_run_and_is_a_usage_error():
     learner = make_learner(stream, optimizer=functools.partial(SGD, lr=1e30))
     engine = make_engine(learner, Finetune(), epochs=3)
     with pytest.raises(UsageError, match=r"in task 't0' at step \d"):
-        engine.learn(stream[0], stream[0].train)
+        engine.learn(stream[0], Plan(stream[0].train))
 
 
 # -- misuse ----------------------------------------------------------------------------------------
@@ -528,7 +528,7 @@ def test_labels_outside_the_head_are_refused():
     wrong = ToyTask(0, 0, range(2), task.everything["x"], task.everything["y"])
     learner = make_learner(make_stream())
     with pytest.raises(UsageError, match=r"labels 0\.\.2.*0\.\.1"):
-        make_engine(learner, Finetune()).learn(wrong, wrong.train)
+        make_engine(learner, Finetune()).learn(wrong, Plan(wrong.train))
 
 
 def test_evaluation_scores_every_task_and_changes_nothing():

@@ -37,10 +37,10 @@ def test_half_precision_clipped_and_accumulated(name):
         gradient_clip_val=0.5,
         accumulate_grad_batches=2,
     )
-    engine.learn(stream[0], strategy.train_data(stream, 0))
+    engine.learn(stream[0], strategy.plan(stream, 0))
     before = weights(learner)
     remembered = dict(strategy.memory) if isinstance(strategy, GPM) else {}
-    engine.learn(stream[1], strategy.train_data(stream, 1))
+    engine.learn(stream[1], strategy.plan(stream, 1))
     after = weights(learner)
     assert all(w.dtype == torch.float32 and bool(w.isfinite().all()) for w in after.values())
     with strategy.inference(learner, stream[1]):

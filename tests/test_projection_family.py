@@ -26,7 +26,7 @@ from toys import (
     weights,
 )
 
-from cl_bench.contracts import Progress, Protect, UsageError
+from cl_bench.contracts import Plan, Progress, Protect, UsageError
 from cl_bench.experiment import (
     AlignmentSettings,
     CheckpointSettings,
@@ -611,7 +611,7 @@ def test_projecting_inputs_is_projecting_gradients(name, pack):
         strategy = make(name, threshold=0.8, project=project)
         engine = make_engine(learner, strategy, epochs=3, pack=pack)
         for task in stream:
-            engine.learn(task, task.train)
+            engine.learn(task, Plan(task.train))
         learned[project] = weights(learner)
     for layer, w in learned["input"].items():
         torch.testing.assert_close(w, learned["gradient"][layer], atol=1e-4, rtol=1e-3)
@@ -646,7 +646,7 @@ def relaxed(network="mlp", optimizer=sgd, epochs=12, pack=1, **options):
     }
     rogo = Watching(**options)
     engine = make_engine(learner, rogo, epochs=epochs, pack=pack)
-    engine.learn(stream[0], stream[0].train)
+    engine.learn(stream[0], Plan(stream[0].train))
     return stream, learner, rogo, engine
 
 
@@ -658,7 +658,7 @@ def test_changes_inside_the_memory_are_those_of_the_relaxed_space(network, optim
     for task in stream.tasks[1:]:
         before, memory = matrices(learner), dict(rogo.memory)
         naive = accuracy(learner, task)
-        layers = engine.learn(task, task.train)
+        layers = engine.learn(task, Plan(task.train))
         after = matrices(learner)
         for name, M in memory.items():
             change = after[name] - before[name]
@@ -700,7 +700,7 @@ def test_weights_that_gradients_carry_and_weights_that_follow_go_the_same_way(mo
             return spaces
 
         rogo._nothing_relaxed = kept
-        engine.learn(stream[1], stream[1].train)
+        engine.learn(stream[1], Plan(stream[1].train))
         assert max(float(c.norm()) for c in rogo.changes.values()) > 1e-2
         ends[carried] = (weights(learner), rogo.changes)
     for mine, theirs in zip(ends[True], ends[False], strict=True):
@@ -736,7 +736,7 @@ def test_without_relaxation_it_is_gpm_bit_for_bit(network, pack):
         learner = make_learner(stream, NETWORKS[network][0](), sgd, pack=pack)
         engine = make_engine(learner, strategy, epochs=2, pack=pack)
         for task in stream:
-            layers = engine.learn(task, task.train)
+            layers = engine.learn(task, Plan(task.train))
         learned.append(learner)
     assert all(row["relaxed"] == 0 for row in layers.values())
     assert same_weights(*learned)
@@ -752,7 +752,7 @@ def test_a_strong_penalty_gives_gpm():
         stream, learner = setting()
         engine = make_engine(learner, strategy, epochs=4)
         for task in stream[:2]:
-            layers = engine.learn(task, task.train)
+            layers = engine.learn(task, Plan(task.train))
         learned[name] = matrices(learner)
         if name != "gpm":
             assert sum(row["relaxed"] for row in layers.values()) > 0
@@ -923,7 +923,7 @@ def test_the_engine_scores_each_task_with_its_own_scaling():
     trgp = TRGP(0.9, samples=100)
     engine = make_engine(learner, trgp, epochs=1)
     for task in stream:
-        engine.learn(task, task.train)
+        engine.learn(task, Plan(task.train))
     scores = engine.evaluate(list(stream), 500, None)
     for task in stream:
         learner.eval()
@@ -1281,7 +1281,7 @@ def test_every_strategy_learns_on_the_papers_networks(name, network):
     engine = make_engine(learner, strategy, epochs=2, batch_size=12)
     before = weights(learner)
     for task in stream:
-        layers = engine.learn(task, task.train)
+        layers = engine.learn(task, Plan(task.train))
     assert all("rank" in row for row in layers.values())
     after = weights(learner)
     assert float((after["backbone.conv1.weight"] - before["backbone.conv1.weight"]).norm()) > 0

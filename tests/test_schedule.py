@@ -12,7 +12,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 from toys import make_engine, make_learner, make_stream, mlp
 
-from cl_bench.contracts import EpochDecision, Strategy, UsageError
+from cl_bench.contracts import EpochDecision, Plan, Strategy, UsageError
 from cl_bench.experiment import Cosine, LoopSettings, Plateau
 from cl_bench.experiment.plateau import BestEpoch
 from cl_bench.strategies.er import ER
@@ -53,7 +53,7 @@ def run(strategy, schedule, *, lr=0.05, epochs=6, pack=1, stream=None, tasks=1):
     events = Events()
     engine = type(engine)(learner, strategy, engine.trainer, settings, None, events, events)
     for task in stream:
-        engine.learn(task, task.train)
+        engine.learn(task, Plan(task.train))
     return learner, events.epochs
 
 
@@ -157,7 +157,7 @@ def test_strategy_and_weights_go_back_to_the_same_epoch(make, scenario, monkeypa
             # ROGO relaxes after every epoch but the last: here not after the second either.
             if isinstance(strategy, ROGO):
                 strategy.rounds = 1
-            engine.learn(task, task.train)
+            engine.learn(task, Plan(task.train))
         ended.append({name: p.detach().clone() for name, p in learner.named_parameters()})
     for name, weight in ended[0].items():
         assert torch.equal(weight, ended[1][name]), name
@@ -246,7 +246,7 @@ def test_a_cosine_is_as_long_as_the_task(pack, every, steps):
     events = Events()
     engine = type(made)(learner, strategy, made.trainer, settings, None, events, events)
     for task in stream:
-        engine.learn(task, task.train)
+        engine.learn(task, Plan(task.train))
     expected = [
         0.02 + 0.08 * (1 + math.cos(math.pi * i / n)) / 2
         for n in (2 * steps, 6 * steps)

@@ -75,7 +75,7 @@ def test_a_slice_runs(scenario, strategy):
     rule = strategy()
     engine = make_engine(learner, rule, epochs=10)
     for t, task in enumerate(cut):
-        engine.learn(task, rule.train_data(cut, t))
+        engine.learn(task, rule.plan(cut, t))
     scores = engine.evaluate(list(cut), 100, None)
     assert scores["t3"] > 0.6, "chance is a third"
 

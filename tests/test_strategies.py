@@ -601,14 +601,12 @@ def test_union_is_all_parts_in_order(sizes, seed):
 def test_joint_learns_the_union_of_what_was_seen():
     stream = make_stream("task")
     for t in range(3):
-        data = Joint().train_data(stream, t)
+        data = Joint().plan(stream, t).data
         everything = data[torch.arange(len(data))]
         for k in ("x", "y", "task"):
             expected = torch.cat([task.everything[k] for task in stream[: t + 1]])
             assert torch.equal(everything[k], expected)
-    assert [Joint(when="last").train_data(stream, t) is None for t in range(3)] == [
-        *(True, True, False)
-    ]
+    assert [Joint(when="last").plan(stream, t) is None for t in range(3)] == [*(True, True, False)]
     with pytest.raises(UsageError, match=r"when=often: use every or last"):
         Joint(when="often")
 
@@ -681,10 +679,10 @@ class Deciding(Strategy):
 
 
 def test_two_answers_to_one_question_are_refused():
-    with pytest.raises(UsageError, match=r"one and two both decide 'train_data'.*run one of them"):
+    with pytest.raises(UsageError, match=r"one and two both decide 'plan'.*run one of them"):
         Together({"one": Joint(), "er": ER(), "two": Joint()})
     both = Together({"er": ER(), "joint": Joint()})
-    assert isinstance(both.train_data(make_stream(), 1), Union)
+    assert isinstance(both.plan(make_stream(), 1).data, Union)
 
 
 def test_decisions_after_an_epoch_add_up():
@@ -707,7 +705,7 @@ def test_needs_of_companions_add_up():
         needs = Needs(modalities=frozenset({"image", "x"}))
 
     needs = Together({"gpm": GPM(), "text": Text(), "image": Image()}).needs
-    assert needs == Needs(True, True, False, "local", modalities=frozenset({"x"}))
+    assert needs == Needs(True, True, False, modalities=frozenset({"x"}))
 
 
 def test_penalties_are_summed():

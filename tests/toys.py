@@ -102,7 +102,7 @@ def learn(learner, strategy, task, epochs=5, data=None, batch_size=10):
 
 def learn_stream(learner, strategy, stream, epochs=5, **options):
     for t, task in enumerate(stream):
-        learn(learner, strategy, task, epochs, strategy.train_data(stream, t), **options)
+        learn(learner, strategy, task, epochs, strategy.plan(stream, t).data, **options)
 
 
 class Silent:

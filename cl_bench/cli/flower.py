@@ -37,7 +37,7 @@ from omegaconf import OmegaConf
 from cl_bench.cli.build import build, build_model, build_stream
 from cl_bench.cli.run import run_config
 from cl_bench.cli.together import read_result
-from cl_bench.contracts import Strategy, Stream, UsageError, derive_seed
+from cl_bench.contracts import FederatedStrategy, Strategy, Stream, UsageError, derive_seed
 from cl_bench.experiment import Result, seed_training
 from cl_bench.experiment.reopen import Resume
 from cl_bench.federation import Federation
@@ -88,7 +88,7 @@ def _node() -> Node:
     return node
 
 
-def _assembled(config: str) -> tuple[Stream, Strategy, BaseLearner, Federation]:
+def _assembled(config: str) -> tuple[Stream, FederatedStrategy, BaseLearner, Federation]:
     """A node's side of a configuration that the server has checked."""
     cfg = OmegaConf.create(json.loads(config)["config"])
     seed = cfg.seed

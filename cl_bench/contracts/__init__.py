@@ -2,11 +2,14 @@
 
 from cl_bench.contracts.engine import Engine
 from cl_bench.contracts.errors import UsageError
+from cl_bench.contracts.federated import FederatedStrategy
 from cl_bench.contracts.language import IGNORE, Codec, LanguageStream, PromptStream
 from cl_bench.contracts.learner import Learner, Protect
 from cl_bench.contracts.loss import Loss
+from cl_bench.contracts.plan import Phase, Plan
 from cl_bench.contracts.randomness import derive_seed, generator
 from cl_bench.contracts.strategy import (
+    LOCAL_OR_FEDERATED,
     EpochDecision,
     Needs,
     Progress,
@@ -28,16 +31,20 @@ from cl_bench.contracts.task import batch_sizes, split_batch
 
 __all__ = [
     "IGNORE",
+    "LOCAL_OR_FEDERATED",
     "Batch",
     "Codec",
     "Data",
     "Engine",
     "EpochDecision",
+    "FederatedStrategy",
     "LanguageStream",
     "Learner",
     "Loss",
     "Needs",
     "Origin",
+    "Phase",
+    "Plan",
     "Pretraining",
     "Progress",
     "PromptStream",

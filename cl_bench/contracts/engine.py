@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from cl_bench.contracts.stream import Data, Task
+from cl_bench.contracts.plan import Plan
+from cl_bench.contracts.task import Task
 
 LayerMetrics = Mapping[str, Mapping[str, float]]
 """Numbers per layer after a task: ``{layer: {quantity: value}}``."""
@@ -19,25 +20,25 @@ class Engine(Protocol):
             per task:  learn -> evaluate -> between_tasks(t + 1)
         summary -> figures -> remarks
 
-    A task that is not trained on is not evaluated either. A resumed run begins with ``learn``.
+    A task that is skipped is not evaluated either. A resumed run begins with ``learn``.
     """
 
     @property
     def details(self) -> Mapping[str, Mapping[str, float]]:
         """What the latest :meth:`evaluate` measured beside the scores, by task name."""
 
-    def learn(self, task: Task, data: Data | None) -> LayerMetrics:
-        """Train on ``data``, let the strategy remember the task, and tell what it says of layers.
+    def learn(self, task: Task, plan: Plan | None) -> LayerMetrics:
+        """Follow ``plan``, let the strategy remember the task, and tell what it says of layers.
 
         Afterwards the learner holds the task's final weights, and nothing that the strategy
         attached to it. Where the run was resumed inside this task, training goes on from there.
 
         Args:
             task: the task that is learned.
-            data: what the strategy trains on for it; None skips training.
+            plan: of the strategy for it; None skips the task.
 
         Returns:
-            The task's numbers per layer; none where training was skipped.
+            The task's numbers per layer; none where it was skipped.
 
         Raises:
             UsageError: no samples, labels outside the head, or a loss that is not finite.

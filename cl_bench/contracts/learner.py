@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch import Generator, Tensor, nn
 
+from cl_bench.contracts.loss import Loss
 from cl_bench.contracts.options import checked
 from cl_bench.contracts.stream import Batch
 
@@ -73,6 +74,12 @@ class Learner(Protocol):
 
     def loss(self, out: Tensor, batch: Batch) -> Tensor:
         """Mean loss over the batch."""
+
+    def total_loss(self, out: Tensor, batch: Batch) -> Loss:
+        """The loss as what may be added up over batches, in double precision."""
+
+    def extras(self, strategy: object) -> nn.ModuleDict:
+        """The modules that ``strategy`` has asked for; empty where it has none."""
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Parameters that take part in the current task."""

@@ -5,11 +5,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, Self
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from cl_bench.contracts.learner import Learner
+from cl_bench.contracts.loss import Loss
 from cl_bench.contracts.options import checked
-from cl_bench.contracts.stream import Batch, Data, Stream, Task
+from cl_bench.contracts.plan import Phase, Plan
+from cl_bench.contracts.stream import Batch, Stream, Task
 
 State = dict[str, Any]
 """Nested dictionaries and lists of tensors and plain values: what ``weights_only`` can load."""
@@ -24,6 +26,12 @@ class Summable(Protocol):
 Statistics = Mapping[str, Summable]
 
 
+Kind = Literal["local", "federated"]
+"""Of engines."""
+
+LOCAL_OR_FEDERATED: frozenset[Kind] = frozenset({"local", "federated"})
+
+
 @dataclass(frozen=True)
 class Needs:
     """What a strategy asks of the rest; checked before any work starts.
@@ -32,8 +40,8 @@ class Needs:
         task_id_at_test: works only where the task id is known at test time.
         rewrites_gradients: two strategies that both do are refused together.
         shardable: works where every process holds some rows of each weight (FSDP2).
-        engine: ``local`` learns from one site's data, ``federated`` needs clients and a server,
-            ``any`` does both.
+        engines: what can learn under it: ``local`` has one site's data, ``federated`` clients and a
+            server.
         plateau: works only where the rate decays on a plateau of the validation loss.
         modalities: kinds of streams it can learn; empty means any.
         first_task: index of the first task that it treats in its own way; a stream of several
@@ -48,7 +56,7 @@ class Needs:
     task_id_at_test: bool = False
     rewrites_gradients: bool = False
     shardable: bool = True
-    engine: Literal["local", "federated", "any"] = "local"
+    engines: frozenset[Kind] = frozenset({"local"})
     plateau: bool = False
     modalities: frozenset[str] = frozenset()
     first_task: int = 0
@@ -106,11 +114,12 @@ class Strategy:
     no Trainer, logger, device or path. It reaches the network through the learner's services. The
     hooks below are called in this order for every task ``t``::
 
-        setup -> param_groups
-            per batch:  on_batch -> penalty -> constrain -> after_step
+        plan -> modules -> setup -> param_groups
+            per batch:  on_batch -> objective, penalty -> constrain -> after_step
             per epoch:  after_epoch
+        phases (each with batches and epochs of its own)
         collect -> consolidate -> release
-        inference (around every evaluation)
+        evaluation of a task:  inference around it, predict for every batch
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -131,21 +140,29 @@ class Strategy:
     idle: frozenset[str] = frozenset()
     """Hooks that it implements and that its options turn off."""
 
-    private: ClassVar[bool] = False
-    """In a federation, whether the state belongs to each client and never leaves it."""
-
-    collects_on: Literal["global", "local"] = "global"
-    """In a federation, the weights that :meth:`collect` sees: those that the server holds after the
-    task, or each client's own from the task's last round."""
-
     @property
     def members(self) -> "Sequence[Strategy]":
         """The strategy and its companions, the main one first."""
         return (self,)
 
-    def train_data(self, stream: Stream, t: int) -> Data | None:
-        """What task ``t`` trains on; None skips training (``stream[t]`` unless joint)."""
-        return stream[t].train
+    def plan(self, stream: Stream, t: int) -> Plan | None:
+        """What task ``t`` trains on, how long and from where; None skips the task. Changes nothing.
+
+        With 0 epochs the task is set up, collected, consolidated and evaluated all the same.
+        """
+        return Plan(stream[t].train)
+
+    def modules(self, learner: Learner) -> Mapping[str, nn.Module]:
+        """Modules of its own that outlive a task: adapters, prompts, further heads, by name.
+
+        A pure function of the strategy's state, asked whenever that may have changed: before and
+        after :meth:`setup`, after :meth:`consolidate` and when a state was loaded. A module whose
+        name was there before stays as it is; one whose name is new joins with the weights that it
+        was made with, for which random numbers are the run's. They train unless held, belong to
+        checkpoints and, in a federation, to the server's weights, and are no layers of the network
+        to others. ``learner.extras(self)`` gives them back.
+        """
+        return {}
 
     def check(self, learner: Learner) -> None:
         """Before anything starts: ``UsageError`` if the network lacks what an option names."""
@@ -179,6 +196,18 @@ class Strategy:
         """The batch that is learned: replay adds to it here."""
         return batch
 
+    def objective(self, learner: Learner, batch: Batch, out: Tensor) -> Loss:
+        """What is minimised, in place of the learner's loss; without side effects.
+
+        Called for validation data too.
+
+        Args:
+            learner: what learns.
+            batch: what :meth:`on_batch` gave, or this process's part of it.
+            out: the learner's outputs for it.
+        """
+        return learner.total_loss(out, batch)
+
     def penalty(self, learner: Learner, batch: Batch, out: Tensor) -> Tensor | None:
         """A scalar that joins the loss, or None."""
         return None
@@ -193,6 +222,13 @@ class Strategy:
         """Relax, change the rate, stop."""
         return None
 
+    def phases(self, learner: Learner, task: Task) -> Sequence[Phase]:
+        """What is trained after the task's own training and before :meth:`collect`, in order.
+
+        A pure function of the strategy's state, asked again on resume.
+        """
+        return ()
+
     def collect(self, learner: Learner, task: Task) -> Statistics:
         """What this process measured about the finished task, as things that can be added up."""
         return {}
@@ -200,22 +236,13 @@ class Strategy:
     def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
         """Take the summed statistics into memory: bases, Fisher information, merges."""
 
-    def server_update(self, learner: Learner, update: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """In a federation: the change (by parameter name) that the server makes to the weights.
-
-        Args:
-            learner: holds the global weights.
-            update: the mean of the clients' changes, after the server's optimizer.
-        """
-        return dict(update)
-
-    def share(self, purpose: Literal["fit", "collect"]) -> State:
-        """In a federation: what of the server's memory clients are sent, as a state."""
-        return {} if self.private else self.state_dict()
-
     def inference(self, learner: Learner, task: Task | None) -> AbstractContextManager[None]:
-        """Around evaluation on ``task``; None where the task id is not known."""
+        """Around the evaluation of a task's data, once; None where the task id is not known."""
         return nullcontext()
+
+    def predict(self, learner: Learner, batch: Batch, task: Task | None) -> Tensor:
+        """What answers at test, in the form of the learner's outputs; ``task`` as above."""
+        return learner(batch)
 
     def release(self, learner: Learner) -> None:
         """Undo what :meth:`setup` attached to the network."""

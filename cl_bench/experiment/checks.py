@@ -8,6 +8,7 @@ from torch import nn
 
 from cl_bench.contracts import Strategy, Stream, Task, UsageError
 from cl_bench.contracts.options import shown
+from cl_bench.contracts.strategy import overrides
 from cl_bench.experiment.loader import require_labels, require_samples, require_validation
 from cl_bench.experiment.plateau import Plateau
 from cl_bench.experiment.probes.settings import ProbeSettings
@@ -131,18 +132,23 @@ def check_pair(name: str, strategy: Strategy, stream: Stream, federated: bool = 
             f"strategy {name!r} learns {' or '.join(sorted(needs.modalities))} streams, stream "
             f"{stream.name!r} is of {stream.modality}s"
         )
+    if stream.modality == "text" and overrides(strategy, "predict"):
+        raise UsageError(
+            f"strategy {name!r} answers for the network, which on text streams generates: use a "
+            "stream of classes"
+        )
     latest = max((m.needs for m in strategy.members), key=lambda n: n.first_task)
     if len(stream) > 1 and latest.first_task >= len(stream):
         raise UsageError(
             f"{latest.said('first_task', latest.first_task)}: has no effect, as stream "
             f"{stream.name!r} has {len(stream)} tasks, counted from 0; at most {len(stream) - 1}"
         )
-    if federated and needs.engine == "local":
+    if federated and "federated" not in needs.engines:
         raise UsageError(
             f"strategy {name!r} learns from one site's data and cannot run in a federation: leave "
             "+federation=... out, or use one that learns from clients' (docs/federation.md)"
         )
-    if needs.engine == "federated" and not federated:
+    if not federated and "local" not in needs.engines:
         raise UsageError(
             f"strategy {name!r} runs in a federation: add one, for example +federation=small"
         )
@@ -259,6 +265,12 @@ def check_sharded(strategy: Strategy, probe: ProbeSettings | None) -> None:
                 f"({type(member).__name__}, with these options) needs whole ones: use trainer=ddp; "
                 "docs/several_gpus.md says what can be shared out"
             )
+        for hook, what in (("modules", "modules of its own"), ("phases", "phases")):
+            if overrides(member, hook):
+                raise UsageError(
+                    f"trainer=fsdp shares out the weights of the network once, and the strategy "
+                    f"({type(member).__name__}) has {what}: use trainer=ddp"
+                )
     writing = {"recovery": probe and probe.recovery, "landscape": probe and probe.landscape}
     for name, settings in writing.items():
         if settings and settings.enabled:

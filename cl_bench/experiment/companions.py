@@ -3,17 +3,20 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cl_bench.contracts import (
     Batch,
-    Data,
     EpochDecision,
     Learner,
+    Loss,
     Needs,
+    Phase,
+    Plan,
     Progress,
     State,
     Statistics,
@@ -24,14 +27,8 @@ from cl_bench.contracts import (
 )
 from cl_bench.contracts.strategy import overrides, penalises_weights
 
-EXCLUSIVE = ("train_data", "param_groups")
+EXCLUSIVE = ("plan", "param_groups", "objective", "predict")
 """Hooks that give one answer: at most one of the strategies may implement each."""
-
-
-def _engine(wanted: Sequence[str]) -> Literal["local", "federated", "any"]:
-    if "federated" in wanted:
-        return "federated"
-    return "local" if "local" in wanted else "any"
 
 
 class Together(Strategy):
@@ -48,6 +45,9 @@ class Together(Strategy):
     def __init__(self, members: Mapping[str, Strategy]) -> None:
         self.names = list(members)
         self._members = list(members.values())
+        if not self.needs.engines:
+            kinds = [f"{n} ({', '.join(sorted(m.needs.engines))})" for n, m in members.items()]
+            raise UsageError(f"no engine runs all of {', '.join(kinds)}: run them apart")
         rewriting = [n for n, m in members.items() if m.needs.rewrites_gradients]
         if len(rewriting) > 1:
             raise UsageError(
@@ -81,7 +81,7 @@ class Together(Strategy):
             rewrites_gradients=any(n.rewrites_gradients for n in needs),
             shardable=all(n.shardable for n in needs),
             plateau=any(n.plateau for n in needs),
-            engine=_engine([n.engine for n in needs]),
+            engines=frozenset.intersection(*(n.engines for n in needs)),
             modalities=frozenset.intersection(*modalities) if modalities else frozenset(),
             freezes_weights=any(n.freezes_weights for n in needs),
         )
@@ -89,9 +89,9 @@ class Together(Strategy):
     def _deciding(self, hook: str) -> Strategy:
         return next((m for m in self.members if overrides(m, hook)), self.members[0])
 
-    def train_data(self, stream: Stream, t: int) -> Data | None:
+    def plan(self, stream: Stream, t: int) -> Plan | None:
         """From the member that decides it."""
-        return self._deciding("train_data").train_data(stream, t)
+        return self._deciding("plan").plan(stream, t)
 
     def check(self, learner: Learner) -> None:
         """Every member, in order."""
@@ -117,6 +117,10 @@ class Together(Strategy):
         for member in self.members:
             batch = member.on_batch(learner, batch)
         return batch
+
+    def objective(self, learner: Learner, batch: Batch, out: Tensor) -> Loss:
+        """From the member that decides it."""
+        return self._deciding("objective").objective(learner, batch, out)
 
     def penalty(self, learner: Learner, batch: Batch, out: Tensor) -> Tensor | None:
         """Sum of the members' penalties."""
@@ -147,6 +151,14 @@ class Together(Strategy):
             stop=any(d.stop for d in decisions),
         )
 
+    def phases(self, learner: Learner, task: Task) -> Sequence[Phase]:
+        """Every member's, one member after another; in each only its own hooks are called."""
+        return [
+            replace(phase, owner=member)
+            for member in self.members
+            for phase in member.phases(learner, task)
+        ]
+
     def collect(self, learner: Learner, task: Task) -> Statistics:
         """Every member's statistics, under ``member/``."""
         return {
@@ -172,6 +184,10 @@ class Together(Strategy):
             for member in self.members:
                 stack.enter_context(member.inference(learner, task))
             yield
+
+    def predict(self, learner: Learner, batch: Batch, task: Task | None) -> Tensor:
+        """From the member that decides it."""
+        return self._deciding("predict").predict(learner, batch, task)
 
     def release(self, learner: Learner) -> None:
         """Every member, last one first."""

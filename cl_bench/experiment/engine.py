@@ -7,9 +7,9 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from torch.distributed.tensor.experimental import implicit_replication
-from torch.optim import Optimizer
+from torch.nn import Parameter
 
-from cl_bench.contracts import Data, Progress, Strategy, Task, derive_seed
+from cl_bench.contracts import Phase, Plan, Progress, Strategy, Task, derive_seed
 from cl_bench.contracts.engine import LayerMetrics
 from cl_bench.experiment.interrupts import Interrupts, without_signals
 from cl_bench.experiment.loader import (
@@ -22,9 +22,11 @@ from cl_bench.experiment.loader import (
 from cl_bench.experiment.loop import LoopSettings
 from cl_bench.experiment.observer import Observer
 from cl_bench.experiment.plateau import BestEpoch, Cosine, Plateau
+from cl_bench.experiment.rates import rebuild_optimizer, set_rates
 from cl_bench.experiment.resuming import TaskCheckpoints, keep_between
 from cl_bench.experiment.scoring import Scorer
 from cl_bench.experiment.snapshot import RunState
+from cl_bench.experiment.stage import Stage
 from cl_bench.experiment.trainers import (
     TrainerFactory,
     as_interrupt,
@@ -74,46 +76,62 @@ class LightningEngine:
         self.state = state or RunState(learner, strategy, observer, record, None)
         self.interrupts = interrupts or Interrupts()
         self._scorer = Scorer(learner, settings.num_workers, self._test)
-        self.learner.strategy = strategy
+        learner.strategy = learner.acting = strategy
+        learner.equip(strategy)
         schedule = settings.schedule
         self.learner.schedule = None if isinstance(schedule, Plateau | Cosine) else schedule
 
-    def learn(self, task: Task, data: Data | None) -> LayerMetrics:
-        """Train on ``data``, consolidate, and return the task's numbers per layer.
+    def learn(self, task: Task, plan: Plan | None) -> LayerMetrics:
+        """Train, phase by phase, consolidate, and return the task's numbers per layer.
 
         Args:
             task: the task that is learned.
-            data: what the strategy trains on for it; None skips training.
+            plan: of the strategy for it; None skips the task.
 
         Raises:
             UsageError: no samples, labels outside the head, or a loss that is not finite.
         """
-        if data is None:
+        if plan is None:
             self.learner.begin(task, self.strategy)
             self.strategy.release(self.learner)
             return {}
-        require_samples(data, task.name, "training")
+        require_samples(plan.data, task.name, "training")
         require_labels(task)
-        s = self.settings
-        least = self.learner.least_batch
-        loader = TrainLoader(data, s.batch_size, s.seed, task.index, s.pack, s.num_workers, least)
+        layers: dict[str, dict[str, float]] = {}
+        stage: Stage | None = Stage.of_task(task, plan)
+        while stage is not None:
+            stage = self._train(task, plan, stage, layers)
+        return layers
+
+    def _train(
+        self, task: Task, plan: Plan, stage: Stage, layers: dict[str, dict[str, float]]
+    ) -> Stage | None:
+        """One stage with a Trainer of its own; returns the next. After the last, ``layers``."""
+        s, least = self.settings, self.learner.least_batch
+        seed = s.seed if not stage.index else derive_seed(s.seed, "phase", stage.index)
+        data = TrainLoader(stage.data, s.batch_size, seed, task.index, s.pack, s.num_workers, least)
         plateau, validation = None, None
-        if isinstance(s.schedule, Plateau):
+        if isinstance(s.schedule, Plateau) and not stage.index and stage.epochs != 0:
             require_validation(task)
             plateau = BestEpoch(s.schedule, self.learner, self.strategy)
             validation = EvalLoader(
                 task.validation, s.validation_batch_size, mixed=self.learner.mixed(task)
             )
-        checkpoints = TaskCheckpoints(self.state, task.index, loader, self.interrupts, plateau)
-        hooks = TaskHooks(self, task, loader, checkpoints, plateau)
+        checkpoints = TaskCheckpoints(self.state, task.index, stage, data, self.interrupts, plateau)
+        hooks = TaskHooks(self, task, plan, stage, data, checkpoints, plateau, layers)
         with quiet_lightning(), as_interrupt():
             apart = (rank(),) if rank() else ()
-            seed_training(derive_seed(s.seed, "training", task.index, *apart))
-            epochs = {} if task.epochs is None else {"max_epochs": task.epochs}
+            seed_training(derive_seed(seed, "training", task.index, *apart))
+            epochs = {} if stage.epochs is None else {"max_epochs": stage.epochs}
             trainer = without_signals(self.trainer(callbacks=[hooks], **epochs))
-            trainer.fit(self.learner, loader, validation)
-        self.state.optimizer_steps += loader.packs.taken(trainer, self.learner.learned_steps)
-        return hooks.layers
+            trainer.fit(self.learner, data, validation)
+        taken = data.packs.taken(trainer, self.learner.learned_steps)
+        if hooks.resumed_later is not None:
+            return hooks.resumed_later
+        following = stage.next(hooks.phases, checkpoints.batches, taken)
+        if following is None:
+            self.state.optimizer_steps += stage.steps + taken
+        return following
 
     def summary(self) -> dict[str, Any]:
         """What joins the run's summary."""
@@ -149,26 +167,39 @@ class LightningEngine:
 
 
 class TaskHooks(Callback):
-    """Carries the strategy's hooks to where Lightning calls, and numbers to the record."""
+    """Carries the strategy's hooks to where Lightning calls, and numbers to the record.
+
+    Attributes:
+        phases: of the task, once its own training is over.
+        resumed_later: the stage in which a resumed run goes on, where it is not this one.
+    """
 
     def __init__(
         self,
         engine: LightningEngine,
         task: Task,
+        plan: Plan,
+        stage: Stage,
         loader: TrainLoader,
         checkpoints: TaskCheckpoints,
-        plateau: BestEpoch | None = None,
+        plateau: BestEpoch | None,
+        layers: dict[str, dict[str, float]],
     ) -> None:
         self.engine = engine
         self.task = task
+        self.plan = plan
+        self.stage = stage
         self.loader = loader
         self.checkpoints = checkpoints
         self.plateau = plateau
-        self.layers: LayerMetrics = {}
+        self.layers = layers
+        self.phases: Sequence[Phase] = ()
+        self.resumed_later: Stage | None = None
         self._epoch_started = 0.0
-        observer = engine.observer
+        observer = engine.observer if not stage.index else None
         self._watching = observer if observer and observer.watches_steps else None
         self._rate = 0.0
+        self._freed: Parameter | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before the optimizer and any wrapper exist."""
@@ -177,26 +208,53 @@ class TaskHooks(Callback):
         learner.schedule_interval = "step" if isinstance(schedule, Cosine) else "epoch"
         if isinstance(schedule, Cosine):
             learner.schedule = lambda optimizer: schedule.over(packs.planned(trainer))(optimizer)
-        self.engine.learner.begin(self.task, self.engine.strategy)
-        self.checkpoints.set_up(trainer)
+        if self.stage.phase is not None:
+            learner.enter(self.stage.phase)
+            if self.stage.resumed is None:
+                learner.learned_steps = 0
+            self.checkpoints.set_up(trainer, self.stage.resumed)
+            return
+        learner.begin(self.task, self.engine.strategy, self.plan.start)
+        inside = self.engine.state.resume_task()
+        if inside is not None and inside.get("stage"):  # older checkpoints know no stages
+            phases = self.engine.strategy.phases(learner, self.task)
+            self.resumed_later = Stage.of_checkpoint(phases, inside)
+            trainer.fit_loop.max_epochs = 0
+        else:
+            self.checkpoints.set_up(trainer, inside)
+        if world() > 1 and not any(p.requires_grad for p in learner.parameters()):
+            self._freed = next(learner.parameters())  # DDP wraps nothing that is wholly frozen
+            self._freed.requires_grad_(True)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The optimizer exists."""
+        """The optimizer exists, if anything is trained."""
+        if self._freed is not None:
+            self._freed.requires_grad_(False)
+        if self.resumed_later is not None:
+            return
         self.checkpoints.load_training(trainer)
+        if trainer.max_epochs == 0:  # Lightning has nothing to start or to end then
+            self._before_task()
+            self.engine.progress.task(self.task.index, 0)
+            self._end(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Weights are on their device and nothing has moved yet."""
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
-        if self.engine.observer and not self.checkpoints.resumed:
-            with self.engine.learner.work.paused(), self.engine.learner.put_together():
-                self.engine.observer.before_task(self.engine.learner, self.task)
+        if not self.checkpoints.resumed:
+            self._before_task()
         steps = self.loader.packs.steps * int(trainer.max_epochs or 1)
         self.engine.progress.task(self.task.index, steps, before=self.checkpoints.batches)
         self._epoch_started = time.perf_counter()
         self._rate = trainer.optimizers[0].param_groups[0]["lr"]
         self.checkpoints.begin()
+
+    def _before_task(self) -> None:
+        if self.engine.observer and not self.stage.index:
+            with self.engine.learner.work.paused(), self.engine.learner.put_together():
+                self.engine.observer.before_task(self.engine.learner, self.task)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Time the epoch."""
@@ -233,6 +291,7 @@ class TaskHooks(Callback):
             learning_rate=self._rate,
             seconds=time.perf_counter() - self._epoch_started,
             steps=self.loader.packs.steps,
+            phase=self.stage.phase.name if self.stage.phase else None,
             **validation,
         )
         self.engine.progress.epoch(epoch, epochs, loss)
@@ -242,13 +301,13 @@ class TaskHooks(Callback):
             out_of_patience = self._lower_rate(trainer, validation["validation_loss"])
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         progress = Progress(epoch, epochs, loss, rate, out_of_patience)
-        decision = self.engine.strategy.after_epoch(learner, self.task, progress)
+        decision = learner.acting.after_epoch(learner, self.task, progress)
         if decision is None:
             return
         if decision.rebuild_optimizer:
-            _rebuild_optimizer(trainer)
+            rebuild_optimizer(trainer)
         for optimizer in trainer.optimizers:
-            _set_rates(optimizer, decision.reset_rate, decision.scale_rate)
+            set_rates(optimizer, decision.reset_rate, decision.scale_rate)
         trainer.should_stop = trainer.should_stop or decision.stop
 
     def _lower_rate(self, trainer: Trainer, loss: float) -> bool:
@@ -257,47 +316,39 @@ class TaskHooks(Callback):
         if not self.plateau.after_epoch(loss):
             return False
         for optimizer in trainer.optimizers:
-            _set_rates(optimizer, False, self.plateau.settings.factor)
+            set_rates(optimizer, False, self.plateau.settings.factor)
         if trainer.optimizers[0].param_groups[0]["lr"] < self.plateau.settings.min_rate:
             trainer.should_stop = True
             return False
         return True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Weights are final and still on their device: consolidate."""
-        learner, strategy = self.engine.learner, self.engine.strategy
+        """Weights are final and still on their device."""
         if self.plateau is not None:
             self.plateau.restore()
-        learner.require_finite()
+        self.engine.learner.require_finite()
+        self._end(trainer)
+
+    def _end(self, trainer: Trainer) -> None:
+        """Prepare the next phase, or consolidate after the last."""
+        learner, strategy = self.engine.learner, self.engine.strategy
+        learner.leave()
+        self.phases = strategy.phases(learner, self.task)
+        if self.stage.index < len(self.phases):
+            prepare = self.phases[self.stage.index].prepare
+            if prepare is not None:
+                prepare(learner)
+            return
         with implicit_replication():  # a part of a weight may meet what all hold alike
             strategy.consolidate(learner, self.task, strategy.collect(learner, self.task))
             strategy.release(learner)
         if world() > 1:  # eigenvectors need not be the same to the last bit
             state = whole(strategy.state_dict())
             strategy.load_state_dict(decided(lambda: state))
-        layers = {name: dict(values) for name, values in strategy.metrics().items()}
+        learner.equip(strategy)
+        self.layers.update({name: dict(values) for name, values in strategy.metrics().items()})
         if self.engine.observer:
             with learner.work.paused(), learner.put_together():
                 watched = self.engine.observer.after_task(learner, self.task)
             for name, values in watched.items():
-                layers.setdefault(name, {}).update(values)
-        self.layers = layers
-
-
-def _rebuild_optimizer(trainer: Trainer) -> None:
-    """The optimizer anew, at the rate that the old one had come to."""
-    first = trainer.optimizers[0].param_groups[0]
-    decayed = first["lr"] / first["initial_lr"] if first["initial_lr"] else 1.0
-    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-    trainer.strategy.setup_optimizers(trainer)
-    for config, before in zip(trainer.lr_scheduler_configs, schedulers, strict=True):
-        config.scheduler.last_epoch = before.last_epoch
-        config.scheduler._step_count = before._step_count
-    for group in trainer.optimizers[0].param_groups:
-        group.setdefault("initial_lr", group["lr"])
-        group["lr"] = group["initial_lr"] * decayed
-
-
-def _set_rates(optimizer: Optimizer, reset: bool, scale: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = (group["initial_lr"] if reset else group["lr"]) * scale
+                self.layers.setdefault(name, {}).update(values)

@@ -81,11 +81,11 @@ class Experiment:
             if t < (begin or 0):
                 continue
             started = time.perf_counter()
-            data = self.strategy.train_data(self.stream, t)
-            layers = self.engine.learn(task, data)
+            plan = self.strategy.plan(self.stream, t)
+            layers = self.engine.learn(task, plan)
             if layers:
                 self.record.layers(task=t, layers=layers)
-            if data is not None:  # otherwise there is nothing new to measure, and no task learned
+            if plan is not None:  # otherwise there is nothing new to measure, and no task learned
                 self._evaluate(task, seen=t + 1)
                 self.progress.evaluated(
                     self.record.matrix, t + 1, time.perf_counter() - started, layers

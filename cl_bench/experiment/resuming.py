@@ -7,6 +7,7 @@ from cl_bench.experiment.interrupts import Interrupts
 from cl_bench.experiment.loader import TrainLoader
 from cl_bench.experiment.plateau import BestEpoch
 from cl_bench.experiment.snapshot import RunState, set_random_states
+from cl_bench.experiment.stage import Stage
 from cl_bench.parallel.ranks import world
 from cl_bench.parallel.sharding import load_optimizer, whole
 
@@ -30,25 +31,28 @@ class TaskCheckpoints:
     Args:
         state: of the run.
         task: index of the task.
+        stage: of the task.
         loader: its training data.
         interrupts: signals that wait for a checkpoint.
         plateau: follows the validation loss; None where nothing does.
 
     Attributes:
-        resumed: the part of a checkpoint from inside the task, until training goes on from it.
-        batches: learned in the task so far.
+        resumed: the part of a checkpoint from inside the stage, until training goes on from it.
+        batches: learned in the stage so far.
     """
 
     def __init__(
         self,
         state: RunState,
         task: int,
+        stage: Stage,
         loader: TrainLoader,
         interrupts: Interrupts,
         plateau: BestEpoch | None = None,
     ) -> None:
         self.state = state
         self.task = task
+        self.stage = stage
         self.loader = loader
         self.interrupts = interrupts
         self.plateau = plateau
@@ -56,10 +60,16 @@ class TaskCheckpoints:
         self.batches = 0
         self._every = self._due = float("inf")
 
-    def set_up(self, trainer: Trainer) -> None:
-        """After the strategy's ``setup`` and before there is an optimizer: load the weights."""
+    def set_up(self, trainer: Trainer, resumed: State | None) -> None:
+        """Before there is an optimizer.
+
+        Args:
+            trainer: of the stage.
+            resumed: the part of a checkpoint from inside the stage, whose weights are loaded; None
+                where it begins now.
+        """
         self._every = self.state.every_steps * trainer.accumulate_grad_batches
-        self.resumed = self.state.resume_task()
+        self.resumed = resumed
         if self.resumed:
             self.batches = self.resumed["batches"]
             self.loader.resume_at(self.resumed["epoch"], self.resumed["position"])
@@ -123,6 +133,8 @@ class TaskCheckpoints:
             progress["current"] = dict.fromkeys(progress["current"], 0)
             progress["is_last_batch"] = False
         training = {
+            "stage": self.stage.index,
+            "earlier": {"batches": self.stage.batches, "steps": self.stage.steps},
             "batches": self.batches,
             "epoch": trainer.current_epoch,
             "position": position,
@@ -132,7 +144,7 @@ class TaskCheckpoints:
             "loops": loops,
             "plateau": self.plateau.state_dict() if self.plateau else None,
         }
-        step = self.batches // trainer.accumulate_grad_batches
+        step = (self.stage.batches + self.batches) // trainer.accumulate_grad_batches
         self.state.save_inside(self.task, step, training, scheduled=self.batches >= self._due)
         self._plan()
         self.interrupts.stop()

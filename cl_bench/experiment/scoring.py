@@ -67,8 +67,11 @@ class Scorer:
             for task, part in data
         ]
         self.learner.expect_tests([*tasks, *(task for task, _ in probes)])
-        with self.learner.put_together():
-            self.test(loaders)
+        try:
+            with self.learner.put_together():
+                self.test(loaders)
+        finally:
+            self.learner.end_tests()
         more = self.learner.test_means()
         scores = [means.pop(SCORE) for means in more]
         for task, details in zip(tasks, more, strict=False):

@@ -168,9 +168,11 @@ class RunState:
         # Copies: a strategy may go on writing into the tensors it is given.
         parts = ("weights", "learner", "strategy", "observer", "engine")
         state = copied({k: state[k] for k in parts if k in state})
+        # Modules follow from what the strategy remembers, and their weights are among the weights.
+        self.strategy.load_state_dict(state["strategy"])
+        self.learner.equip(self.strategy)
         self.learner.load_weights(state["weights"])
         self.learner.load_progress_state(state["learner"])
-        self.strategy.load_state_dict(state["strategy"])
         if self.observer:
             self.observer.load_state_dict(state["observer"])
         if self.engine:

@@ -42,6 +42,8 @@ def quiet_lightning() -> Iterator[None]:
         warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
         # What a strategy holds still is in evaluation mode on purpose.
         warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")
+        # A task of no epochs.
+        warnings.filterwarnings("ignore", ".*`LightningModule.configure_optimizers` returned.*")
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
         try:
             yield

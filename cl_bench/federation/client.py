@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_bench.contracts import State, Strategy, derive_seed, generator
+from cl_bench.contracts import FederatedStrategy, State, derive_seed, generator
 from cl_bench.federation.partition import ClientTask
 from cl_bench.federation.upload import Upload, floating
 from cl_bench.learners import BaseLearner, DivergedError
@@ -58,7 +58,7 @@ def seed_device(seed: int, device: torch.device) -> None:
 
 def client_fit(
     learner: BaseLearner,
-    strategy: Strategy,
+    strategy: FederatedStrategy,
     weights: Mapping[str, Tensor],
     task: ClientTask,
     turn: Turn,
@@ -84,6 +84,7 @@ def client_fit(
         DivergedError: a loss is not finite.
     """
     begun = time.perf_counter()
+    learner.equip(strategy)
     everything = floating(learner.state_dict())
     with torch.no_grad():
         torch._foreach_copy_([everything[name] for name in weights], list(weights.values()))
@@ -101,7 +102,7 @@ def client_fit(
         for batch in task.train.epoch(order, learner.batch_size, learner.least_batch):
             if device.type != "cpu":
                 batch = {name: value.to(device) for name, value in batch.items()}
-            loss, count = learner.objective(batch)
+            loss, count = learner.step_loss(batch)
             steps.take(loss, constrain)
             losses.append(loss.detach())
             terms.append(float(count))
@@ -130,7 +131,7 @@ def client_fit(
 
 def client_statistics(
     learner: BaseLearner,
-    strategy: Strategy,
+    strategy: FederatedStrategy,
     weights: Mapping[str, Tensor],
     task: ClientTask,
     turn: Turn,
@@ -148,6 +149,7 @@ def client_statistics(
         TypeError: the strategy collects something else than tensors.
     """
     begun = time.perf_counter()
+    learner.equip(strategy)
     load_weights(learner, weights)
     learner.seed = turn.own_seed
     learner.begin(task, strategy)

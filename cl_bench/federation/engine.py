@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cl_bench.contracts import Data, State, Strategy, Task, UsageError, generator
+from cl_bench.contracts import FederatedStrategy, Plan, State, Task, UsageError, generator
 from cl_bench.contracts.engine import LayerMetrics
 from cl_bench.experiment.interrupts import Interrupts
 from cl_bench.experiment.loader import require_labels, require_samples
@@ -63,7 +63,7 @@ class FederatedEngine:
     def __init__(
         self,
         learner: BaseLearner,
-        strategy: Strategy,
+        strategy: FederatedStrategy,
         trainer: TrainerFactory | None,
         settings: LoopSettings,
         observer: Observer | None,
@@ -83,7 +83,8 @@ class FederatedEngine:
                 "them out (eval.dense=[], probe.<name>.enabled=false)"
             )
         self.learner = learner.to(device)
-        self.learner.strategy = self.strategy = strategy
+        self.strategy = self.learner.strategy = self.learner.acting = strategy
+        self.learner.equip(strategy)
         self.settings = settings
         self.observer = observer
         self.record = record
@@ -100,13 +101,14 @@ class FederatedEngine:
 
     # -- a task -----------------------------------------------------------------------------------
 
-    def learn(self, task: Task, data: Data | None) -> LayerMetrics:
+    def learn(self, task: Task, plan: Plan | None) -> LayerMetrics:
         """Run the task's rounds, and return its numbers per layer.
 
         Raises:
             UsageError: no samples, labels outside the head, or a loss that is not finite.
         """
-        assert data is not None  # strategies that skip tasks do not run in federations
+        assert plan is not None  # strategies that skip tasks do not run in federations
+        data = plan.data
         require_samples(data, task.name, "training")
         require_labels(task)
         learner, strategy, seed = self.learner, self.strategy, self.settings.seed
@@ -114,14 +116,14 @@ class FederatedEngine:
         self.history.counts[task.index] = split.counts
         self.site.begin(task, data, split)
         try:
-            return self._learn(task, split)
+            return self._learn(task, plan, split)
         finally:
             learner.seed = seed
-            learner.strategy = strategy
+            learner.strategy = learner.acting = strategy
 
-    def _learn(self, task: Task, split: Partition) -> LayerMetrics:
+    def _learn(self, task: Task, plan: Plan, split: Partition) -> LayerMetrics:
         learner, strategy, f = self.learner, self.strategy, self.federation
-        learner.begin(task, strategy)
+        learner.begin(task, strategy, plan.start)
         begun = self.state.resume_task()
         if begun is None and self.observer:
             with learner.work.paused():
@@ -131,7 +133,7 @@ class FederatedEngine:
         weights = client_weights(learner)
         now = Rounds(weights, ServerOptimizerState(f.server, weights), self._reducer([], 0))
         first = 0 if begun is None else now.resume(begun)
-        rounds = f.rounds_of(task.index)
+        rounds = 0 if plan.epochs == 0 else f.rounds_of(task.index)
         sizes = {k: -(-len(rows) // learner.batch_size) for k, rows in split.rows.items()}
         each = f.local_epochs * sum(sizes.values()) / max(1, len(sizes))
         per_round = round(each * min(f.per_round, len(sizes)))
@@ -205,7 +207,7 @@ class FederatedEngine:
         share = tensor_bytes(strategy.share("collect"))
         if strategy.collects_on == "global":
             wanted = len(split.clients) if f.statistics == "all" else f.per_round
-            last = rounds if f.statistics == "all" else rounds - 1
+            last = rounds if f.statistics == "all" else max(0, rounds - 1)
             turns = self._participants(task.index, last, split.clients, wanted, "participants")
             reporting = self._reporting([Turn(t.seed, t.task, rounds, t.client) for t in turns])
             statistics = self._reducer([turn.client for turn in reporting], rounds)
@@ -225,6 +227,7 @@ class FederatedEngine:
             if summed.sums:
                 server_end_task(learner, strategy, weights, task, summed.sums)
         strategy.release(learner)
+        learner.equip(strategy)
         self.history.add(traffic)
         self.record.federation(
             task=task.index,

@@ -17,7 +17,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from cl_bench.contracts import Data, State, Strategy, Stream, Task, UsageError
+from cl_bench.contracts import Data, FederatedStrategy, State, Stream, Task, UsageError
 from cl_bench.federation.client import Turn
 from cl_bench.federation.partition import Partition, labels_of, partition
 from cl_bench.federation.settings import Federation
@@ -42,7 +42,7 @@ class FlowerSite:
         nodes: how many to wait for.
     """
 
-    def __init__(self, grid: Grid, config: str, strategy: Strategy, nodes: int) -> None:
+    def __init__(self, grid: Grid, config: str, strategy: FederatedStrategy, nodes: int) -> None:
         self.grid = grid
         self.config = config
         self.strategy = strategy
@@ -127,7 +127,7 @@ class Node:
     """
 
     def __init__(
-        self, build: Callable[[str], tuple[Stream, Strategy, BaseLearner, Federation]]
+        self, build: Callable[[str], tuple[Stream, FederatedStrategy, BaseLearner, Federation]]
     ) -> None:
         self._build = build
         self._config = ""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cl_bench.contracts import Statistics, Strategy, Task
+from cl_bench.contracts import FederatedStrategy, Statistics, Task
 from cl_bench.federation.client import load_weights
 from cl_bench.federation.settings import ServerOptimizer
 from cl_bench.federation.upload import Upload
@@ -44,7 +44,7 @@ class ServerOptimizerState:
 
 def server_step(
     learner: BaseLearner,
-    strategy: Strategy,
+    strategy: FederatedStrategy,
     weights: Mapping[str, Tensor],
     summed: Upload,
     optimizer: ServerOptimizerState,
@@ -73,7 +73,7 @@ def server_step(
 
 def server_end_task(
     learner: BaseLearner,
-    strategy: Strategy,
+    strategy: FederatedStrategy,
     weights: Mapping[str, Tensor],
     task: Task,
     summed: Statistics,

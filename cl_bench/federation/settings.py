@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from torch.optim import Optimizer
 
-from cl_bench.contracts import Strategy, Stream, UsageError
+from cl_bench.contracts import FederatedStrategy, Strategy, Stream, UsageError
 from cl_bench.contracts.options import (
     Count,
     OnlyWith,
@@ -123,6 +123,11 @@ def check_federation(
         raise UsageError(
             f"+also=... has no meaning in a federation yet: run {name!r} without companions"
         )
+    if not isinstance(strategy, FederatedStrategy):
+        raise UsageError(
+            f"strategy {name!r} ({type(strategy).__name__}) says that it runs in federations and "
+            "is no cl_bench.contracts.FederatedStrategy: make it one"
+        )
     if stream.modality != "image":
         raise UsageError(
             f"federations learn image streams so far, stream {stream.name!r} is of "
@@ -133,6 +138,30 @@ def check_federation(
             f"strategy {name!r} has clients remember their own data, which Flower's nodes do not "
             "yet: use federation.engine=inprocess"
         )
+    if overrides(strategy, "phases"):
+        raise UsageError(
+            f"strategy {name!r} trains in phases after a task, a federation has rounds alone: "
+            "leave +federation=... out"
+        )
+    if strategy.private and overrides(strategy, "modules"):
+        raise UsageError(
+            f"strategy {name!r} gives every client modules of its own, of which the server could "
+            "make no mean: leave +federation=... out"
+        )
+    for t in range(len(stream)):
+        plan = strategy.plan(stream, t)
+        if plan is None or plan.epochs:
+            how = "skips it" if plan is None else f"learns it for {plan.epochs} epochs"
+            raise UsageError(
+                f"strategy {name!r} plans task {stream[t].name!r} itself ({how}), which in a "
+                "federation federation.rounds and federation.local_epochs do: leave "
+                "+federation=... out"
+            )
+        if plan.epochs == 0 and strategy.collects_on == "local":
+            raise UsageError(
+                f"{strategy.needs.said('collects_on', 'local')} takes statistics in clients' "
+                f"models of the last round, and task {stream[t].name!r} has none"
+            )
     if overrides(strategy, "after_epoch"):
         raise UsageError(
             f"strategy {name!r} decides after epochs, a federation has rounds: leave "

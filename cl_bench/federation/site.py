@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from cl_bench.contracts import Data, State, Strategy, Task
+from cl_bench.contracts import Data, FederatedStrategy, State, Task
 from cl_bench.experiment.snapshot import copied
 from cl_bench.federation.client import Turn, client_fit, client_statistics, client_weights
 from cl_bench.federation.partition import ClientTask, Part, Partition
@@ -74,7 +74,7 @@ class InProcess:
     """
 
     learner: BaseLearner
-    strategy: Strategy
+    strategy: FederatedStrategy
     federation: Federation
     private: dict[int, State] = field(default_factory=dict)
 

@@ -11,7 +11,11 @@ from cl_bench.integrations.borrowed import Borrowed
 from cl_bench.integrations.sample import SampledTask
 
 UNSERVED = {
-    "train_data": "chooses the training data",
+    "plan": "chooses the training data",
+    "modules": "brings modules of its own",
+    "objective": "replaces the loss",
+    "phases": "trains in phases",
+    "predict": "answers at test",
     "on_batch": "changes the batches",
     "penalty": "adds to the loss",
     "param_groups": "brings its own parameter groups",
@@ -27,7 +31,7 @@ def require_served(strategy: Strategy) -> None:
         raise UsageError(f"strategy={strategy!r}: give an object, such as GPM(threshold=0.95)")
     name = type(strategy).__name__
     wanted = [what for hook, what in UNSERVED.items() if overrides(strategy, hook)]
-    if strategy.needs.engine == "federated":
+    if "local" not in strategy.needs.engines:
         wanted.append("runs in a federation")
     if strategy.needs.task_id_at_test:
         wanted.append("needs the task id at test time")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from cl_bench.contracts import Batch, Task
+from cl_bench.contracts import Batch, Strategy, Task
 from cl_bench.learners.objective import Objective
 from cl_bench.parallel.ranks import average_, gathered
 
@@ -19,11 +19,13 @@ class Evaluation(Objective):
     """Mixin: the score of every sample, and its mean over a task.
 
     Attributes:
+        strategy: answers, and prepares the network for the task whose data comes.
         task_id_at_test: whether the strategy is told whose data it answers for.
         seed: of the order of data that is mixed.
         test_tasks: whose data the next test brings, in order.
     """
 
+    strategy: Strategy
     task_id_at_test: bool
     seed: int
     test_tasks: list[Task]
@@ -54,24 +56,41 @@ class Evaluation(Objective):
 
     def expect_tests(self, tasks: Sequence[Task]) -> None:
         """The tasks whose test loaders the next ``trainer.test`` will bring, in order."""
+        self.end_tests()
         self.test_tasks = list(tasks)
         self._sums: list[dict[str, Tensor]] = [{} for _ in tasks]
+
+    def end_tests(self) -> None:
+        """Leave the last loader's ``inference``, also where it ended early."""
+        self._step.inside.close()
+        self._step.loader = None
+
+    def answer(self, batch: Batch, task: Task | None) -> Tensor:
+        """What is scored: the strategy's answer, in the form of outputs."""
+        return self.strategy.predict(self, batch, self.told(task))  # type: ignore[arg-type]
+
+    def told(self, task: Task | None) -> Task | None:
+        """What the strategy may know of whose data it answers for."""
+        return task if self.task_id_at_test else None
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Score a batch of the ``dataloader_idx``-th expected task; returns scores by sample."""
         task = self.test_tasks[dataloader_idx]
-        told = task if self.task_id_at_test else None
-        with self.strategy.inference(self, told):  # type: ignore[arg-type]
-            out = self(batch)
-            if not bool(self.finite(out, batch).all()):
-                raise self._diverged(f"outputs for test data of task {task.name!r} are not finite")
-            score = self.score(out, batch)
-            # Sums are plain tensors: a Trainer with precision=16-true halves modules of metrics.
-            sums = self._sums[dataloader_idx]
-            for name, values in {SCORE: score, **self.details(out, batch)}.items():
-                known = values[~values.isnan()].double()
-                seen = torch.stack([known.sum(), known.new_tensor(len(known))])
-                sums[name] = sums[name] + seen if name in sums else seen
+        if self._step.loader != dataloader_idx:
+            self.end_tests()
+            context = self.strategy.inference(self, self.told(task))  # type: ignore[arg-type]
+            self._step.inside.enter_context(context)
+            self._step.loader = dataloader_idx
+        out = self.answer(batch, task)
+        if not bool(self.finite(out, batch).all()):
+            raise self._diverged(f"outputs for test data of task {task.name!r} are not finite")
+        score = self.score(out, batch)
+        # Sums are plain tensors: a Trainer with precision=16-true halves modules of metrics.
+        sums = self._sums[dataloader_idx]
+        for name, values in {SCORE: score, **self.details(out, batch)}.items():
+            known = values[~values.isnan()].double()
+            seen = torch.stack([known.sum(), known.new_tensor(len(known))])
+            sums[name] = sums[name] + seen if name in sums else seen
         return score
 
     def require_finite(self) -> None:
@@ -107,5 +126,5 @@ class Evaluation(Objective):
         """Mean score over the batch at the current weights; no side effects."""
         batch = self._to_device(batch)
         with torch.no_grad(), self._evaluating():
-            out = self(batch)
+            out = self.answer(batch, self.task)
             return float(self.score(out, batch).where(self.finite(out, batch), math.nan).mean())

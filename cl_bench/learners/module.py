@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from cl_bench.contracts import Batch, State, Strategy, Stream, Task, UsageError
+from cl_bench.contracts import Batch, Loss, Phase, State, Strategy, Stream, Task, UsageError
+from cl_bench.contracts.plan import Start
 from cl_bench.contracts.strategy import overrides, penalises_weights
 from cl_bench.learners.evaluation import Evaluation
 from cl_bench.learners.readout import Readout
@@ -59,7 +60,9 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
         self.seed = seed
         self.pack = pack
         self.automatic_optimization = pack == 1
-        self.strategy = Strategy()
+        self.strategy = self.acting = Strategy()
+        self.own_objective: Callable[..., Loss] | None = None
+        self.phase: Phase | None = None
         self.schedule: ScheduleFactory | None = None
         self.schedule_interval: Literal["epoch", "step"] = "epoch"
         self.task: Task | None = None
@@ -69,6 +72,7 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
         self._optimizer_factory = optimizer
         self.held_norms: set[nn.Module] = set()
         self._held: set[Tensor] = set()
+        self._extras: dict[int, nn.ModuleDict] = {}
         self._begin_counting()
         self._window = Window()
 
@@ -96,19 +100,41 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
 
     # -- a task -----------------------------------------------------------------------------------
 
-    def begin(self, task: Task, strategy: Strategy) -> None:
+    def begin(self, task: Task, strategy: Strategy, start: Start = "current") -> None:
         """Meet a task: everything that an earlier task or strategy froze is free again."""
-        self.task, self.strategy = task, strategy
+        self.task, self.strategy, self.acting = task, strategy, strategy
+        self.phase = None
+        self.own_objective = strategy.objective if overrides(strategy, "objective") else None
         self.seen_heads = max(self.seen_heads, task.head + 1)
         self.learned_steps = 0
         self.held_norms.clear()
         self._held.clear()
+        self.equip(strategy)
+        self.start_from(start)
         for parameter in self.parameters():
             parameter.requires_grad_(self.learns(parameter))
         self.train_heads("seen" if self.scenario == "class" else "current")
         strategy.setup(self, task)
+        self.equip(strategy)
         if self.sharded:
             sharding.agree(self)
+
+    def enter(self, phase: Phase) -> None:
+        """From now on only what the phase names trains, and only its owner's hooks are called."""
+        self.phase = phase
+        if isinstance(phase.owner, Strategy):
+            self.acting = phase.owner
+        mine = overrides(self.acting, "objective")
+        self.own_objective = phase.objective or (self.acting.objective if mine else None)
+        wanted = {p for group in phase.groups(self) for p in group["params"]}
+        for parameter in self.parameters():
+            parameter.requires_grad_(parameter in wanted)
+
+    def leave(self) -> None:
+        """A stage of training is over: the whole strategy is asked again."""
+        self.acting, self.phase = self.strategy, None
+        mine = overrides(self.strategy, "objective")
+        self.own_objective = self.strategy.objective if mine else None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """One step, or ``pack`` of them."""
@@ -120,7 +146,7 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
         assert isinstance(optimizer, Optimizer)
         configs: Any = self.trainer.lr_scheduler_configs
         following = [c.scheduler for c in configs if c.interval == "step"]
-        constrain = partial(self.strategy.constrain, self)
+        constrain = partial(self.acting.constrain, self)
         learn_pack(batch, optimizer, following, self._learn, constrain, self._watch)
         return None
 
@@ -138,11 +164,13 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
                     average_(parameter.grad)
         if self._accumulated > 1:
             self._window.settle(optimizer, self._accumulated)
-        self.strategy.constrain(self)
+        self.acting.constrain(self)
 
     def configure_optimizers(self) -> Any:
         """A fresh optimizer on the strategy's parameter groups, and a schedule of its rate."""
         groups = self._groups()
+        if self._trainer is not None and self.trainer.max_epochs == 0:
+            return None
         if not groups:
             raise UsageError(
                 "nothing is left to train: the strategy froze every parameter; freeze less"
@@ -153,7 +181,7 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
             on_cpu = all(parameter.device.type == "cpu" for parameter in group["params"])
             if on_cpu and group.get("foreach", False) is None:
                 group["foreach"] = False  # what torch decides for a CPU too, but in every step
-        if overrides(self.strategy, "after_step"):
+        if overrides(self.acting, "after_step"):
             optimizer.register_step_post_hook(self._stepped)
         if self.schedule is None:
             return optimizer
@@ -161,10 +189,11 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
         return {"optimizer": optimizer, "lr_scheduler": following}
 
     def _groups(self) -> list[dict[str, Any]]:
-        return [dict(g) for g in self.strategy.param_groups(self) if g["params"]]
+        groups = self.phase.groups(self) if self.phase else self.strategy.param_groups(self)
+        return [dict(g) for g in groups if g["params"]]
 
     def _stepped(self, *_: Any) -> None:
-        self.strategy.after_step(self, self._step.batch, self._step.out)
+        self.acting.after_step(self, self._step.batch, self._step.out)
 
     def progress_state(self) -> State:
         """What a checkpoint needs beside the weights: steps, heads, and losses not yet reported."""
@@ -222,4 +251,5 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
             ("32", "64")
         )
         apart = not (shared or half or self.sharded or penalises_weights(self.strategy))
+        apart = apart and self.own_objective is None
         return "input" if apart else "gradient"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from cl_bench.contracts import Batch, Protect, UsageError
+from cl_bench.contracts import Batch, Loss, Protect, UsageError
 from cl_bench.contracts.options import shown
 from cl_bench.learners.batch_norm import by_batch
 from cl_bench.learners.per_sample import per_sample_gradients, within_the_batch
@@ -24,6 +24,9 @@ from cl_bench.subspace import (
     tapped,
     unconfined,
 )
+
+EXTRA = "extra."
+"""What the names of modules begin with that a strategy has added to the network."""
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -117,12 +120,24 @@ class NetworkServices:
     def label_logits(self, out: Tensor, batch: Batch) -> Tensor:
         """Logit of every sample's own label."""
 
+    def total_loss(self, out: Tensor, batch: Batch) -> Loss:
+        """The loss as what may be added up over batches, in double precision."""
+        return Loss(self.loss(out, batch).double() * len(out), len(out))
+
+    def extras(self, strategy: object) -> nn.ModuleDict:
+        """The modules that ``strategy`` has asked for: none, where nobody builds them."""
+        return nn.ModuleDict()
+
     def is_guarded_head(self, name: str, heads: str) -> bool | None:
         """Whether ``protect.heads`` guards this layer; None if it is no head."""
         return None
 
     def is_own_head(self, name: str) -> bool:
         """Whether the layer or parameter belongs to a head that came with a task."""
+        return False
+
+    def is_foreign_head(self, name: str) -> bool:
+        """Whether a parameter belongs to the head of another task than the one that is learned."""
         return False
 
     @property
@@ -191,13 +206,19 @@ class NetworkServices:
         """What :meth:`hold_others` holds."""
         own = set(kept)
         found = [p for norm in self._norms() for p in norm.parameters()] if not norms else []
-        for name, module in self.network.named_modules():
+        for name, module in self._parts():
             if not is_norm(module) and not self.is_own_head(name):
                 found += [p for p in module.parameters(recurse=False) if p not in own]
         return found
 
     def _norms(self) -> list[nn.Module]:
-        return [m for m in self.network.modules() if is_norm(m)]
+        return [m for _, m in self._parts() if is_norm(m)]
+
+    def _parts(self) -> Iterator[tuple[str, nn.Module]]:
+        """The network's modules by name, without those that a strategy has added."""
+        for name, module in self.network.named_modules():
+            if name != "extra" and not name.startswith(EXTRA):
+                yield name, module
 
     def _freeze(self, parameters: Iterable[Tensor]) -> None:
         for parameter in parameters:
@@ -219,6 +240,8 @@ class NetworkServices:
         known: list[str] = []
         left = self._tied_weights() if protect.tied == "free" else set()
         for name, module in plain_modules(self.network):
+            if name.startswith(EXTRA):
+                continue
             maps = linear_maps(name, module, augment=protect.bias == "augmented")
             bias = maps[0].bias if maps and maps[0].augmented else None
             if isinstance(bias, nn.Parameter) and not self.learns(bias):

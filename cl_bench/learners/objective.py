@@ -2,7 +2,8 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor
@@ -23,12 +24,25 @@ class DivergedError(UsageError):
 
 
 class Seen:
-    """What the latest step and validation saw; apart, as a module's attributes are slow to set."""
+    """What the latest step, validation and test saw; a module's own attributes are slow to set.
+
+    Attributes:
+        batch: that was learned.
+        out: for it, detached.
+        terms: of its loss.
+        validation: the loss of the pass so far.
+        loader: whose data is tested; None between tests.
+        inside: the strategy's ``inference`` for it.
+    """
 
     batch: Batch
     out: Tensor
     terms: Count
     validation: Loss
+
+    def __init__(self) -> None:
+        self.inside = ExitStack()
+        self.loader: int | None = None
 
 
 def _samples(batch: Batch) -> int:
@@ -47,14 +61,16 @@ class Objective(NetworkServices):
     """Mixin: the loss of a batch, and the means that epochs report.
 
     Attributes:
-        strategy: has a say in the loss.
+        acting: the strategy whose hooks are called while something is trained.
+        own_objective: replaces the loss, if anything does.
         task: that is learned; None before any.
         batch_size: samples of one optimizer step.
         learned_steps: batches learned of the task whose losses were looked at.
         work: what the network was made to compute.
     """
 
-    strategy: Strategy
+    acting: Strategy
+    own_objective: Callable[..., Loss] | None
     task: Task | None
     batch_size: int
     learned_steps: int
@@ -84,11 +100,17 @@ class Objective(NetworkServices):
         return int(self.terms(batch))
 
     def total_loss(self, out: Tensor, batch: Batch) -> Loss:
-        """The loss as what may be added up over batches."""
+        """The loss as what may be added up over batches, in double precision."""
         terms = self.loss_terms(batch)
         return Loss(self.loss(out, batch).double() * terms, terms)
 
-    def objective(self, batch: Batch) -> tuple[Tensor, Count]:
+    def total_objective(self, out: Tensor, batch: Batch) -> Loss:
+        """What is minimised but for penalties, as what may be added up over batches."""
+        if self.own_objective is None:
+            return self.total_loss(out, batch)
+        return self.own_objective(self, batch, out)
+
+    def step_loss(self, batch: Batch) -> tuple[Tensor, Count]:
         """What a batch's gradient is taken of, a mean, and over how many terms it goes.
 
         For engines that step by themselves.
@@ -97,22 +119,36 @@ class Objective(NetworkServices):
         return loss, self._step.terms
 
     def _learn(self, batch: Batch) -> Tensor:
-        whole = self.strategy.on_batch(self, batch)  # type: ignore[arg-type]
+        whole = self.acting.on_batch(self, batch)  # type: ignore[arg-type]
         self.work.both(_samples(whole))
         batch = share(whole)
-        if batch is whole:
-            out = self(batch)
-            loss, terms = self.loss(out, batch), self.terms(batch)
-        else:
+        apart, idle = batch is not whole, False
+        if apart:
             idle = is_idle(whole)
             with part_of_a_batch(_samples(whole) / _samples(batch), counts=not idle):
                 out = self(batch)
+        else:
+            out = self(batch)
+        if self.own_objective is not None:
+            loss, terms = self._own_mean(self.own_objective(self, batch, out), apart, idle)
+        elif apart:
             # The mean over processes of what each makes of its part is the mean over the batch.
             part, terms = 0 if idle else self.loss_terms(batch), self.loss_terms(whole)
             loss = self.loss(out, batch) * (world() * part / some(terms))
-        penalty = self.strategy.penalty(self, batch, out)  # type: ignore[arg-type]
+        else:
+            loss, terms = self.loss(out, batch), self.terms(batch)
+        penalty = self.acting.penalty(self, batch, out)  # type: ignore[arg-type]
         self._step.batch, self._step.out, self._step.terms = batch, out.detach(), terms
         return loss if penalty is None else loss + penalty
+
+    @staticmethod
+    def _own_mean(found: Loss, apart: bool, idle: bool) -> tuple[Tensor, Count]:
+        """The mean of an objective, and its terms, in which other processes have a part."""
+        if not apart:
+            return found.mean, found.count
+        own = torch.as_tensor(found.count, dtype=torch.float64, device=found.sum.device)
+        terms = average_(own * (not idle)) * world()
+        return found.sum * ((not idle) * world() / some(terms)), terms.long()
 
     def _watch(self, loss: Tensor) -> None:
         self._losses.append(loss.detach())
@@ -174,7 +210,7 @@ class Objective(NetworkServices):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch's loss, without the strategy's penalty."""
-        self._step.validation += self.total_loss(self(batch), batch)
+        self._step.validation += self.total_objective(self(batch), batch)
 
     def validation_loss(self) -> float:
         """Mean loss over the validation data, in the latest pass.

@@ -20,7 +20,7 @@ def judge(learner: BaseLearner, batch: Batch, task: Task) -> tuple[Tensor, Mappi
     """Scores (n,) and details of every sample, on the CPU; NaN where outputs are not finite."""
     batch = learner._to_device(batch)
     with _reading(learner, task):
-        out = learner(batch)
+        out = learner.answer(batch, task)
         known = learner.finite(out, batch)
         details = learner.details(out, batch)
         score = learner.score(out, batch).where(known, torch.nan)
@@ -86,11 +86,10 @@ def plain_optimizer(learner: BaseLearner, parameters: list[nn.Parameter], rate: 
 
 @contextmanager
 def _reading(learner: BaseLearner, task: Task | None) -> Iterator[None]:
-    known = task if learner.task_id_at_test else None
     with (
         torch.no_grad(),
         learner._evaluating(),
-        learner.strategy.inference(learner, known),
+        learner.strategy.inference(learner, learner.told(task)),
         _precision(learner),
     ):
         yield

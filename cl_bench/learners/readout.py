@@ -50,6 +50,11 @@ class Readout(NetworkServices):
         """Whether the layer or parameter belongs to a head that came with a task."""
         return name.startswith("heads.") and self.scenario != "domain"
 
+    def is_foreign_head(self, name: str) -> bool:
+        """Whether a parameter belongs to the head of another task than the one that is learned."""
+        current = self.task.head if self.task else 0
+        return self.is_own_head(name) and name.split(".")[1] != str(current)
+
     def train_heads(self, which: Literal["current", "seen"]) -> None:
         """Which output heads take part in training, apart from what is held in them."""
         current = self.task.head if self.task else 0

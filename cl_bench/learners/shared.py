@@ -4,9 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
-from cl_bench.contracts import Batch
+from cl_bench.contracts import Batch, Strategy, derive_seed
+from cl_bench.contracts.plan import Start
 from cl_bench.learners.network import NetworkServices
 from cl_bench.learners.work import Work
 from cl_bench.parallel import sharding
@@ -19,9 +21,14 @@ class SharedServices(NetworkServices):
 
     Attributes:
         work: what the network was made to compute.
+        seed: of whatever is drawn.
+        strategy: whose modules are part of the network.
     """
 
     work: Work
+    seed: int
+    strategy: Strategy
+    _extras: dict[int, nn.ModuleDict]
     _initial: Mapping[str, Tensor]
     _learnable: set[nn.Parameter]
     _held: set[Tensor]
@@ -119,5 +126,72 @@ class SharedServices(NetworkServices):
             self._held.add(parameter)
 
     def reset_weights(self) -> None:
-        """Back to the weights of construction."""
-        self.load_weights(self.initial_state())
+        """Back to the weights of construction; modules of strategies stay."""
+        self.load_weights({**self.weights(), **self.initial_state()})
+
+    def start_from(self, start: Start) -> None:
+        """Put the weights there that a plan begins from; heads of other tasks stay."""
+        if start == "current":
+            return
+        chosen = self.initial_state() if start == "initial" else start
+        assert isinstance(chosen, Mapping)
+        own = {k: v for k, v in chosen.items() if not self.is_foreign_head(k)}
+        self.load_weights({**self.weights(), **own})
+
+    # -- modules of strategies --------------------------------------------------------------------
+
+    def equip(self, strategy: Strategy) -> None:
+        """Give the network the modules that ``strategy`` asks for now; those it has stay.
+
+        Raises:
+            TypeError: a module has changed its shape under its old name.
+        """
+        found = nn.ModuleDict()
+        for i, member in enumerate(strategy.members):
+            before = dict(self._extras.get(i, nn.ModuleDict()).items())
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(derive_seed(self.seed, "modules", i))
+                asked = member.modules(self)  # type: ignore[arg-type]
+            if not asked:
+                self._extras.pop(i, None)
+                continue
+            kept = {name: before.get(name, new) for name, new in asked.items()}
+            for name, module in kept.items():
+                if _shapes(module) != _shapes(asked[name]):
+                    raise TypeError(
+                        f"{type(member).__name__}.modules gives {name!r} another shape than it "
+                        "had: give what grows another name"
+                    )
+                if module is asked[name]:
+                    self._adopt(module)
+            self._extras[i] = nn.ModuleDict(kept)
+            found[self._name_of(strategy, i)] = self._extras[i]
+        for i in [i for i in self._extras if i >= len(strategy.members)]:
+            del self._extras[i]
+        if len(found):
+            self.network.extra = found
+        elif hasattr(self.network, "extra"):
+            del self.network.extra
+
+    def _adopt(self, module: nn.Module) -> None:
+        module.to(next(self.network.parameters()))
+        module.train(self.network.training)
+        self._learnable.update(p for p in module.parameters() if p.requires_grad)
+
+    @staticmethod
+    def _name_of(strategy: Strategy, i: int) -> str:
+        """What a member's modules go by: its class's name, numbered from the second on."""
+        names = [type(member).__name__ for member in strategy.members]
+        earlier = names[:i].count(names[i])
+        return f"{names[i]}_{earlier + 1}" if earlier else names[i]
+
+    def extras(self, strategy: object) -> nn.ModuleDict:
+        """The modules that ``strategy`` has asked for; empty where it has none."""
+        for i, member in enumerate(self.strategy.members):
+            if member is strategy:
+                return self._extras.get(i, nn.ModuleDict())
+        return nn.ModuleDict()
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}

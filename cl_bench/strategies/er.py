@@ -7,11 +7,20 @@ Every batch is learned together with as many samples drawn from a memory that re
 import torch
 from torch import Tensor
 
-from cl_bench.contracts import Batch, Learner, Needs, State, Strategy, Task, generator
+from cl_bench.contracts import (
+    LOCAL_OR_FEDERATED,
+    Batch,
+    FederatedStrategy,
+    Learner,
+    Needs,
+    State,
+    Task,
+    generator,
+)
 from cl_bench.contracts.options import Count
 
 
-class ER(Strategy):
+class ER(FederatedStrategy):
     """Replays a few old samples with every batch.
 
     Args:
@@ -19,7 +28,7 @@ class ER(Strategy):
         replay: samples replayed with every batch; None means as many as the batch holds.
     """
 
-    needs = Needs(engine="any")
+    needs = Needs(engines=LOCAL_OR_FEDERATED)
     private = True
 
     def __init__(self, memory: Count = 500, replay: Count | None = None) -> None:

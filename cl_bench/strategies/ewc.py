@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from cl_bench.contracts import (
+    LOCAL_OR_FEDERATED,
     Batch,
+    FederatedStrategy,
     Learner,
     Needs,
     State,
     Statistics,
-    Strategy,
     Task,
     UsageError,
     generator,
@@ -25,7 +26,7 @@ from cl_bench.contracts import (
 from cl_bench.contracts.options import Count, OnlyWith, Share, Strength
 
 
-class EWC(Strategy):
+class EWC(FederatedStrategy):
     """Quadratic penalty on the diagonal of the Fisher information.
 
     The sum over old tasks is one quadratic, with F = sum F_j and centre
@@ -53,7 +54,7 @@ class EWC(Strategy):
         UsageError: an option is out of range.
     """
 
-    needs = Needs(engine="any", shardable=False)
+    needs = Needs(engines=LOCAL_OR_FEDERATED, shardable=False)
 
     def __init__(
         self,

@@ -3,10 +3,10 @@
 Every task is learned as if there had been no other: what federated forgetting is measured against.
 """
 
-from cl_bench.contracts import Needs, Strategy
+from cl_bench.contracts import FederatedStrategy, Needs
 
 
-class FedAvg(Strategy):
+class FedAvg(FederatedStrategy):
     """No restriction and no memory; the federation averages."""
 
-    needs = Needs(engine="federated")
+    needs = Needs(engines=frozenset({"federated"}))

@@ -6,18 +6,18 @@ Client k minimises F_k(w) + mu / 2 ||w - w^r||^2, where w^r are the weights that
 import torch
 from torch import Tensor
 
-from cl_bench.contracts import Batch, Learner, Needs, Strategy, Task
+from cl_bench.contracts import Batch, FederatedStrategy, Learner, Needs, Task
 from cl_bench.contracts.options import Strength
 
 
-class FedProx(Strategy):
+class FedProx(FederatedStrategy):
     """A proximal term on every client.
 
     Args:
         mu: strength of the pull; 0 is FedAvg.
     """
 
-    needs = Needs(engine="federated")
+    needs = Needs(engines=frozenset({"federated"}))
 
     def __init__(self, mu: Strength = 0.01) -> None:
         self.mu = mu

@@ -3,11 +3,11 @@
 The lower bound that forgetting is measured against.
 """
 
-from cl_bench.contracts import Needs, Strategy
+from cl_bench.contracts import LOCAL_OR_FEDERATED, FederatedStrategy, Needs
 
 
-class Finetune(Strategy):
+class Finetune(FederatedStrategy):
     """No restriction and no memory."""
 
-    needs = Needs(engine="any")
+    needs = Needs(engines=LOCAL_OR_FEDERATED)
     bound = "lower"

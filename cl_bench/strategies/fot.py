@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from cl_bench.contracts import (
+    FederatedStrategy,
     Learner,
     Needs,
     Protect,
     State,
     Statistics,
-    Strategy,
     Task,
     UsageError,
     batch_sizes,
@@ -46,7 +46,7 @@ BATCH = 64
 """Samples whose inputs are in memory at a time; random mixtures are drawn batch by batch."""
 
 
-class FOT(Strategy):
+class FOT(FederatedStrategy):
     """The server's updates are orthogonal to what old tasks use.
 
     Args:
@@ -69,7 +69,10 @@ class FOT(Strategy):
         UsageError: an option out of range.
     """
 
-    needs = Needs(engine="federated", options={"collects_on": "extraction", "capacity_left": "eps"})
+    needs = Needs(
+        engines=frozenset({"federated"}),
+        options={"collects_on": "extraction", "capacity_left": "eps"},
+    )
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cl_bench.contracts import Batch, Data, Learner, Strategy, Stream, Task
+from cl_bench.contracts import Batch, Data, Learner, Plan, Strategy, Stream, Task
 
 
 class Joint(Strategy):
@@ -28,11 +28,11 @@ class Joint(Strategy):
         self.fresh = fresh
         self.when = when
 
-    def train_data(self, stream: Stream, t: int) -> Data | None:
+    def plan(self, stream: Stream, t: int) -> Plan | None:
         """The union of the first t + 1 tasks."""
         if self.when == "last" and t < len(stream) - 1:
             return None
-        return Union([task.train for task in stream[: t + 1]])
+        return Plan(Union([task.train for task in stream[: t + 1]]))
 
     def setup(self, learner: Learner, task: Task) -> None:
         """Fresh weights, and every head that has been seen takes part."""

@@ -214,9 +214,13 @@ class Record:
         learning_rate: float,
         seconds: float,
         steps: int,
+        phase: str | None = None,
         **more: float,
     ) -> None:
-        """One epoch of training on the task with index ``task``; epochs count from 1."""
+        """One epoch of training on the task with index ``task``; epochs count from 1.
+
+        Those of a ``phase`` after the task's own training are counted apart, and named.
+        """
         self._event(
             "epoch",
             task=task,
@@ -225,6 +229,7 @@ class Record:
             learning_rate=learning_rate,
             seconds=seconds,
             steps=steps,
+            **({} if phase is None else {"phase": phase}),
             **more,
         )
 

@@ -27,7 +27,7 @@ from lightning import Trainer
 from step import Silent
 from torch import Tensor, nn
 
-from cl_bench.contracts import Origin, Protect, Stream, Task
+from cl_bench.contracts import Origin, Plan, Protect, Stream, Task
 from cl_bench.experiment import LightningEngine, LoopSettings, quiet_lightning
 from cl_bench.learners import Classifier
 from cl_bench.models import AlexNetCL
@@ -107,7 +107,7 @@ def train(task: Noise, projected: bool) -> float:
         net, strategy, trainer, LoopSettings(batch_size=BATCH), None, record, record
     )
     with quiet_lightning():
-        engine.learn(task, task.data)
+        engine.learn(task, Plan(task.data))
     return record.seconds
 
 
@@ -141,7 +141,7 @@ def profile(task: Noise, way: str, steps: int) -> dict[str, float]:
 
     for i in range(steps):
         batch = task.data[torch.arange(i * BATCH, (i + 1) * BATCH)]
-        loss, _ = timed("forward", functools.partial(net.objective, batch))
+        loss, _ = timed("forward", functools.partial(net.step_loss, batch))
         optimizer.zero_grad()
         timed("backward", loss.backward)
         timed("projection", project)

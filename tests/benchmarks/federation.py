@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from cl_bench.contracts import Origin, Protect, Stream, Task, generator
+from cl_bench.contracts import Origin, Plan, Protect, Stream, Task, generator
 from cl_bench.experiment import LoopSettings
 from cl_bench.federation import FederatedEngine, Federation, client_statistics
 from cl_bench.federation.client import Turn, client_weights
@@ -113,7 +113,7 @@ def contenders(case: str) -> tuple[Any, Any]:
         for _ in range(ROUNDS):
             bare()
 
-    return lambda: engine.learn(task, task.train), rounds
+    return lambda: engine.learn(task, Plan(task.train)), rounds
 
 
 def compare(case: str, repeats: int) -> bool:

@@ -137,7 +137,7 @@ def step(
     engine = LightningEngine(learner, strategy, trainer, loop, None, silent, silent)
     with quiet_lightning():
         for t in (0, 1):
-            engine.learn(stream[t], strategy.train_data(stream, t))
+            engine.learn(stream[t], strategy.plan(stream, t))
     return min(record.epochs), torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
 
 

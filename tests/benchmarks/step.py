@@ -22,7 +22,7 @@ import torch.nn.functional as F  # noqa: N812
 from lightning import Trainer
 from torch import Tensor, nn
 
-from cl_bench.contracts import Learner, Origin, Stream, Task
+from cl_bench.contracts import Learner, Origin, Plan, Stream, Task
 from cl_bench.experiment import LightningEngine, LoopSettings, TrainLoader, quiet_lightning
 from cl_bench.learners import Classifier
 from cl_bench.models import MLP
@@ -147,7 +147,7 @@ def ours(
     settings = LoopSettings(seed=0, batch_size=batch_size, pack=pack)
     engine = LightningEngine(learner, strategy, trainer, settings, None, record, record)
     with quiet_lightning():
-        engine.learn(task, task.data)
+        engine.learn(task, Plan(task.data))
     return record.seconds
 
 

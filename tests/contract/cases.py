@@ -166,7 +166,7 @@ class Setting:
     ):
         self.name, self.pack = name, pack
         self.strategy = make_strategy(name, calm)
-        self.federated = self.strategy.needs.engine == "federated"
+        self.federated = self.strategy.needs.engines == {"federated"}
         self.stream = make_stream(self.strategy)
         self.batch = (4 if reads_text(self.strategy) else 16) // cut
         world = dist.get_world_size() if dist.is_initialized() else 1
@@ -221,7 +221,7 @@ class Setting:
         )
 
     def learn(self, engine, t):
-        engine.learn(self.stream[t], self.strategy.train_data(self.stream, t))
+        engine.learn(self.stream[t], self.strategy.plan(self.stream, t))
 
     def conduct(self, directory, every=None, resume=False):
         result = conduct(

@@ -133,10 +133,9 @@ class RecoveryProbe(Observer):
         loader = TrainLoader(
             halves.train, self.batch_size, seed, task.index, least=learner.least_batch
         )
-        known = task if learner.task_id_at_test else None
         left = self.settings.steps
         learner.train()
-        with learner.strategy.inference(learner, known), unconfined():
+        with learner.strategy.inference(learner, learner.told(task)), unconfined():
             while left > 0:
                 for batch in loader:
                     moved = learner._to_device(batch)
