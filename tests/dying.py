@@ -25,10 +25,16 @@ class Killed(BaseException):
 
 
 class Dying:
-    """Mixin of a learner: dies before the ``dies_at``-th batch."""
+    """Mixin of a learner: dies before the ``dies_at``-th batch, or at the start of a task."""
 
     dies_at = -1
+    dies_in_task = None
     batches = 0
+
+    def begin(self, task, strategy, start="current"):
+        if task.index == self.dies_in_task:
+            raise Killed
+        super().begin(task, strategy, start)
 
     def _learn(self, batch):
         if self.batches == self.dies_at:

@@ -190,7 +190,8 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
 
     def _groups(self) -> list[dict[str, Any]]:
         groups = self.phase.groups(self) if self.phase else self.strategy.param_groups(self)
-        return [dict(g) for g in groups if g["params"]]
+        found = [{**group, "params": list(group["params"])} for group in groups]
+        return [group for group in found if group["params"]]
 
     def _stepped(self, *_: Any) -> None:
         self.acting.after_step(self, self._step.batch, self._step.out)

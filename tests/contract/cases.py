@@ -80,8 +80,9 @@ def small(options, calm):
 def make_strategy(name, calm=True):
     if name not in NAMES:
         import broken
+        import seams
 
-        return getattr(broken, name)()
+        return getattr(seams if name in seams.SEAMS else broken, name)()
     cfg = settings(name)
     return instantiate(
         OmegaConf.merge(cfg, small(cfg, calm), OPTIONS.get(name, {})), _convert_="all"
@@ -104,9 +105,8 @@ def make_stream(strategy):
         z = z + 0.3 * torch.randn(SAMPLES, 4, generator=rng)
         x = z @ torch.linalg.qr(torch.randn(DIM, 4, generator=rng))[0].t()
         tasks.append({"train": (x, y), "validation": (x[:16], y[:16]), "test": (x[:32], y[:32])})
-    return from_tensors(
-        tasks, "task" if strategy.needs.task_id_at_test else "domain", labels="task"
-    )
+    scenario = "task" if strategy.needs.task_id_at_test else "domain"
+    return from_tensors(tasks, getattr(strategy, "scenario", scenario), labels="task")
 
 
 class Mortal(Dying, Classifier):
@@ -163,10 +163,12 @@ class Setting:
         precision="32-true",
         dtype=torch.float64,
         calm=True,
+        federated=None,
     ):
         self.name, self.pack = name, pack
         self.strategy = make_strategy(name, calm)
-        self.federated = self.strategy.needs.engines == {"federated"}
+        only = self.strategy.needs.engines == {"federated"}
+        self.federated = only if federated is None else federated
         self.stream = make_stream(self.strategy)
         self.batch = (4 if reads_text(self.strategy) else 16) // cut
         world = dist.get_world_size() if dist.is_initialized() else 1
@@ -183,7 +185,9 @@ class Setting:
             clients=4,
             per_round=2,
             rounds=3,
-            statistics="sampled" if self.strategy.collects_on == "local" else "all",
+            statistics="sampled"
+            if getattr(self.strategy, "collects_on", "global") == "local"
+            else "all",
         )
         with refusals():
             check_pair(name, self.strategy, self.stream, self.federated)
@@ -204,8 +208,7 @@ class Setting:
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            **self.options,
-            **more,
+            **{**self.options, **more},
         )
 
     @property
