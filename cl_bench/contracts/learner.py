@@ -53,6 +53,23 @@ class Protect:
         return wanted and not any(fnmatchcase(name, p) for p in self.exclude)
 
 
+Heads = Literal["current", "seen", "all"] | int
+"""Output heads: of the task that is learned, of the tasks met so far, all there are, or one."""
+
+
+class Snapshot(Protocol):
+    """A network as it was: in evaluation mode, without gradients, with the heads seen by then."""
+
+    def __call__(self, batch: Batch, head: int | None = None) -> Tensor:
+        """As the learner's."""
+
+    def features(self, batch: Batch, bare: bool = False) -> Tensor:
+        """As the learner's."""
+
+    def readout(self, features: Tensor, heads: Heads = "seen") -> Tensor:
+        """As the learner's."""
+
+
 class Learner(Protocol):
     """Model, loss and score, and the services through which strategies reach the network."""
 
@@ -71,6 +88,43 @@ class Learner(Protocol):
 
     def __call__(self, batch: Batch, head: int | None = None) -> Tensor:
         """Logits for a batch, from the head that serves it or from ``head``."""
+
+    def features(self, batch: Batch, bare: bool = False) -> Tensor:
+        """What the output layer reads, in the mode that the network is in.
+
+        (n, d) of classifiers, (n, L, d) of language models: a state for every token that
+        ``learner(batch)`` has logits for (the decoder's, of encoder-decoders). With gradients
+        where they are enabled.
+
+        Args:
+            batch: on any device.
+            bare: as if PEFT's adapters were not there; they are afterwards, as they were.
+
+        Raises:
+            UsageError: which layer reads out is not known, as in somebody else's model; or an
+                adapter is merged, with ``bare``.
+        """
+
+    def readout(self, features: Tensor, heads: Heads = "seen") -> Tensor:
+        """Logits (n, classes) that heads make of :meth:`features`, side by side.
+
+        With ``seen``, just what ``learner(batch)`` says, but for classes of other tasks, which that
+        leaves out where the task id is known. A language model has one head, whatever is asked.
+
+        Raises:
+            UsageError: there is no such head; or as :meth:`features`.
+        """
+
+    def snapshot(self) -> "Snapshot":
+        """A frozen copy of the network as it is now, which later training leaves alone.
+
+        What a checkpoint holds of it is nothing: one that ``setup`` makes is made again on resume,
+        where ``setup`` is replayed from the weights that the task began with (in a federation, in
+        every round, from those that the client was sent); one that is made later is gone.
+
+        Raises:
+            UsageError: processes share the weights out.
+        """
 
     def loss(self, out: Tensor, batch: Batch) -> Tensor:
         """Mean loss over the batch."""

@@ -68,7 +68,7 @@ class Scorer:
         ]
         self.learner.expect_tests([*tasks, *(task for task, _ in probes)])
         try:
-            with self.learner.put_together():
+            with self.learner.work.paused(), self.learner.put_together():
                 self.test(loaders)
         finally:
             self.learner.end_tests()

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from cl_bench.contracts import Batch, Protect, Strategy, UsageError
+from cl_bench.contracts.learner import Heads
 from cl_bench.learners import NetworkServices
 from cl_bench.learners.guards import guards
+from cl_bench.learners.modes import same_modes
 from cl_bench.learners.network import is_norm, require_guardable
 from cl_bench.subspace import Accumulator, LinearMap, Moments
 
@@ -151,6 +153,20 @@ class Borrowed(NetworkServices):
         out: Tensor = self._model(batch["x"])
         return out
 
+    def _left_behind(self) -> dict[int, Any]:
+        # Functions may belong to objects that hold much more than the network.
+        return {id(self._forward): self._forward, id(self._loss): self._loss}
+
+    def _features(self, batch: Batch) -> Tensor:
+        raise UsageError(
+            "this strategy asks for what the output layer reads, and which layer that is is not "
+            "known in somebody else's model: run it in cl_bench's own loop"
+        )
+
+    def readout(self, features: Tensor, heads: Heads = "seen") -> Tensor:
+        """Raise :class:`UsageError`: heads are not known in somebody else's model."""
+        return self._features({})
+
     def loss(self, out: Tensor, batch: Batch) -> Tensor:
         """Mean loss over the batch.
 
@@ -264,15 +280,11 @@ class Borrowed(NetworkServices):
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        # Not by eval(): held norms would take that for what their owner asked of them.
-        modes = [(module, module.training) for module in self._model.modules()]
-        for module, _ in modes:
-            module.training = False
-        try:
+        with same_modes(self._model):
+            # Not by eval(): held norms would take that for what their owner asked of them.
+            for module in self._model.modules():
+                module.training = False
             yield
-        finally:
-            for module, training in modes:
-                module.training = training
 
 
 def _stay_in_eval(norm: nn.Module, mode: bool = True) -> nn.Module:

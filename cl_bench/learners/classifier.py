@@ -77,6 +77,10 @@ class Classifier(BaseLearner):
             logits = self._of_heads(logits, batch["task"])
         return logits
 
+    def _features(self, batch: Batch) -> Tensor:
+        features: Tensor = self.backbone(batch["x"])
+        return features.flatten(1)
+
     def loss(self, out: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy."""
         return F.cross_entropy(out, batch["y"])

@@ -216,6 +216,18 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
             norm.eval()
         return self
 
+    def _left_behind(self) -> dict[int, Any]:
+        empty: list[Any] = [self.held_norms, self.test_tasks, self._losses, self._terms]
+        empty += [self.work, self._step, self._window]
+        return {
+            **super()._left_behind(),
+            **{id(value): type(value)() for value in empty},
+            id(self.strategy): Strategy(),
+            id(self.schedule): None,
+            id(self._optimizer_factory): None,
+            id(self.task): self.task,
+        }
+
     # -- what strategies and loaders ask --------------------------------------------------------
 
     @property

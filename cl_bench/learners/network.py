@@ -2,9 +2,9 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from cl_bench.contracts import Batch, Loss, Protect, UsageError
 from cl_bench.contracts.options import shown
 from cl_bench.learners.batch_norm import by_batch
+from cl_bench.learners.modes import same_modes, without_adapters
 from cl_bench.learners.per_sample import per_sample_gradients, within_the_batch
+from cl_bench.learners.snapshot import Snapshot
 from cl_bench.subspace import (
     Accumulator,
     LinearMap,
@@ -127,6 +129,28 @@ class NetworkServices:
     def extras(self, strategy: object) -> nn.ModuleDict:
         """The modules that ``strategy`` has asked for: none, where nobody builds them."""
         return nn.ModuleDict()
+
+    @abstractmethod
+    def _features(self, batch: Batch) -> Tensor:
+        """What the readout reads."""
+
+    def features(self, batch: Batch, bare: bool = False) -> Tensor:
+        """What the readout reads: (n, d), of causal and decoding language models (n, L, d)."""
+        self._passed(batch, backward=torch.is_grad_enabled())
+        batch = self._to_device(batch)
+        with without_adapters(self.network) if bare else nullcontext():
+            return self._features(batch)
+
+    def snapshot(self) -> Snapshot:
+        """A frozen copy of the network as it is now."""
+        return Snapshot(self, self._left_behind())
+
+    def _left_behind(self) -> dict[int, Any]:
+        """What is no part of a copy of the network: what stands in for it, by its id."""
+        return {}
+
+    def _passed(self, batch: Batch, backward: bool) -> None:
+        """A strategy has a batch go forward and, perhaps, back."""
 
     def is_guarded_head(self, name: str, heads: str) -> bool | None:
         """Whether ``protect.heads`` guards this layer; None if it is no head."""
@@ -346,14 +370,9 @@ class NetworkServices:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        # Module by module: somebody may keep a part of their network in evaluation mode.
-        modes = [(module, module.training) for module in self.network.modules()]
-        self.network.eval()
-        try:
+        with same_modes(self.network):
+            self.network.eval()
             yield
-        finally:
-            for module, training in modes:
-                module.training = training
 
     def _to_device(self, batch: Batch) -> Batch:
         weight = next(self.network.parameters())

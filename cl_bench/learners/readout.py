@@ -3,9 +3,11 @@
 from dataclasses import replace
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
-from cl_bench.contracts import Protect, Task
+from cl_bench.contracts import Protect, Task, UsageError
+from cl_bench.contracts.learner import Heads
 from cl_bench.learners.network import NetworkServices
 from cl_bench.subspace import LinearMap
 
@@ -25,6 +27,30 @@ class Readout(NetworkServices):
     task: Task | None
     seen_heads: int
     _held: set[Tensor]
+
+    def readout(self, features: Tensor, heads: Heads = "seen") -> Tensor:
+        """Logits (n, classes) of those heads, side by side.
+
+        Raises:
+            UsageError: there is no such head.
+        """
+        wanted = self._wanted(heads)
+        if len(wanted) == 1:
+            logits: Tensor = wanted[0](features)
+            return logits
+        return torch.cat([head(features) for head in wanted], dim=-1)
+
+    def _wanted(self, heads: Heads) -> list[nn.Module]:
+        known, seen = list(self.heads), max(1, self.seen_heads)
+        named = {"current": [self.task.head if self.task else 0], "seen": range(seen)}
+        named["all"] = range(len(known))
+        numbers = named.get(heads) if isinstance(heads, str) else [heads]
+        if numbers is None or not all(0 <= number < len(known) for number in numbers):
+            raise UsageError(
+                f"heads={heads!r}: choose 'current', 'seen', 'all' or a number from 0 to "
+                f"{len(known) - 1}"
+            )
+        return [known[number] for number in numbers]
 
     def is_guarded_head(self, name: str, heads: str) -> bool | None:
         """Whether ``protect.heads`` guards this layer; None if it is no head."""

@@ -7,9 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from cl_bench.contracts import Batch, Strategy, derive_seed
+from cl_bench.contracts import Batch, Strategy, UsageError, derive_seed
 from cl_bench.contracts.plan import Start
 from cl_bench.learners.network import NetworkServices
+from cl_bench.learners.snapshot import Snapshot
 from cl_bench.learners.work import Work
 from cl_bench.parallel import sharding
 from cl_bench.parallel.ranks import is_idle, share, world
@@ -50,7 +51,7 @@ class SharedServices(NetworkServices):
         """
         network: Any = self.network
         learnable = {name for name, p in network.named_parameters() if p in self._learnable}
-        sharding.shard(network, self.blocks())
+        sharding.shard(network, self.blocks(), calls=("features", "readout"))
         if not hasattr(network, "config"):  # PEFT asks whatever has a device mesh for one
             network.config = {"model_type": "custom"}
         self._learnable = {p for name, p in network.named_parameters() if name in learnable}
@@ -110,6 +111,26 @@ class SharedServices(NetworkServices):
         """Raw gradients of the trainable parameters at the current weights; no side effects."""
         self.work.batch(batch, backward=True)
         return super().gradients(batch, of, per_sample)
+
+    def snapshot(self) -> Snapshot:
+        """A frozen copy of the network as it is now.
+
+        Raises:
+            UsageError: processes share the weights out, so that none of them has a network to copy.
+        """
+        if self.sharded:
+            raise UsageError(
+                "this strategy keeps a copy of the network, of which each process here holds a "
+                "part: let every process hold all weights (trainer=ddp)"
+            )
+        return super().snapshot()
+
+    def _left_behind(self) -> dict[int, Any]:
+        empty: list[Any] = [self._initial, self._learnable, self._held]
+        return {**super()._left_behind(), **{id(value): type(value)() for value in empty}}
+
+    def _passed(self, batch: Batch, backward: bool) -> None:
+        self.work.batch(batch, backward)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

@@ -11,8 +11,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cl_bench.contracts import IGNORE, Batch, LanguageStream, PromptStream, UsageError
+from cl_bench.contracts.learner import Heads
+from cl_bench.learners.modes import reaching
 from cl_bench.learners.module import BaseLearner
 from cl_bench.optimizers import OptimizerFactory
+
+CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""What transformers' models call that which they do to logits behind the output layer."""
 
 
 class LanguageLearner(BaseLearner):
@@ -96,6 +101,9 @@ class LanguageLearner(BaseLearner):
             "attention_mask": batch["attention_mask"][:, :prompt],
             "labels": batch["labels"][:, :answer],
         }
+
+    def _left_behind(self) -> dict[int, Any]:
+        return {**super()._left_behind(), id(self.prompts): self.prompts}
 
     @abstractmethod
     def targets(self, out: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -193,6 +201,26 @@ class LanguageLearner(BaseLearner):
         return (own * (wanted != IGNORE)).sum(1)
 
     # -- loss and the services of strategies ------------------------------------------------------
+
+    def _features(self, batch: Batch) -> Tensor:
+        return reaching(self.heads[0], lambda: self.forward(batch))
+
+    def readout(self, features: Tensor, heads: Heads = "seen") -> Tensor:
+        """Logits (..., vocabulary): one output layer serves all tasks.
+
+        Raises:
+            UsageError: there is no such head, or the model changes logits behind its output layer.
+        """
+        changed = [name for name in CHANGES if getattr(self.config, name, None) not in (None, 1)]
+        if changed:
+            raise UsageError(
+                f"the model changes logits behind its output layer ({changed[0]}="
+                f"{getattr(self.config, changed[0])}), so that what the layer makes of features is "
+                "not what the model says: use another model"
+            )
+        logits = super().readout(features, heads)
+        added: Tensor | None = getattr(self.model, "final_logits_bias", None)  # BART's
+        return logits if added is None else logits + added
 
     def loss(self, out: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy, averaged over the labelled tokens of the batch."""

@@ -12,7 +12,7 @@ class Work:
     """Passes through the network that training and the strategy asked for.
 
     Evaluation, and whoever watches the run, do not count; nor does what a strategy computes without
-    the learner, such as the passes of a copy that it keeps.
+    the learner, such as the passes of a copy that it makes by itself.
 
     Attributes:
         forward_passes: batches.

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
@@ -21,12 +21,13 @@ from cl_bench.parallel.ranks import world
 from cl_bench.subspace import is_transposed, shared_out
 
 
-def shard(network: nn.Module, blocks: Sequence[nn.Module]) -> None:
+def shard(network: nn.Module, blocks: Sequence[nn.Module], calls: Sequence[str] = ()) -> None:
     """Leave in every process its part of the network's parameters.
 
     Args:
         network: what is called as a whole.
         blocks: parts of it that are called; each is put together when it is, and not longer.
+        calls: methods of the network that it is called by, beside ``forward``.
 
     Raises:
         UsageError: a weight cannot be cut into equal parts.
@@ -58,6 +59,8 @@ def shard(network: nn.Module, blocks: Sequence[nn.Module]) -> None:
         if not isinstance(block, nn.ModuleList | nn.ModuleDict):  # those are never called
             fully_shard(block, mesh=mesh, shard_placement_fn=placement)
     fully_shard(network, mesh=mesh, shard_placement_fn=placement, reshard_after_forward=False)
+    for name in calls:
+        register_fsdp_forward_method(network, name)
 
 
 def is_sharded(network: nn.Module) -> bool:
