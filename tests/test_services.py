@@ -1,14 +1,18 @@
 """What strategies may ask of a learner beside its geometry: features, teachers, roles, moments."""
 
 import copy
+import functools
 import io
+from collections import Counter
 
 import pytest
 import texts
 import torch
-from toys import CLASSES, DIM, learn, make_learner, make_stream, mlp
+from torch.optim import Adadelta, Adagrad, AdamW, NAdam, RAdam, RMSprop
+from toys import CLASSES, DIM, learn, make_engine, make_learner, make_stream, mlp
 
-from cl_bench.contracts import Strategy, UsageError
+from cl_bench.contracts import EpochDecision, Strategy, UsageError
+from cl_bench.integrations import Guarded
 from cl_bench.strategies.finetune import Finetune
 from cl_bench.strategies.gpm import GPM
 from cl_bench.subspace import ConfinedLinear, confinement
@@ -176,3 +180,165 @@ def test_a_snapshot_keeps_weights_that_torch_computes():
     model = torch.nn.Sequential(torch.nn.utils.spectral_norm(torch.nn.Linear(DIM, 8)))
     _, learner, batch = begun("domain", model=model)
     assert torch.equal(learner.snapshot()(batch), learner(batch))
+
+
+# -- weights, roles, moments -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["class", "gpt2"])
+def test_weights_are_live_and_loading_copies(kind):
+    stream, learner, batch = begun(kind)
+    live, before = learner.weights(), {k: v.clone() for k, v in learner.weights().items()}
+    out = learner(batch)
+    learn(learner, Finetune(), stream[1], epochs=1)
+    assert any(not torch.equal(live[name], before[name]) for name in before)
+    learner.load_weights(before)
+    assert all(torch.equal(live[name], before[name]) for name in before)
+    assert torch.equal(learner.eval()(batch), out)
+    learn(learner, Finetune(), stream[1], epochs=1)
+    assert not torch.equal(learner.eval()(batch), out)
+    learner.load_weights(before)
+    assert torch.equal(learner.eval()(batch), out), "loading gave the caller's tensors away"
+
+
+@pytest.mark.parametrize(
+    ("kind", "tied", "wanted"),
+    [  # two blocks each; T5's relative positions are two tables
+        ("t5", True, {"matrix": 2 * 6 + 2 * 10, "vector": 2 * 2 + 2 * 3 + 2, "embedding": 3}),
+        ("t5", False, {"matrix": 32, "vector": 12, "embedding": 3, "head": 1}),
+        ("gpt2", True, {"matrix": 2 * 4, "vector": 2 * (4 + 4) + 2, "embedding": 2}),
+        ("gpt_neox", False, {"matrix": 8, "vector": 18, "embedding": 1, "head": 1}),
+    ],
+)
+def test_roles_of_language_models(kind, tied, wanted):
+    _, learner, _ = begun(kind, tied=tied)
+    found = learner.roles()
+    assert list(found) == [name for name, _ in learner.named_parameters()]
+    assert Counter(found.values()) == wanted
+    shapes = {name: p.dim() for name, p in learner.named_parameters()}
+    assert all((shapes[name] > 1) == (role != "vector") for name, role in found.items())
+
+
+def test_roles_of_layers_that_are_no_linear_map():
+    class Mixed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.position = torch.nn.Parameter(torch.zeros(1, 3, 4))
+            self.convolution = torch.nn.Conv1d(4, 4, 3, padding=1)
+            self.norm = torch.nn.LayerNorm((3, 4))
+            self.attention = torch.nn.MultiheadAttention(4, 2, batch_first=True)
+            self.recurrent = torch.nn.GRU(4, 4, batch_first=True)
+
+        def forward(self, x):
+            x = self.norm(x.view(-1, 4, 3).transpose(1, 2)) + self.position
+            x = self.convolution(x.transpose(1, 2)).transpose(1, 2)
+            return self.recurrent(self.attention(x, x, x)[0])[0]
+
+    _, learner, _ = begun("class", model=Mixed(), head_bias=True)
+    found = learner.roles()
+    assert list(found) == [name for name, _ in learner.named_parameters()]
+    matrices = {name.removeprefix("backbone.") for name, r in found.items() if r == "matrix"}
+    assert matrices == {
+        "convolution.weight",
+        *("attention.in_proj_weight", "attention.out_proj.weight"),
+        *("recurrent.weight_ih_l0", "recurrent.weight_hh_l0"),
+    }
+    assert {name for name, role in found.items() if role == "head"} == {
+        f"heads.{i}.{part}" for i in range(3) for part in ("weight", "bias")
+    }
+
+
+ADAPTIVE = {
+    AdamW: "exp_avg_sq",
+    NAdam: "exp_avg_sq",
+    RAdam: "exp_avg_sq",
+    RMSprop: "square_avg",
+    Adadelta: "square_avg",
+    Adagrad: "sum",
+}
+
+
+class Remembers(Strategy):
+    """Asks for second moments at every hook where they should be there, and builds anew once."""
+
+    def __init__(self):
+        self.found, self.optimizers = {}, []
+
+    def after_step(self, learner, batch, out):
+        self.found["step"] = learner.second_moments()
+
+    def after_epoch(self, learner, task, progress):
+        self.found["epoch"] = {k: v.clone() for k, v in learner.second_moments().items()}
+        self.optimizers.append(learner._optimizing()[0])
+        return EpochDecision(rebuild_optimizer=progress.epoch == 1)
+
+    def collect(self, learner, task):
+        self.found["collect"] = learner.second_moments()
+        return {}
+
+    def consolidate(self, learner, task, stats):
+        self.found["consolidate"] = learner.second_moments()
+
+
+@pytest.mark.parametrize("pack", [1, 4])
+@pytest.mark.parametrize("kind", ADAPTIVE)
+def test_second_moments_are_the_optimizers(kind, pack):
+    stream = make_stream()
+    learner = make_learner(stream, optimizer=functools.partial(kind, lr=0.01), pack=pack)
+    strategy = Remembers()
+    make_engine(learner, strategy, pack=pack).learn(stream[0], stream[0].train)
+    first, last = strategy.optimizers
+    assert last is not first
+    names = dict(learner.named_parameters())
+    assert strategy.found["consolidate"].keys() == strategy.found["step"].keys() == names.keys()
+    for name, moment in strategy.found["consolidate"].items():
+        assert moment is last.state[names[name]][ADAPTIVE[kind]]
+        assert float(moment.sum()) > 0
+        assert torch.equal(moment, strategy.found["epoch"][name])
+
+
+def test_second_moments_need_an_optimizer_that_keeps_them():
+    _, learner, batch = begun("domain")
+    with pytest.raises(UsageError, match="none trains now"):
+        learner.second_moments()
+    optimizer = learner.configure_optimizers()
+    learner.loss(learner(batch), batch).backward()
+    optimizer.step()
+    with pytest.raises(UsageError, match=r"SGD keeps no second moment .* optimizer=adam"):
+        learner.second_moments()
+
+
+def test_the_optimizer_is_in_no_copy_and_in_no_later_task():
+    stream, learner, _ = begun("domain", optimizer=functools.partial(AdamW, lr=0.01))
+    optimizer = learner.configure_optimizers()
+    assert learner.second_moments() == {}
+    assert learner.__getstate__()["_optimizer"] is None
+    assert copy.deepcopy(learner)._optimizer is learner.snapshot()._copy._optimizer is None
+    del optimizer
+    assert learner._optimizing() == (), "the learner keeps the optimizer alive"
+    optimizer = learner.configure_optimizers()
+    learner.begin(stream[1], Finetune())
+    with pytest.raises(UsageError, match="none trains now"):
+        learner.second_moments()
+    assert optimizer
+
+
+def test_second_moments_in_somebody_elses_loop():
+    model, asked = torch.nn.Linear(DIM, 3), []
+
+    class Asks(Strategy):
+        def collect(self, learner, task):
+            asked.append({k: v.clone() for k, v in learner.second_moments().items()})
+            asked.append(learner.roles())
+            return {}
+
+    optimizer = AdamW(model.parameters())
+    guard = Guarded(model, Asks())
+    x = torch.randn(8, DIM)
+    with guard.task(optimizer, sample=x):
+        model(x).sum().backward()
+        optimizer.step()
+    assert asked[1] == {"weight": "matrix", "bias": "vector"}
+    for name, parameter in model.named_parameters():
+        assert torch.equal(asked[0][name], optimizer.state[parameter]["exp_avg_sq"])
+    assert not guard.learner.optimizers

@@ -53,6 +53,11 @@ class Protect:
         return wanted and not any(fnmatchcase(name, p) for p in self.exclude)
 
 
+Role = Literal["matrix", "vector", "embedding", "head"]
+"""Of a parameter: a linear or convolutional layer's weight, attention's and recurrent layers' too;
+whatever is neither that nor named below, above all biases and what normalises; a table of
+embeddings, also where it is the output layer's weight; an output head's weight or bias."""
+
 Heads = Literal["current", "seen", "all"] | int
 """Output heads: of the task that is learned, of the tasks met so far, all there are, or one."""
 
@@ -149,6 +154,32 @@ class Learner(Protocol):
 
     def others(self, kept: Iterable[nn.Parameter], norms: bool) -> list[nn.Parameter]:
         """What :meth:`hold_others` holds."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """Weights and buffers, by name.
+
+        They are live: training and :meth:`load_weights` change them, so clone what is to last. Only
+        where processes share weights out are they whole copies, and all processes must ask.
+        """
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy weights and buffers, of just these names and shapes, into the network's own."""
+
+    def roles(self) -> dict[str, Role]:
+        """What each parameter is for, by name, every one once.
+
+        In somebody else's network no head is known as such.
+        """
+
+    def second_moments(self) -> dict[str, Tensor]:
+        """The training optimizer's running estimate of squared gradients, by parameter name.
+
+        The raw value, without bias correction (Adagrad's is a sum), live. It is there from the
+        first step to the end of ``consolidate``; a parameter that was never stepped has none.
+
+        Raises:
+            UsageError: no optimizer trains now, or it keeps no such estimate.
+        """
 
     def named_trainable(self) -> dict[str, nn.Parameter]:
         """The same, by name."""

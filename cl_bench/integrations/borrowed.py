@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from cl_bench.contracts import Batch, Protect, Strategy, UsageError
 from cl_bench.contracts.learner import Heads
@@ -56,6 +57,7 @@ class Borrowed(NetworkServices):
         self.seed = seed
         self.projectable: Literal["input", "gradient", "step"] = "step"
         self.held_norms: set[nn.Module] = set()
+        self.optimizers: list[Optimizer] = []
         self._learnable: list[nn.Parameter] = []
         self._announced = False
         self._left_alone: set[str] = set()
@@ -101,7 +103,7 @@ class Borrowed(NetworkServices):
         for norm in self.held_norms:
             del norm.__dict__["train"]
             norm.training = norm.__dict__.pop("mode_asked_for")
-        self._learnable = []
+        self._learnable, self.optimizers = [], []
         self.held_norms.clear()
 
     def accepts(self, sample: Batch) -> None:
@@ -153,9 +155,21 @@ class Borrowed(NetworkServices):
         out: Tensor = self._model(batch["x"])
         return out
 
+    def weights(self) -> dict[str, Tensor]:
+        """Weights and buffers, live."""
+        return self._model.state_dict()
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Write weights and buffers into the network."""
+        self._model.load_state_dict(weights)
+
+    def _optimizing(self) -> Sequence[Optimizer]:
+        return self.optimizers
+
     def _left_behind(self) -> dict[int, Any]:
         # Functions may belong to objects that hold much more than the network.
-        return {id(self._forward): self._forward, id(self._loss): self._loss}
+        kept = {id(self._forward): self._forward, id(self._loss): self._loss}
+        return {**kept, id(self.optimizers): []}
 
     def _features(self, batch: Batch) -> Tensor:
         raise UsageError(

@@ -85,6 +85,7 @@ class Session:
     def attach(self, optimizer: Optimizer) -> None:
         """Watch the steps of ``optimizer``; once is enough."""
         if optimizer not in self._attached:
+            self.learner.optimizers.append(optimizer)
             self._attached[optimizer] = [
                 optimizer.register_step_pre_hook(self._before_step),
                 optimizer.register_step_post_hook(self._after_step),

@@ -4,6 +4,7 @@ Read :meth:`BaseLearner.training_step` and :meth:`BaseLearner.configure_optimize
 in ``docs/architecture.md``: they are its inner part.
 """
 
+import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -70,6 +71,7 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
         self.test_tasks: list[Task] = []
         self.work = Work()
         self._optimizer_factory = optimizer
+        self._optimizer: weakref.ref[Optimizer] | None = None
         self.held_norms: set[nn.Module] = set()
         self._held: set[Tensor] = set()
         self._extras: dict[int, nn.ModuleDict] = {}
@@ -107,6 +109,7 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
         self.own_objective = strategy.objective if overrides(strategy, "objective") else None
         self.seen_heads = max(self.seen_heads, task.head + 1)
         self.learned_steps = 0
+        self._optimizer = None
         self.held_norms.clear()
         self._held.clear()
         self.equip(strategy)
@@ -176,6 +179,7 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
                 "nothing is left to train: the strategy froze every parameter; freeze less"
             )
         optimizer = self._optimizer_factory(groups)
+        self._optimizer = weakref.ref(optimizer)
         for group in optimizer.param_groups:
             group["lr"] *= self.task.rate if self.task else 1.0
             on_cpu = all(parameter.device.type == "cpu" for parameter in group["params"])
@@ -192,6 +196,14 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
         groups = self.phase.groups(self) if self.phase else self.strategy.param_groups(self)
         found = [{**group, "params": list(group["params"])} for group in groups]
         return [group for group in found if group["params"]]
+
+    def _optimizing(self) -> Sequence[Optimizer]:
+        optimizer = None if self._optimizer is None else self._optimizer()
+        return () if optimizer is None else (optimizer,)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As of any LightningModule; the optimizer is of the original's weights alone."""
+        return {**super().__getstate__(), "_optimizer": None}
 
     def _stepped(self, *_: Any) -> None:
         self.acting.after_step(self, self._step.batch, self._step.out)

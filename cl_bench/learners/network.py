@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.optim import Optimizer
 
 from cl_bench.contracts import Batch, Loss, Protect, UsageError
+from cl_bench.contracts.learner import Role
 from cl_bench.contracts.options import shown
 from cl_bench.learners.batch_norm import by_batch
 from cl_bench.learners.modes import same_modes, without_adapters
 from cl_bench.learners.per_sample import per_sample_gradients, within_the_batch
+from cl_bench.learners.roles import roles
 from cl_bench.learners.snapshot import Snapshot
+from cl_bench.optimizers import second_moments
 from cl_bench.subspace import (
     Accumulator,
     LinearMap,
@@ -151,6 +155,22 @@ class NetworkServices:
 
     def _passed(self, batch: Batch, backward: bool) -> None:
         """A strategy has a batch go forward and, perhaps, back."""
+
+    def roles(self) -> dict[str, Role]:
+        """What every parameter is for, by name."""
+        return roles(self.network, is_norm, self._head_parameters())
+
+    def _head_parameters(self) -> frozenset[Tensor]:
+        """Parameters of output heads, as far as these are known."""
+        return frozenset()
+
+    def second_moments(self) -> dict[str, Tensor]:
+        """The optimizer's running second moments, by the name of their parameter."""
+        return second_moments(self._optimizing(), dict(self.network.named_parameters()))
+
+    def _optimizing(self) -> Sequence[Optimizer]:
+        """The optimizers that train now."""
+        return ()
 
     def is_guarded_head(self, name: str, heads: str) -> bool | None:
         """Whether ``protect.heads`` guards this layer; None if it is no head."""

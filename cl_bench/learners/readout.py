@@ -52,6 +52,9 @@ class Readout(NetworkServices):
             )
         return [known[number] for number in numbers]
 
+    def _head_parameters(self) -> frozenset[Tensor]:
+        return frozenset(self.heads.parameters())
+
     def is_guarded_head(self, name: str, heads: str) -> bool | None:
         """Whether ``protect.heads`` guards this layer; None if it is no head."""
         if not name.startswith("heads."):

@@ -132,6 +132,11 @@ class SharedServices(NetworkServices):
     def _passed(self, batch: Batch, backward: bool) -> None:
         self.work.batch(batch, backward)
 
+    def second_moments(self) -> dict[str, Tensor]:
+        """The optimizer's running second moments, whole, by the name of their parameter."""
+        moments = super().second_moments()
+        return sharding.whole(moments) if self.sharded else moments
+
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         with super()._evaluating(), self.put_together():
