@@ -4,7 +4,7 @@ from cl_bench.contracts.engine import Engine
 from cl_bench.contracts.errors import UsageError
 from cl_bench.contracts.federated import FederatedStrategy
 from cl_bench.contracts.language import IGNORE, Codec, LanguageStream, PromptStream
-from cl_bench.contracts.learner import Learner, Protect
+from cl_bench.contracts.learner import Learner, Position, Protect
 from cl_bench.contracts.loss import Loss
 from cl_bench.contracts.plan import Phase, Plan
 from cl_bench.contracts.randomness import derive_seed, generator
@@ -45,6 +45,7 @@ __all__ = [
     "Origin",
     "Phase",
     "Plan",
+    "Position",
     "Pretraining",
     "Progress",
     "PromptStream",

@@ -1,9 +1,9 @@
 """The learner as a strategy sees it: services, no geometry."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from torch import Generator, Tensor, nn
 
@@ -58,8 +58,32 @@ Role = Literal["matrix", "vector", "embedding", "head"]
 whatever is neither that nor named below, above all biases and what normalises; a table of
 embeddings, also where it is the output layer's weight; an output head's weight or bias."""
 
+Of = Literal["loss", "logits"] | Callable[[Tensor, Batch], Tensor]
+"""What a gradient is taken of: a name, or a function of outputs and batch that gives a scalar."""
+
+Mode = Literal["eval", "train"]
+
 Heads = Literal["current", "seen", "all"] | int
 """Output heads: of the task that is learned, of the tasks met so far, all there are, or one."""
+
+
+class Position(NamedTuple):
+    """Where training stands inside a task.
+
+    Attributes:
+        phase: of the task that goes on; None is the main one, and what comes before any.
+        epoch: of the phase, from 0.
+        step: optimizer steps taken in the phase: 0 at its first batch, and 1 in the ``after_step``
+            behind that.
+        steps: planned for the phase; fewer are taken where it is stopped.
+        epochs: of the phase, at most.
+    """
+
+    phase: str | None
+    epoch: int
+    step: int
+    steps: int
+    epochs: int
 
 
 class Snapshot(Protocol):
@@ -86,6 +110,16 @@ class Learner(Protocol):
         """2 where a batch of one sample means something else than the sample in a larger one."""
 
     seed: int
+
+    @property
+    def progress(self) -> Position:
+        """Where training stands; all zeros until it begins, and how it ended after it.
+
+        In a federation, inside the client's own fit.
+
+        Raises:
+            UsageError: nobody tells, as in somebody else's loop.
+        """
 
     @property
     def network(self) -> nn.Module:
@@ -219,13 +253,23 @@ class Learner(Protocol):
     def gradients(
         self,
         batch: Batch,
-        of: Literal["loss", "logits"] = "loss",
+        of: Of = "loss",
         per_sample: bool = False,
+        mode: Mode = "eval",
     ) -> dict[str, Tensor]:
         """Raw gradients of the trainable parameters at the current weights; no side effects.
 
-        ``logits`` means the logit of each sample's own label. With ``per_sample`` every gradient
-        has the batch as its first dimension; otherwise it is that of the mean over the batch.
+        With ``mode="train"`` dropout drops, drawing from torch's generator as training does, and
+        batch normalisation goes by the batch, whose statistics it does not take down.
+
+        Args:
+            batch: on any device.
+            of: ``loss``, ``logits`` (the logit of each sample's own label), or a function of the
+                outputs and the batch, which gives a scalar.
+            per_sample: every gradient has the batch as its first dimension: of each sample's value
+                by itself, in ``train`` of one pass of the whole batch. Otherwise it is that of the
+                mean over the batch.
+            mode: of the network.
         """
 
     def guard(self, protect: Protect, first_task: bool) -> None:

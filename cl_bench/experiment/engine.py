@@ -240,6 +240,7 @@ class TaskHooks(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Weights are on their device and nothing has moved yet."""
+        self._stand(trainer)
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
@@ -256,8 +257,13 @@ class TaskHooks(Callback):
             with self.engine.learner.work.paused(), self.engine.learner.put_together():
                 self.engine.observer.before_task(self.engine.learner, self.task)
 
+    def _stand(self, trainer: Trainer) -> None:
+        epochs, planned = int(trainer.max_epochs or 1), self.loader.packs.planned(trainer)
+        self.engine.learner.stand(None, trainer.current_epoch, epochs, planned)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Time the epoch."""
+        self._stand(trainer)
         self._epoch_started = time.perf_counter()
         self._rate = trainer.optimizers[0].param_groups[0]["lr"]
         self.checkpoints.epoch_begins(trainer)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_bench.contracts import FederatedStrategy, State, derive_seed, generator
+from cl_bench.contracts import FederatedStrategy, State, batch_sizes, derive_seed, generator
 from cl_bench.federation.partition import ClientTask
 from cl_bench.federation.upload import Upload, floating
 from cl_bench.learners import BaseLearner, DivergedError
@@ -96,7 +96,9 @@ def client_fit(
     device = steps.trained[0].device
     seed_device(turn.derive("fit"), device)
     losses, terms = [], []
+    sizes = batch_sizes(len(task.train), learner.batch_size, learner.least_batch)
     for epoch in range(local_epochs):
+        learner.stand(None, epoch, local_epochs, local_epochs * len(sizes))
         rng = generator(turn.seed, "order", turn.task, turn.round, turn.client, epoch)
         order = torch.randperm(len(task.train), generator=rng)
         for batch in task.train.epoch(order, learner.batch_size, learner.least_batch):

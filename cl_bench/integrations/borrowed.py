@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cl_bench.contracts import Batch, Protect, Strategy, UsageError
+from cl_bench.contracts import Batch, Position, Protect, Strategy, UsageError
 from cl_bench.contracts.learner import Heads
 from cl_bench.learners import NetworkServices
+from cl_bench.learners.guardable import is_norm, require_guardable
 from cl_bench.learners.guards import guards
-from cl_bench.learners.modes import same_modes
-from cl_bench.learners.network import is_norm, require_guardable
+from cl_bench.learners.modes import own_buffers, same_modes
 from cl_bench.subspace import Accumulator, LinearMap, Moments
 
 Forward = Callable[[Any, Batch], Tensor]
@@ -121,6 +121,14 @@ class Borrowed(NetworkServices):
             ) from error
 
     # -- the learner's contract -------------------------------------------------------------------
+
+    @property
+    def progress(self) -> Position:
+        """Raise :class:`UsageError`: epochs are not known in somebody else's loop."""
+        raise UsageError(
+            "this strategy asks how far training has come, which is not known in somebody else's "
+            "loop: run it in cl_bench's own"
+        )
 
     @property
     def network(self) -> nn.Module:
@@ -298,6 +306,14 @@ class Borrowed(NetworkServices):
             # Not by eval(): held norms would take that for what their owner asked of them.
             for module in self._model.modules():
                 module.training = False
+            yield
+
+    @contextmanager
+    def _as_in_training(self) -> Iterator[None]:
+        with same_modes(self._model), own_buffers(self._model):
+            if not self._model.training:
+                for module in self._model.modules():  # not by train(), as in _evaluating
+                    module.training = module not in self.held_norms
             yield
 
 

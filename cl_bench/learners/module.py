@@ -110,6 +110,8 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
         self.seen_heads = max(self.seen_heads, task.head + 1)
         self.learned_steps = 0
         self._optimizer = None
+        self._step.step, self._step.phase = 0, None
+        self.stand(None, 0, 0, 0)
         self.held_norms.clear()
         self._held.clear()
         self.equip(strategy)
@@ -185,6 +187,7 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
             on_cpu = all(parameter.device.type == "cpu" for parameter in group["params"])
             if on_cpu and group.get("foreach", False) is None:
                 group["foreach"] = False  # what torch decides for a CPU too, but in every step
+        optimizer.register_step_post_hook(self._count_step)
         if overrides(self.acting, "after_step"):
             optimizer.register_step_post_hook(self._stepped)
         if self.schedule is None:

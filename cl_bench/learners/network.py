@@ -4,18 +4,18 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from cl_bench.contracts import Batch, Loss, Protect, UsageError
-from cl_bench.contracts.learner import Role
+from cl_bench.contracts.learner import Mode, Of, Role
 from cl_bench.contracts.options import shown
 from cl_bench.learners.batch_norm import by_batch
-from cl_bench.learners.modes import same_modes, without_adapters
+from cl_bench.learners.guardable import is_norm, require_guardable
+from cl_bench.learners.modes import own_buffers, same_modes, without_adapters
 from cl_bench.learners.per_sample import per_sample_gradients, within_the_batch
 from cl_bench.learners.roles import roles
 from cl_bench.learners.snapshot import Snapshot
@@ -33,65 +33,6 @@ from cl_bench.subspace import (
 
 EXTRA = "extra."
 """What the names of modules begin with that a strategy has added to the network."""
-
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether the module normalises; transformers' models bring classes of their own."""
-    scale = getattr(module, "weight", None)
-    own = type(module).__name__.endswith("Norm") and isinstance(scale, Tensor) and scale.dim() == 1
-    return isinstance(module, NORMS) or own
-
-
-def require_guardable(network: nn.Module, layers: Sequence[LinearMap]) -> None:
-    """Raise :class:`UsageError` if what a weight does is not what its layers' inputs tell.
-
-    It must be a parameter, and whoever else holds it must use it in the same way and be among
-    ``layers``; the table of an embedding, which ``protect.tied`` speaks of, may hold it too.
-    """
-    holders: dict[Tensor, list[tuple[str, nn.Module]]] = {}
-    for name, module in network.named_modules():
-        for parameter in module.parameters(recurse=False):
-            holders.setdefault(parameter, []).append((name, module))
-    by_module = {layer.module: layer for layer in layers}
-    for layer in layers:
-        if any(
-            name not in layer.module._parameters
-            for name in (("weight", "bias") if layer.augmented else ("weight",))
-        ):
-            raise UsageError(
-                f"layer {layer.name!r} computes its weight from other parameters (weight norm "
-                "or the like): remove that, or leave the layer alone with "
-                f"protect.exclude=[{layer.name}]"
-            )
-        for name, module in holders[layer.weight]:
-            if module is layer.module or isinstance(module, nn.Embedding):
-                continue
-            other = by_module.get(module)
-            both = f"layers {layer.name!r} and {name!r} share one weight"
-            if other is None or not _alike(layer, other):
-                raise UsageError(
-                    f"{both} and use it in different ways, or only one of them is guarded: no one "
-                    "subspace of inputs guards both; untie them, or name both or neither in "
-                    "protect.include and protect.exclude"
-                )
-            if layer.augmented != other.augmented or (
-                layer.augmented and layer.bias is not other.bias
-            ):
-                raise UsageError(
-                    f"{both}, but not their bias, which protect.bias=augmented makes a part of it: "
-                    "use protect.bias=frozen"
-                )
-
-
-def _alike(one: LinearMap, other: LinearMap) -> bool:
-    """Whether two layers make the same matrix of one weight."""
-    return (one.transposed, one.groups, one.in_features - one.augmented) == (
-        other.transposed,
-        other.groups,
-        other.in_features - other.augmented,
-    )
 
 
 class NetworkServices:
@@ -364,21 +305,25 @@ class NetworkServices:
     def gradients(
         self,
         batch: Batch,
-        of: Literal["loss", "logits"] = "loss",
+        of: Of = "loss",
         per_sample: bool = False,
+        mode: Mode = "eval",
     ) -> dict[str, Tensor]:
         """Raw gradients of the trainable parameters at the current weights; no side effects."""
         batch = self._to_device(batch)
 
         def of_outputs(out: Tensor, batch: Batch) -> Tensor:
+            if callable(of):
+                return of(out, batch)
             return self.loss(out, batch) if of == "loss" else self.label_logits(out, batch).mean()
 
         def value(batch: Batch) -> Tensor:
             return of_outputs(self(batch), batch)
 
-        with unconfined(), self._evaluating(), torch.enable_grad():
+        looking = self._evaluating() if mode == "eval" else self._as_in_training()
+        with unconfined(), looking, torch.enable_grad():
             parameters = self.named_trainable()
-            if per_sample and self.by_batch:
+            if per_sample and (self.by_batch or mode == "train"):
                 return within_the_batch(parameters, self(batch), batch, of_outputs)
             if per_sample:
                 return per_sample_gradients(self.network, parameters, value, batch)
@@ -392,6 +337,13 @@ class NetworkServices:
     def _evaluating(self) -> Iterator[None]:
         with same_modes(self.network):
             self.network.eval()
+            yield
+
+    @contextmanager
+    def _as_in_training(self) -> Iterator[None]:
+        with same_modes(self.network), own_buffers(self.network):
+            if not self.network.training:  # else parts of it may be in evaluation mode for good
+                self.network.train()
             yield
 
     def _to_device(self, batch: Batch) -> Batch:

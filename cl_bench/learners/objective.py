@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cl_bench.contracts import Batch, Loss, State, Strategy, Task, UsageError
+from cl_bench.contracts.learner import Position
 from cl_bench.contracts.loss import Count, some
 from cl_bench.learners.network import NetworkServices
 from cl_bench.learners.work import Work
@@ -39,6 +40,8 @@ class Seen:
     out: Tensor
     terms: Count
     validation: Loss
+    phase: str | None = None
+    epoch = epochs = step = steps = 0
 
     def __init__(self) -> None:
         self.inside = ExitStack()
@@ -83,6 +86,11 @@ class Objective(NetworkServices):
         self._terms: list[Count] = []
         self._loss_sum, self._loss_count = 0.0, 0
         self._step = Seen()
+
+    @property
+    def _accumulated(self) -> int:
+        """Batches of one optimizer step."""
+        return 1
 
     @abstractmethod
     def loss(self, out: Tensor, batch: Batch) -> Tensor:
@@ -184,12 +192,37 @@ class Objective(NetworkServices):
         self._loss_sum, self._loss_count = 0.0, 0
         return mean
 
+    @property
+    def progress(self) -> Position:
+        """Where training stands."""
+        now = self._step
+        return Position(now.phase, now.epoch, now.step, now.steps, now.epochs)
+
+    def stand(self, phase: str | None, epoch: int, epochs: int, steps: int) -> None:
+        """Engines say here where training stands; steps are counted, from 0 in every phase.
+
+        Args:
+            phase: of the task; None is the main one.
+            epoch: that begins, from 0.
+            epochs: of the phase, at most.
+            steps: optimizer steps planned for them.
+        """
+        now = self._step
+        if phase != now.phase:
+            now.phase, now.step = phase, 0
+        now.epoch, now.epochs, now.steps = epoch, epochs, steps
+
+    def _count_step(self, *_: object) -> None:
+        """Hook of the optimizer."""
+        self._step.step += 1
+
     def _losses_state(self) -> State:
-        """Losses not yet reported."""
+        """Steps taken, and losses not yet reported."""
         if world() > 1:
             self.flush_losses()  # each process has losses of its own
         return {
             "learned_steps": self.learned_steps,
+            "position": {"phase": self._step.phase, "step": self._step.step},
             "losses": torch.stack(self._losses) if self._losses else None,
             "terms": _counts(self._terms),
             "loss_sum": self._loss_sum,
@@ -202,6 +235,9 @@ class Objective(NetworkServices):
         alike = 1 if "terms" in state else self.batch_size  # older checkpoints count batches
         self._terms = state["terms"].tolist() if "terms" in state else [alike] * len(self._losses)
         self._loss_sum, self._loss_count = state["loss_sum"] * alike, state["loss_count"] * alike
+        batches = self.learned_steps + len(self._losses)
+        older = {"phase": None, "step": batches // self._accumulated}
+        vars(self._step).update(state.get("position", older))
 
     def on_validation_epoch_start(self) -> None:
         """A loss of its own for every pass over the validation data."""

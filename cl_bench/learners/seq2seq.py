@@ -5,12 +5,13 @@ positions, everything else in the decoder the answer's.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cl_bench.contracts import IGNORE, Batch, LanguageStream, PromptStream, UsageError
+from cl_bench.contracts.learner import Mode, Of
 from cl_bench.learners.text import LanguageLearner
 from cl_bench.optimizers import OptimizerFactory
 
@@ -112,17 +113,16 @@ class Seq2Seq(LanguageLearner):
     def gradients(
         self,
         batch: Batch,
-        of: Literal["loss", "logits"] = "loss",
+        of: Of = "loss",
         per_sample: bool = False,
+        mode: Mode = "eval",
     ) -> dict[str, Tensor]:
         """As for every learner; one sample after another, as masks do not go through ``vmap``."""
         if not per_sample:
-            return super().gradients(batch, of)
+            return super().gradients(batch, of, mode=mode)
         rows = range(len(batch["labels"]))
-        each = [
-            super(Seq2Seq, self).gradients({k: v[i : i + 1] for k, v in batch.items()}, of)
-            for i in rows
-        ]
+        single = super().gradients
+        each = [single({k: v[i : i + 1] for k, v in batch.items()}, of, mode=mode) for i in rows]
         return {name: torch.stack([found[name] for found in each]) for name in each[0]}
 
     def counted(self, batch: Batch, layer: str) -> Tensor:

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cl_bench.contracts import Batch, Strategy, UsageError, derive_seed
 from cl_bench.contracts.plan import Start
+from cl_bench.contracts.learner import Mode, Of
 from cl_bench.learners.network import NetworkServices
 from cl_bench.learners.snapshot import Snapshot
 from cl_bench.learners.work import Work
@@ -105,12 +106,13 @@ class SharedServices(NetworkServices):
     def gradients(
         self,
         batch: Batch,
-        of: Literal["loss", "logits"] = "loss",
+        of: Of = "loss",
         per_sample: bool = False,
+        mode: Mode = "eval",
     ) -> dict[str, Tensor]:
         """Raw gradients of the trainable parameters at the current weights; no side effects."""
         self.work.batch(batch, backward=True)
-        return super().gradients(batch, of, per_sample)
+        return super().gradients(batch, of, per_sample, mode)
 
     def snapshot(self) -> Snapshot:
         """A frozen copy of the network as it is now.
@@ -140,6 +142,11 @@ class SharedServices(NetworkServices):
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         with super()._evaluating(), self.put_together():
+            yield
+
+    @contextmanager
+    def _as_in_training(self) -> Iterator[None]:
+        with super()._as_in_training(), self.put_together():
             yield
 
     def learns(self, parameter: nn.Parameter) -> bool:

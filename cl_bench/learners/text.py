@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cl_bench.contracts import IGNORE, Batch, LanguageStream, PromptStream, UsageError
-from cl_bench.contracts.learner import Heads
+from cl_bench.contracts.learner import Heads, Mode, Of
 from cl_bench.learners.modes import reaching
 from cl_bench.learners.module import BaseLearner
 from cl_bench.optimizers import OptimizerFactory
@@ -243,8 +243,9 @@ class LanguageLearner(BaseLearner):
     def gradients(
         self,
         batch: Batch,
-        of: Literal["loss", "logits"] = "loss",
+        of: Of = "loss",
         per_sample: bool = False,
+        mode: Mode = "eval",
     ) -> dict[str, Tensor]:
         """As for every learner.
 
@@ -252,12 +253,12 @@ class LanguageLearner(BaseLearner):
         differ in length, the batch's gradient is not the mean of the samples'.
         """
         if not per_sample:
-            return super().gradients(batch, of)
+            return super().gradients(batch, of, mode=mode)
         # Fused attention has no batching rule, and what is cut may not depend on the sample.
         batch, self._uncut = self.cut(batch), True
         try:
             with sdpa_kernel(SDPBackend.MATH):
-                return super().gradients(batch, of, per_sample)
+                return super().gradients(batch, of, per_sample, mode)
         finally:
             self._uncut = False
 
