@@ -1,8 +1,11 @@
 """Split CIFAR-100, as in the gradient-projection papers."""
 
+from typing import Literal
+
 from cl_bench.contracts.options import Count, PartShare
 from cl_bench.contracts.stream import Scenario, Stream
 from tasks.arguments import HeldOut, Order, SplitSeed
+from tasks.augmented import Crop, Flip, InTurn
 from tasks.cifar100 import load_cifar100
 from tasks.images.arrange import Holdout, split_tasks
 
@@ -24,6 +27,9 @@ class SplitCIFAR100(Stream):
         order_seed: of the random order of classes and of a random validation split.
         validation_fraction: share of each task's training data held out.
         validation_split: hold out the ``first`` or ``random`` rows of each task.
+        augment: what training does to its images, anew in every epoch: ``none``, or ``crop_flip``
+            (a window of 32x32 pixels in the image with 4 more around it, flipped in half of the
+            cases). What strategies look at by themselves and evaluation data is never augmented.
         data_dir: folder with CIFAR-100 (see ``load_cifar100``); None for the hub.
 
     Raises:
@@ -40,6 +46,7 @@ class SplitCIFAR100(Stream):
         order_seed: SplitSeed = 0,
         validation_fraction: PartShare = 0.05,
         validation_split: HeldOut = "random",
+        augment: Literal["none", "crop_flip"] = "none",
         data_dir: str | None = None,
     ) -> None:
         holdout = Holdout(validation_fraction, validation_split, order_seed)
@@ -47,4 +54,7 @@ class SplitCIFAR100(Stream):
         tasks = split_tasks(
             source, num_tasks, classes_per_task, order_seed, holdout, scenario, class_order
         )
+        if augment == "crop_flip":
+            for task in tasks:
+                task.augment = InTurn((Crop(4), Flip()))
         super().__init__("split_cifar100", tasks, scenario, source.shape, source.fingerprint)

@@ -13,7 +13,7 @@ from cl_bench.contracts import Plan, Stream, UsageError, batch_sizes, generator
 from cl_bench.experiment import EvalLoader, Plateau, TrainLoader, check_batches
 from cl_bench.experiment.probes.untouched import measure
 from cl_bench.federation import Federation, check_shares
-from cl_bench.federation.partition import Part
+from cl_bench.federation.partition import Part, in_order
 from cl_bench.learners import DivergedError
 from cl_bench.learners.observed import judge
 from cl_bench.strategies.adam_nscl import AdamNSCL
@@ -82,7 +82,7 @@ def test_a_loader_hands_out_every_sample_once(pack):
 def test_clients_meet_no_lone_sample():
     data = MemoryData({"x": torch.arange(21.0), "y": torch.arange(21)})
     part = Part(data, torch.arange(21))
-    batches = list(part.epoch(torch.arange(21).flip(0), 10, 2))
+    batches = list(in_order(part, torch.arange(21).flip(0), 10, 2))
     assert [len(b["y"]) for b in batches] == [10, 11]
     assert torch.cat([b["y"] for b in batches]).tolist() == list(range(20, -1, -1))
 

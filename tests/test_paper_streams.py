@@ -9,6 +9,7 @@ from pictures import assert_same, everything, write_parquet
 from PIL import Image
 
 from cl_bench.cli import main
+from cl_bench.contracts import augmented
 from cl_bench.contracts.errors import UsageError
 from cl_bench.tracking import read_matrix
 from tasks.cifar100_superclass import SUPERCLASSES, TASK_ORDERS, CIFAR100Superclass
@@ -94,6 +95,22 @@ def test_split_cifar100_first_tasks_are_a_prefix(cifar100):
     for a, b in zip(first, whole, strict=False):
         assert_same(everything(a.train), everything(b.train))
         assert_same(everything(a.test), everything(b.test))
+
+
+def test_split_cifar100_augments_training_alone(cifar100):
+    folder, *_ = cifar100
+    plain = SplitCIFAR100(data_dir=str(folder))[0]
+    task = SplitCIFAR100(data_dir=str(folder), augment="crop_flip")[0]
+    assert augmented(plain.train, 0) is None
+    for name in ("train", "validation", "test"):
+        assert_same(everything(getattr(task, name)), everything(getattr(plain, name)))
+    assert_same(task.sample(5, 0), plain.sample(5, 0))
+    seen = everything(augmented(task.train, 0))
+    assert torch.equal(seen["plain"], everything(plain.train)["x"])
+    assert seen["x"].shape == seen["plain"].shape
+    changed = (seen["x"] != seen["plain"]).flatten(1).any(1)
+    assert changed.float().mean() > 0.9
+    assert augmented(task.test, 0) is augmented(task.validation, 0) is None
 
 
 def test_split_cifar100_order_seed(cifar100):

@@ -27,7 +27,7 @@ from cl_bench.contracts.stream import (
     Stream,
     Task,
 )
-from cl_bench.contracts.task import batch_sizes, split_batch
+from cl_bench.contracts.task import augmented, batch_sizes, split_batch
 
 __all__ = [
     "IGNORE",
@@ -58,6 +58,7 @@ __all__ = [
     "Stream",
     "Task",
     "UsageError",
+    "augmented",
     "batch_sizes",
     "derive_seed",
     "generator",

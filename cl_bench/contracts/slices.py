@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_bench.contracts.task import Batch, Data, Recovery, Task
+from cl_bench.contracts.task import Batch, Data, Recovery, Task, augmented
 
 
 class RenumberedData:
@@ -32,6 +32,11 @@ class RenumberedData:
         """Of the samples, where the data knows them."""
         lengths: Tensor | None = getattr(self.data, "lengths", None)
         return lengths
+
+    def augmented(self, seed: int) -> Data | None:
+        """As of the data itself."""
+        view = augmented(self.data, seed)
+        return None if view is None else RenumberedData(view, self.shift, self.task)
 
     def __getitem__(self, index: Tensor) -> Batch:
         """As of the data itself."""

@@ -44,12 +44,21 @@ def split_batch(batch: Batch, size: int, least: int = 1) -> Iterator[Batch]:
 class Data(Protocol):
     """Samples that are fetched many at a time: ``data[LongTensor] -> Batch``.
 
-    Data that also has ``lengths``, a number for every sample, is evaluated in that order.
+    Data that also has ``lengths``, a number for every sample, is evaluated in that order. Data that
+    training sees changed at random also has ``augmented(seed) -> Data | None``: the samples as an
+    epoch of that seed sees them, with ``x`` as it is under ``plain``.
     """
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: Tensor) -> Batch: ...
+
+
+def augmented(data: Data, seed: int) -> Data | None:
+    """``data`` as an epoch of training sees it; None if that is as it is."""
+    make = getattr(data, "augmented", None)
+    found: Data | None = None if make is None else make(seed)
+    return found
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,10 @@ class Task(ABC):
     @property
     @abstractmethod
     def train(self) -> Data:
-        """Training data. Held only while somebody uses it: streams need not fit in memory."""
+        """Training data. Held only while somebody uses it: streams need not fit in memory.
+
+        By index, samples as they are: only the training loop sees them augmented, if they are.
+        """
 
     @property
     @abstractmethod

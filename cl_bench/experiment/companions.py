@@ -84,6 +84,8 @@ class Together(Strategy):
             engines=frozenset.intersection(*(n.engines for n in needs)),
             modalities=frozenset.intersection(*modalities) if modalities else frozenset(),
             freezes_weights=any(n.freezes_weights for n in needs),
+            sample_index=any(n.sample_index for n in needs),
+            plain_view=any(n.plain_view for n in needs),
         )
 
     def _deciding(self, hook: str) -> Strategy:

@@ -109,7 +109,8 @@ class LightningEngine:
         """One stage with a Trainer of its own; returns the next. After the last, ``layers``."""
         s, least = self.settings, self.learner.least_batch
         seed = s.seed if not stage.index else derive_seed(s.seed, "phase", stage.index)
-        data = TrainLoader(stage.data, s.batch_size, seed, task.index, s.pack, s.num_workers, least)
+        how = (s.batch_size, seed, task.index, s.pack, s.num_workers, least)
+        data = TrainLoader(stage.data, *how, needs=self.strategy.needs)
         plateau, validation = None, None
         if isinstance(s.schedule, Plateau) and not stage.index and stage.epochs != 0:
             require_validation(task)

@@ -7,8 +7,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cl_bench.contracts import Batch, Data, Task, UsageError, batch_sizes, generator
+from cl_bench.contracts import (
+    Batch,
+    Data,
+    Needs,
+    Task,
+    UsageError,
+    augmented,
+    batch_sizes,
+    derive_seed,
+    generator,
+)
 from cl_bench.packed import Packs
+
+NOTHING = Needs()
 
 
 class TrainLoader:
@@ -25,6 +37,7 @@ class TrainLoader:
         pack: most batches of one item; see :class:`~cl_bench.packed.Packs`.
         num_workers: processes that fetch ahead, for data that is decoded on the way.
         least: samples that a batch needs; a last one with fewer joins the batch before it.
+        needs: what batches are to carry beside the data.
     """
 
     def __init__(
@@ -36,11 +49,13 @@ class TrainLoader:
         pack: int = 1,
         num_workers: int = 0,
         least: int = 1,
+        needs: Needs = NOTHING,
     ) -> None:
         self.data = data
         self.seed = seed
         self.task = task
         self.num_workers = num_workers
+        self.needs = needs
         self.epoch = 0
         self._skip = 0
         self.packs = Packs(len(data), batch_size, pack, least)
@@ -56,15 +71,58 @@ class TrainLoader:
         order = torch.randperm(
             len(self.data), generator=generator(self.seed, "order", self.task, self.epoch)
         )
+        seed = derive_seed(self.seed, "augment", self.task, self.epoch)
+        shown = in_training(self.data, self.needs, seed)
         # A sized loader is never exhausted by Lightning: code after the last yield would not run.
         self.epoch += 1
         skip, self._skip = self._skip, 0
         indices = [order[start:end] for start, end in self.packs.bounds()[skip:]]
         rng = generator(self.seed, "workers", self.task, self.epoch)
-        fetched = _fetch(self.data, indices, self.num_workers, rng)
+        fetched = _fetch(shown, indices, self.num_workers, rng)
         for index, batch in zip(indices, fetched, strict=True):
             known = index if self.num_workers == 0 else None
             yield self.packs.handed_out(batch, self.data, known)
+
+
+def in_training(data: Data, needs: Needs, seed: int) -> Data:
+    """What an epoch trains on: augmented where the data is, with what the strategy needs beside.
+
+    Args:
+        data: of the task.
+        needs: of the strategy.
+        seed: of the epoch, for augmentation.
+    """
+    view = augmented(data, seed)
+    if view is None and not (needs.sample_index or needs.plain_view):
+        return data
+    return _InTraining(data if view is None else view, needs, view is not None)
+
+
+class _InTraining(Data):
+    """Batches with ``index`` and ``plain``, as far as they are needed."""
+
+    def __init__(self, data: Data, needs: Needs, augmented: bool) -> None:
+        self.data = data
+        self.needs = needs
+        self.augmented = augmented
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: Tensor) -> Batch:
+        batch, more = dict(self.data[index]), {}
+        plain = batch.pop("plain") if self.augmented else batch.get("x")
+        if self.needs.plain_view and plain is not None:
+            more["plain"] = plain
+        if self.needs.sample_index:
+            more["index"] = index
+        for name in more:
+            if name in batch:
+                raise UsageError(
+                    f"the stream's batches have a tensor {name!r} of their own, and the strategy "
+                    "needs that name: call the stream's something else"
+                )
+        return batch | more
 
 
 class EvalLoader:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from cl_bench.contracts import FederatedStrategy, State, batch_sizes, derive_seed, generator
-from cl_bench.federation.partition import ClientTask
+from cl_bench.experiment.loader import in_training
+from cl_bench.federation.partition import ClientTask, in_order
 from cl_bench.federation.upload import Upload, floating
 from cl_bench.learners import BaseLearner, DivergedError
 from cl_bench.packed import ShortSteps
@@ -99,9 +100,11 @@ def client_fit(
     sizes = batch_sizes(len(task.train), learner.batch_size, learner.least_batch)
     for epoch in range(local_epochs):
         learner.stand(None, epoch, local_epochs, local_epochs * len(sizes))
-        rng = generator(turn.seed, "order", turn.task, turn.round, turn.client, epoch)
+        now = (turn.task, turn.round, turn.client, epoch)
+        rng = generator(turn.seed, "order", *now)
         order = torch.randperm(len(task.train), generator=rng)
-        for batch in task.train.epoch(order, learner.batch_size, learner.least_batch):
+        data = in_training(task.train, strategy.needs, derive_seed(turn.seed, "augment", *now))
+        for batch in in_order(data, order, learner.batch_size, learner.least_batch):
             if device.type != "cpu":
                 batch = {name: value.to(device) for name, value in batch.items()}
             loss, count = learner.step_loss(batch)

@@ -14,6 +14,7 @@ from cl_bench.contracts import (
     Stream,
     Task,
     UsageError,
+    augmented,
     batch_sizes,
     derive_seed,
     generator,
@@ -142,18 +143,23 @@ class Part(Data):
     def __getitem__(self, index: Tensor) -> Batch:
         return self.data[self.rows[index]]
 
-    def epoch(self, order: Tensor, batch_size: int, least: int = 1) -> Iterator[Batch]:
-        """Batches in that order (n_k,), fetched many at a time; none has fewer than ``least``."""
-        sizes, many = batch_sizes(len(order), batch_size, least), max(1, CHUNK // batch_size)
-        done = 0
-        for first in range(0, len(sizes), many):
-            own = sizes[first : first + many]
-            rows = self.rows[order[done : done + sum(own)]]
-            done += sum(own)
-            fetched = self.data[rows]
-            names = list(fetched)
-            for values in zip(*(torch.split(v, own) for v in fetched.values()), strict=True):
-                yield dict(zip(names, values, strict=True))
+    def augmented(self, seed: int) -> "Part | None":
+        """The same part of the whole as an epoch of training sees it."""
+        view = augmented(self.data, seed)
+        return None if view is None else Part(view, self.rows)
+
+
+def in_order(data: Data, order: Tensor, batch_size: int, least: int = 1) -> Iterator[Batch]:
+    """Batches in that order (n,), fetched many at a time; none has fewer than ``least``."""
+    sizes, many = batch_sizes(len(order), batch_size, least), max(1, CHUNK // batch_size)
+    done = 0
+    for first in range(0, len(sizes), many):
+        own = sizes[first : first + many]
+        fetched = data[order[done : done + sum(own)]]
+        done += sum(own)
+        names = list(fetched)
+        for values in zip(*(torch.split(v, own) for v in fetched.values()), strict=True):
+            yield dict(zip(names, values, strict=True))
 
 
 class ClientTask(Task):

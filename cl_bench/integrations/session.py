@@ -33,6 +33,8 @@ def require_served(strategy: Strategy) -> None:
     wanted = [what for hook, what in UNSERVED.items() if overrides(strategy, hook)]
     if "local" not in strategy.needs.engines:
         wanted.append("runs in a federation")
+    if strategy.needs.sample_index or strategy.needs.plain_view:
+        wanted.append("asks for more of a batch than the owner of the loop knows of")
     if strategy.needs.task_id_at_test:
         wanted.append("needs the task id at test time")
     if wanted:

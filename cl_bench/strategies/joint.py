@@ -10,7 +10,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cl_bench.contracts import Batch, Data, Learner, Plan, Strategy, Stream, Task
+from cl_bench.contracts import (
+    Batch,
+    Data,
+    Learner,
+    Plan,
+    Strategy,
+    Stream,
+    Task,
+    UsageError,
+    augmented,
+    derive_seed,
+)
 
 
 class Joint(Strategy):
@@ -50,6 +61,21 @@ class Union(Data):
 
     def __len__(self) -> int:
         return self.starts[-1]
+
+    def augmented(self, seed: int) -> "Union | None":
+        """Every part as an epoch of training sees it.
+
+        Raises:
+            UsageError: that is as it is for some parts only.
+        """
+        views = [augmented(part, derive_seed(seed, "part", i)) for i, part in enumerate(self.parts)]
+        known = [view for view in views if view is not None]
+        if known and len(known) < len(views):
+            raise UsageError(
+                "some tasks of the stream are augmented in training and others are not, so that "
+                "they have no common batches: augment all of them or none"
+            )
+        return Union(known) if known else None
 
     def __getitem__(self, index: Tensor) -> Batch:
         owner = torch.bucketize(index, torch.tensor(self.starts[1:]), right=True)

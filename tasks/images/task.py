@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cl_bench.contracts.randomness import generator
 from cl_bench.contracts.stream import Batch, Data, Origin, Task
+from tasks.augmented import Augmented, Transform
 from tasks.images.source import Pixels, row_chunks
 from tasks.images.views import View
 from tasks.memory import MemoryData
@@ -72,7 +73,12 @@ class ImageTask(Task):
         validation: samples held out of training.
         test: test samples.
         in_memory: hand out ready tensors; otherwise every fetch decodes and transforms.
+
+    Attributes:
+        augment: what training does to its images; None leaves them as they are.
     """
+
+    augment: Transform | None = None
 
     def __init__(
         self,
@@ -105,6 +111,10 @@ class ImageTask(Task):
     @property
     def train(self) -> Data:
         """Training data: tensors that live as long as somebody holds them."""
+        return self._plain if self.augment is None else Augmented(self._plain, self.augment)
+
+    @property
+    def _plain(self) -> Data:
         if not self.in_memory:
             return self._train
         data = self._held() if self._held else None
