@@ -157,7 +157,8 @@ class Learner(Protocol):
     def snapshot(self) -> "Snapshot":
         """A frozen copy of the network as it is now, which later training leaves alone.
 
-        What a checkpoint holds of it is nothing: one that ``setup`` makes is made again on resume,
+        Heads seen then are those of all tasks that have begun, so in ``setup`` the new one's too.
+        A checkpoint holds nothing of it: one that ``setup`` makes is made again on resume,
         where ``setup`` is replayed from the weights that the task began with (in a federation, in
         every round, from those that the client was sent); one that is made later is gone.
 
