@@ -5,16 +5,16 @@ import pytest
 import torch
 from toys import make_engine, make_learner, make_stream
 
-from cl_bench.contracts import Needs, Strategy
+from cl_bench.contracts import LOCAL_OR_FEDERATED, FederatedStrategy, Needs, Plan
 from cl_bench.federation.client import Turn, client_fit
 from cl_bench.federation.partition import ClientTask, Part
 from cl_bench.strategies.finetune import Finetune
 
 
-class Follows(Strategy):
+class Follows(FederatedStrategy):
     """Writes down where training stands; all of it is part of its state."""
 
-    needs = Needs(engine="any")
+    needs = Needs(engines=LOCAL_OR_FEDERATED)
 
     def __init__(self):
         self.seen = []
@@ -66,7 +66,7 @@ def test_progress_is_counted_in_steps(pack, window):
     options = {"accumulate_grad_batches": window} if window > 1 else {}
     engine = make_engine(learner, strategy, epochs=3, pack=pack, **options)
     for task in stream[:2]:
-        engine.learn(task, task.train)
+        engine.learn(task, Plan(task.train))
     assert strategy.seen == 2 * expected(3, 5, window)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.optim import Adadelta, Adagrad, AdamW, NAdam, RAdam, RMSprop
 from toys import CLASSES, DIM, learn, make_engine, make_learner, make_stream, mlp
 
-from cl_bench.contracts import EpochDecision, Strategy, UsageError
+from cl_bench.contracts import EpochDecision, Plan, Strategy, UsageError
 from cl_bench.integrations import Guarded
 from cl_bench.strategies.finetune import Finetune
 from cl_bench.strategies.gpm import GPM
@@ -304,7 +304,7 @@ def test_second_moments_are_the_optimizers(kind, pack):
     stream = make_stream()
     learner = make_learner(stream, optimizer=functools.partial(kind, lr=0.01), pack=pack)
     strategy = Remembers()
-    make_engine(learner, strategy, pack=pack).learn(stream[0], stream[0].train)
+    make_engine(learner, strategy, pack=pack).learn(stream[0], Plan(stream[0].train))
     first, last = strategy.optimizers
     assert last is not first
     names = dict(learner.named_parameters())

@@ -6,7 +6,14 @@ import texts
 import torch
 from toys import ToyTask, make_engine, make_learner, make_stream
 
-from cl_bench.contracts import Needs, Strategy, UsageError
+from cl_bench.contracts import (
+    LOCAL_OR_FEDERATED,
+    FederatedStrategy,
+    Needs,
+    Plan,
+    Strategy,
+    UsageError,
+)
 from cl_bench.experiment import Together, TrainLoader
 from cl_bench.federation.client import Turn, client_fit
 from cl_bench.federation.partition import ClientTask, Part
@@ -17,7 +24,7 @@ from cl_bench.strategies.joint import Joint
 from tasks.augmented import Augmented, Crop, Flip, InTurn
 from tasks.memory import MemoryData
 
-BOTH = Needs(sample_index=True, plain_view=True, engine="any")
+BOTH = Needs(sample_index=True, plain_view=True, engines=LOCAL_OR_FEDERATED)
 
 
 class Noise:
@@ -29,7 +36,7 @@ class Noise:
         return x + drawn
 
 
-class Looks(Strategy):
+class Looks(FederatedStrategy):
     """Keeps the batches of every epoch."""
 
     needs = BOTH
@@ -155,7 +162,7 @@ def test_companions_and_replay_see_them():
     learner = make_learner(stream)
     engine = make_engine(learner, together, epochs=1)
     for task in stream[:2]:
-        engine.learn(task, task.train)
+        engine.learn(task, Plan(task.train))
     data = stream[1].data.data.tensors["x"]
     own = [batch["index"][:10] for batch in looks.batches[4:]]
     assert torch.cat(own).sort().values.tolist() == list(range(40))
@@ -168,8 +175,8 @@ def test_companions_and_replay_see_them():
 
 def test_a_union_is_augmented_part_by_part():
     stream, looks = noisy_stream(), Looks()
-    data = Joint().train_data(stream, 1)
-    make_engine(make_learner(stream), looks, epochs=1).learn(stream[1], data)
+    data = Joint().plan(stream, 1).data
+    make_engine(make_learner(stream), looks, epochs=1).learn(stream[1], Plan(data))
     whole = sorted_by_index({k: torch.cat([b[k] for b in looks.batches]) for k in looks.batches[0]})
     wanted = torch.cat([task.data.data.tensors["x"] for task in stream[:2]])
     assert torch.equal(whole["plain"], wanted)
@@ -178,7 +185,7 @@ def test_a_union_is_augmented_part_by_part():
     assert not torch.allclose(noise[:40], noise[40:])
     stream[0].data = stream[0].data.data
     with pytest.raises(UsageError, match="augment all of them or none"):
-        next(iter(TrainLoader(Joint().train_data(stream, 1), 9, 0, 0)))
+        next(iter(TrainLoader(Joint().plan(stream, 1).data, 9, 0, 0)))
 
 
 def test_a_part_of_a_stream_is_augmented_too():

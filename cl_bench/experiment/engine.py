@@ -210,9 +210,7 @@ class TaskHooks(Callback):
         if isinstance(schedule, Cosine):
             learner.schedule = lambda optimizer: schedule.over(packs.planned(trainer))(optimizer)
         if self.stage.phase is not None:
-            learner.enter(self.stage.phase)
-            if self.stage.resumed is None:
-                learner.learned_steps = 0
+            learner.enter(self.stage.phase, again=self.stage.resumed is not None)
             self.checkpoints.set_up(trainer, self.stage.resumed)
             return
         learner.begin(self.task, self.engine.strategy, self.plan.start)
@@ -260,7 +258,8 @@ class TaskHooks(Callback):
 
     def _stand(self, trainer: Trainer) -> None:
         epochs, planned = int(trainer.max_epochs or 1), self.loader.packs.planned(trainer)
-        self.engine.learner.stand(None, trainer.current_epoch, epochs, planned)
+        phase = self.stage.phase.name if self.stage.phase else None
+        self.engine.learner.stand(phase, trainer.current_epoch, epochs, planned)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Time the epoch."""

@@ -124,8 +124,13 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
         if self.sharded:
             sharding.agree(self)
 
-    def enter(self, phase: Phase) -> None:
-        """From now on only what the phase names trains, and only its owner's hooks are called."""
+    def enter(self, phase: Phase, again: bool = False) -> None:
+        """From now on only what the phase names trains, and only its owner's hooks are called.
+
+        With ``again`` it goes on where it was, in a run that was resumed.
+        """
+        if not again:
+            self.learned_steps = self._step.step = 0
         self.phase = phase
         if isinstance(phase.owner, Strategy):
             self.acting = phase.owner

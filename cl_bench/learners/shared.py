@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from cl_bench.contracts import Batch, Strategy, UsageError, derive_seed
-from cl_bench.contracts.plan import Start
 from cl_bench.contracts.learner import Mode, Of
+from cl_bench.contracts.plan import Start
 from cl_bench.learners.network import NetworkServices
 from cl_bench.learners.snapshot import Snapshot
 from cl_bench.learners.work import Work
