@@ -60,7 +60,7 @@ class Watched(AdaptiveSVD):
     """Keeps the splits of the task that it has just learned."""
 
     def consolidate(self, learner, task, stats):
-        self.seen = dict(self.splits)
+        self.seen = dict(self.restricted.splits)
         super().consolidate(learner, task, stats)
 
     @property
@@ -252,7 +252,8 @@ def test_weights_in_half_precision_are_made_from_cores_in_full():
         def consolidate(self, learner, task, stats):
             super().consolidate(learner, task, stats)
             self.made = {
-                n: u.restriction.expand(u.B.detach(), u.start) for n, u in self.updates.items()
+                n: u.restriction.expand(u.B.detach(), u.start)
+                for n, u in self.restricted.updates.items()
             }
 
     stream, learner = make("adam")
@@ -310,7 +311,7 @@ def test_scaled_losses_are_unscaled_before_they_reach_the_core():
             strategy.constrain(learner)
             scaler.step(optimizer)
             assert float(scaler.get_scale()) == scale
-        cores.append({name: u.B.grad.clone() for name, u in strategy.updates.items()})
+        cores.append({name: u.B.grad.clone() for name, u in strategy.restricted.updates.items()})
     for name, core in cores[0].items():
         assert torch.allclose(core, cores[1][name], rtol=1e-4, atol=1e-8)
 
@@ -875,7 +876,7 @@ def test_targets_of_a_family_are_attention_and_mlp_and_all_get_gradients(family)
         learner({"input_ids": tokens, "labels": tokens}).backward()
         strategy.constrain(learner)
         for name in expected:
-            assert strategy.updates[name].B.grad.norm() > 0, name
+            assert strategy.restricted.updates[name].B.grad.norm() > 0, name
         optimizer.step()
         strategy.after_step(learner, {}, torch.empty(0))
         optimizer.zero_grad()
@@ -884,7 +885,7 @@ def test_targets_of_a_family_are_attention_and_mlp_and_all_get_gradients(family)
         name = f"{layer.name}.weight"
         D = layer.matrix(after[name] - before[name], None)
         assert D.norm() > 0
-        assert max(touching(strategy.splits[layer.name], D)) < 1e-3
+        assert max(touching(strategy.restricted.splits[layer.name], D)) < 1e-3
     # Nothing of it is in the network: the state loads in the vanilla class and says the same.
     vanilla = type(learner.model)(learner.model.config)
     vanilla.load_state_dict(after)

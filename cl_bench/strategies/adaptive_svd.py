@@ -11,7 +11,6 @@ says where. We have not checked the paper's equation numbers.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 import torch
@@ -21,7 +20,6 @@ from cl_bench.contracts import (
     Batch,
     Learner,
     Needs,
-    Protect,
     State,
     Statistics,
     Strategy,
@@ -30,18 +28,16 @@ from cl_bench.contracts import (
     split_batch,
 )
 from cl_bench.contracts.options import Count, Index, OnlyWith, Share, Strength
+from cl_bench.strategies.matrices import own_matrices
 from cl_bench.subspace import (
-    CoreUpdate,
     CosineSum,
-    FactorUpdate,
     Kind,
     LinearMap,
-    RestrictedUpdate,
+    Parametrisation,
+    RestrictedWeights,
     Restriction,
     Split,
-    StepUpdate,
     effective_rank,
-    largest_value,
     preserved_rank,
     retention_ratios,
     snapped_rank,
@@ -101,9 +97,7 @@ class AdaptiveSVD(Strategy):
         snap: Share = 0.0,
         start_task: Index = 1,
         projection: Kind = "two_sided",
-        parametrisation: Literal[
-            "projected_param", "dense_projected", "factored"
-        ] = "projected_param",
+        parametrisation: Parametrisation = "projected_param",
         weight_decay: Strength = 0.0,
         train_rest: Literal["none", "norms", "all"] = "all",
         include: Sequence[str] = (),
@@ -126,7 +120,8 @@ class AdaptiveSVD(Strategy):
         self.schedule, self.preserve_ratio = schedule, preserve_ratio
         self.mrr, self.trr, self.tasks, self.samples = mrr, trr, tasks, samples
         self.snap, self.start_task = snap, start_task
-        self.projection, self.parametrisation = projection, parametrisation
+        self.projection: Kind = projection
+        self.parametrisation: Parametrisation = parametrisation
         self.weight_decay, self.train_rest = weight_decay, train_rest
         self.needs = replace(
             self.needs, shardable=parametrisation == "dense_projected", first_task=start_task
@@ -137,8 +132,7 @@ class AdaptiveSVD(Strategy):
         self.start: dict[str, Tensor] = {}  # W_0 of this task
         self.change: dict[str, Tensor] = {}  # D of the task before
         self.importance: dict[str, float] = {}  # I, as the task before left it
-        self.updates: dict[str, RestrictedUpdate] = {}
-        self.splits: dict[str, Split] = {}  # of this task, once its optimizer is built
+        self.restricted = RestrictedWeights(projection, parametrisation)  # of this task
         self.resumed: State | None = None  # instead of finding them
         self.measured: dict[str, dict[str, float]] = {}
 
@@ -152,35 +146,7 @@ class AdaptiveSVD(Strategy):
         Raises:
             UsageError: no layer matches, or one shares its weight.
         """
-        # Grouped convolutions hold many small matrices in one weight: they belong to the rest.
-        known = [m for m in learner.layers(Protect(bias="free", heads="never")) if m.groups == 1]
-        inside = {id(m) for block in learner.blocks() for m in block.modules()}
-        found = [
-            layer
-            for layer in known
-            if not any(fnmatchcase(layer.name, p) for p in self.exclude)
-            and (
-                any(fnmatchcase(layer.name, p) for p in self.include)
-                if self.include
-                else id(layer.module) in inside
-            )
-        ]
-        if not found:
-            raise UsageError(
-                f"strategy.include={list(self.include)}, strategy.exclude={list(self.exclude)} "
-                f"leave no layer to constrain; there are {', '.join(m.name for m in known)}"
-            )
-        every = learner.layers(Protect(bias="free", heads="always"))
-        sharing = [m.weight for m in every] + [
-            p for embedding in learner.embeddings() for p in embedding.parameters()
-        ]
-        for layer in found:
-            if sum(layer.weight is weight for weight in sharing) > 1:
-                raise UsageError(
-                    f"layer {layer.name!r} shares its weight with another: leave it out with "
-                    f"strategy.exclude, or untie them"
-                )
-        return found
+        return own_matrices(learner, self.include, self.exclude)
 
     def guarded(self, learner: Learner) -> frozenset[str]:
         """The matrices, and what else ``train_rest`` freezes."""
@@ -216,15 +182,15 @@ class AdaptiveSVD(Strategy):
         what an optimizer holds. It never steps them, since :meth:`constrain` takes their gradients.
         """
         # Not in setup: by now the weights are on the device that is to decompose them.
-        if self.constrained and not self.splits:
+        if self.constrained and not self.restricted.splits:
             self.decompose() if self.resumed is None else self.resume(self.resumed)
-        matrices = {id(m.weight) for m in self.layers if m.name in self.splits}
+        splits, added = self.restricted.splits, self.restricted.parameters()
+        matrices = {id(m.weight) for m in self.layers if m.name in splits}
         learning = learner.trainable_parameters()
         others = [p for p in learning if id(p) not in matrices]
         inside = [p for p in learning if id(p) in matrices]
-        added = [p for u in self.updates.values() for p in u.parameters()]
         inside += [p for p in added if id(p) not in matrices]
-        if self.splits and not others and not added:
+        if splits and not others and not added:
             raise UsageError(
                 "every direction of every matrix is preserved, and strategy.train_rest="
                 f"{self.train_rest} leaves nothing else to learn: preserve less"
@@ -285,41 +251,25 @@ class AdaptiveSVD(Strategy):
                 device = layer.weight.device
                 self.start[layer.name] = self.start[layer.name].to(device)
                 self.attach(layer, Split(*state["splits"][layer.name]).to(device))
-        self._load_trained(state)
+        self.restricted.load_trained(state)
 
     def attach(self, layer: LinearMap, split: Split) -> Restriction:
         """Have a layer learn through the parametrisation, its leading triplets kept."""
-        restriction, W = Restriction(split, self.projection), self.start[layer.name]
-        self.splits[layer.name] = split
-        if restriction.free == 0:
-            return restriction
         try:
-            if self.parametrisation == "projected_param":
-                self.updates[layer.name] = CoreUpdate(layer, restriction, W)
-            elif self.parametrisation == "factored":
-                self.updates[layer.name] = FactorUpdate(layer, restriction, W)
-            else:
-                self.updates[layer.name] = StepUpdate(layer, restriction)
+            return self.restricted.keep(layer, split, self.start[layer.name])
         except ValueError as error:
             raise UsageError(
                 f"strategy.parametrisation={self.parametrisation}: {error}; use "
                 "strategy.parametrisation=projected_param"
             ) from None
-        return restriction
 
     def constrain(self, learner: Learner) -> None:
-        """From the weights' accumulated gradients to those of what is trained."""
-        for layer in self.layers:
-            update = self.updates.get(layer.name)
-            if update is not None:
-                update.pull_back()
-            elif layer.name in self.splits:  # k = r: nothing is left to train
-                layer.weight.grad = None
+        """From the accumulated gradients G to those of what is trained: of B, P_U G V_perp."""
+        self.restricted.pull_back()
 
     def after_step(self, learner: Learner, batch: Batch, out: Tensor) -> None:
         """W <- W_0 + P_U B V_perp^T, or what the parametrisation makes of its parameters."""
-        for update in self.updates.values():
-            update.push_forward()
+        self.restricted.push_forward()
 
     def collect(self, learner: Learner, task: Task) -> Statistics:
         """Sums of cos(x, W x) over the task's inputs x of every matrix."""
@@ -340,20 +290,16 @@ class AdaptiveSVD(Strategy):
         for layer in self.layers:
             W = layer.whole()
             self.change[layer.name] = W - self.start[layer.name].to(W)
-            split = self.splits.get(layer.name)
+            split = self.restricted.splits.get(layer.name)
             if split is not None and self.projection == "two_sided" and split.values[0] > 0:
-                n, m = split.shape
-                tall, rest = (W, split.V_l) if n >= m else (W.t(), split.U_l)
-                assert rest is not None
-                ratio = largest_value(tall.to(rest) @ rest) / float(split.values[split.k - 1])
-                self.measured[layer.name]["low_over_kept"] = ratio
+                self.measured[layer.name]["low_over_kept"] = split.low_over_kept(W)
         if self.schedule == "importance":
             self.importance = _means(stats)
 
     def release(self, learner: Learner) -> None:
         """The weights are the network's own again, and always were."""
-        self.updates, self.splits, self.start = {}, {}, {}
-        self.layers, self.resumed = [], None
+        self.restricted = RestrictedWeights(self.projection, self.parametrisation)
+        self.start, self.layers, self.resumed = {}, [], None
 
     def metrics(self) -> Mapping[str, Mapping[str, float]]:
         """Per layer, of the task that was constrained last.
@@ -371,28 +317,17 @@ class AdaptiveSVD(Strategy):
             "importance": dict(self.importance),
             "change": dict(self.change),
             "measured": {name: dict(values) for name, values in self.measured.items()},
-            "splits": {
-                name: [s.values, s.U_h, s.V_h, s.U_l, s.V_l] for name, s in self.splits.items()
-            },
-            "trained": {
-                name: [p.detach() for p in u.parameters()] for name, u in self.updates.items()
-            },
+            **self.restricted.state_dict(),
         }
 
     def load_state_dict(self, state: State) -> None:
         """Inverse of :meth:`state_dict`; inside a task, after :meth:`setup`."""
         self.importance, self.change = dict(state["importance"]), dict(state["change"])
         self.measured = {name: dict(values) for name, values in state["measured"].items()}
-        if self.splits:
-            self._load_trained(state)
+        if self.restricted.splits:
+            self.restricted.load_trained(state)
         elif self.layers and state["splits"]:
             self.resumed = state
-
-    @torch.no_grad()
-    def _load_trained(self, state: State) -> None:
-        for name, values in state["trained"].items():
-            for parameter, value in zip(self.updates[name].parameters(), values, strict=True):
-                parameter.copy_(value)
 
 
 def _means(stats: Statistics) -> dict[str, float]:

@@ -32,10 +32,13 @@ from cl_bench.subspace.restricted import (
     CoreUpdate,
     FactorUpdate,
     Kind,
+    Parametrisation,
     RestrictedUpdate,
     Restriction,
     StepUpdate,
+    restricted_update,
 )
+from cl_bench.subspace.restricted_weights import RestrictedWeights
 from cl_bench.subspace.sketch import ResidualSketch, SketchKind, leading_inputs
 from cl_bench.subspace.spectrum import Spectrum, Split, largest_value, spectra
 
@@ -49,11 +52,13 @@ __all__ = [
     "Kind",
     "LinearMap",
     "Moments",
+    "Parametrisation",
     "Projection",
     "RelaxedSpaces",
     "Rescaling",
     "ResidualSketch",
     "RestrictedUpdate",
+    "RestrictedWeights",
     "Restriction",
     "Scaling",
     "SketchKind",
@@ -82,6 +87,7 @@ __all__ = [
     "plain_modules",
     "preserved_rank",
     "rank_to_reach",
+    "restricted_update",
     "retention_ratios",
     "shared_out",
     "snapped_rank",

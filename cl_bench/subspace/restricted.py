@@ -21,6 +21,7 @@ from cl_bench.subspace.linear_maps import LinearMap, cut_rows, own_rows, summed
 from cl_bench.subspace.spectrum import Split
 
 Kind = Literal["two_sided", "block", "left", "right"]
+Parametrisation = Literal["projected_param", "dense_projected", "factored"]
 
 
 class Restriction:
@@ -302,6 +303,27 @@ class FactorUpdate:
         if kind != "left":
             V = torch.addmm(V, split.V_h, split.V_h.t() @ V, alpha=-1)
         return U, V
+
+
+def restricted_update(
+    layer: LinearMap, restriction: Restriction, start: Tensor, kind: Parametrisation
+) -> RestrictedUpdate:
+    """What ``layer`` learns through: a core, factors, or steps that are projected.
+
+    Args:
+        layer: whose matrix is meant.
+        restriction: Pi.
+        start: W_0 (n, m).
+        kind: of the three.
+
+    Raises:
+        ValueError: the layer's weight cannot learn so.
+    """
+    if kind == "projected_param":
+        return CoreUpdate(layer, restriction, start)
+    if kind == "factored":
+        return FactorUpdate(layer, restriction, start)
+    return StepUpdate(layer, restriction)
 
 
 def _taken_gradient(layer: LinearMap) -> Tensor | None:

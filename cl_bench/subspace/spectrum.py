@@ -54,6 +54,18 @@ class Split:
         low = [None if x is None else x.to(device) for x in (self.U_l, self.V_l)]
         return Split(self.values.to(device), self.U_h.to(device), self.V_h.to(device), *low)
 
+    def low_over_kept(self, W: Tensor) -> float:
+        """||W V_l|| / s_k, with spectral norm: above 1, what was kept no longer leads in W.
+
+        Args:
+            W: (n, m), what became of the matrix; on its shorter side the kept vectors still are
+                singular vectors of it.
+        """
+        n, m = self.shape
+        tall, rest = (W, self.V_l) if n >= m else (W.t(), self.U_l)
+        assert rest is not None
+        return largest_value(tall.to(rest) @ rest) / float(self.values[self.k - 1])
+
 
 @dataclass(frozen=True)
 class Spectrum:
