@@ -2,10 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from cl_bench.version import VERSION
+
 if TYPE_CHECKING:
     from cl_bench.api import run
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = ["run"]
 

@@ -20,7 +20,7 @@ from flwr.app import Context, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from ports import is_loopback, listening
 
-from cl_bench.cli import flower
+from cl_bench.cli import flower, flower_server
 from cl_bench.cli.main import conf_directory
 from cl_bench.cli.run import run_config
 from cl_bench.contracts import UsageError
@@ -136,7 +136,7 @@ def test_the_server_app_runs_what_its_configuration_says(tmp_path):
     given = {"cl_bench": config, "command": "python -m cl_bench", "resume": False, "nodes": 2}
     context = Context(1, 0, {}, RecordDict(), given)
     with redirect_stdout(io.StringIO()):
-        flower._serve(grid, context)
+        flower_server.serve(grid, context)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "completed"
 

@@ -50,11 +50,56 @@ def test_packs_are_reached_through_the_rooms_door_alone():
             assert {n.removeprefix("cl_bench.packed.") for n in inner} <= names, path
 
 
-@pytest.mark.parametrize("room", ["learners", "packed", "parallel"])
-def test_modules_of_a_room_import_in_no_circle(room):
-    own = modules(room)
-    graph = {name: imported(path) & own.keys() - {name} for name, path in own.items()}
-    list(graphlib.TopologicalSorter(graph).static_order())
+def graph(files):
+    """Which of the modules each imports: of ``from package import module``, the module alone."""
+    found = {}
+    for name, path in files.items():
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                for alias in node.names:
+                    deeper = f"{node.module}.{alias.name}"
+                    names.add(deeper if deeper in files else node.module)
+        found[name] = names & files.keys() - {name}
+    return found
+
+
+def require_no_circle(edges):
+    list(graphlib.TopologicalSorter(edges).static_order())
+
+
+def test_modules_import_in_no_circle():
+    """Neither where they are loaded nor inside functions."""
+    require_no_circle(graph(modules("")))
+
+
+def test_rooms_import_in_no_circle():
+    def room(name):
+        return ".".join(name.split(".")[:2])
+
+    edges = {}
+    for name, targets in graph(modules("")).items():
+        edges.setdefault(room(name), set()).update({room(t) for t in targets} - {room(name)})
+    require_no_circle(edges)
+
+
+def test_a_circle_is_seen_inside_functions_and_through_packages(tmp_path):
+    texts = {
+        "room": "",
+        "room.upper": "from room import lower",
+        "room.lower": "def late():\n    from room.upper import name",
+        "room.alone": "import json\nfrom room.upper import name",
+    }
+    files = {name: tmp_path / name for name in texts}
+    for name, text in texts.items():
+        files[name].write_text(text)
+    assert graph(files)["room.alone"] == {"room.upper"}
+    with pytest.raises(graphlib.CycleError, match="room"):
+        require_no_circle(graph(files))
+    files["room.lower"].write_text("")
+    require_no_circle(graph(files))
 
 
 def test_starting_processes_does_not_build_runs():

@@ -1,8 +1,9 @@
-"""The federation as Flower apps, configured whole from our configuration.
+"""The federation's clients as a Flower app, and how a run gets to Flower.
 
-``federation.engine=flower`` runs both in Flower's simulation; with ``federation.superlink`` they
-are handed to ``flwr run``, which starts ``server_app`` on a SuperLink and ``client_app`` on its
-SuperNodes. The run's configuration goes along as one string.
+``federation.engine=flower`` runs clients and server in Flower's simulation; with
+``federation.superlink`` they are handed to ``flwr run``, which starts
+:mod:`~cl_bench.cli.flower_server` on a SuperLink and ``client_app`` on its SuperNodes. The run's
+configuration goes along as one string.
 """
 
 import json
@@ -35,13 +36,12 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from cl_bench.cli.build import build, build_model, build_stream
-from cl_bench.cli.run import run_config
 from cl_bench.cli.together import read_result
 from cl_bench.contracts import FederatedStrategy, Strategy, Stream, UsageError, derive_seed
 from cl_bench.experiment import Result, seed_training
 from cl_bench.experiment.reopen import Resume
 from cl_bench.federation import Federation
-from cl_bench.federation.flower import FlowerSite, Node, as_json
+from cl_bench.federation.flower import FlowerSite, Node
 from cl_bench.federation.site import Site
 from cl_bench.learners import BaseLearner
 from cl_bench.tracking.reading import is_finished
@@ -69,10 +69,8 @@ clientapp = "cl_bench_federation:client_app"
 """
 
 MODULE = """\
-from cl_bench.cli import flower
-
-server_app = flower.server_app
-client_app = flower.client_app
+from cl_bench.cli.flower import client_app
+from cl_bench.cli.flower_server import server_app
 """
 
 client_app = ClientApp()
@@ -117,28 +115,6 @@ def _statistics(message: Message, context: Context) -> Message:
 
 client_app.train()(_fit)
 client_app.query("statistics")(_statistics)
-
-
-def _serve(grid: Grid, context: Context) -> None:
-    """The whole experiment, on a SuperLink."""
-    given = json.loads(str(context.run_config["cl_bench"]))
-    cfg = OmegaConf.create(given["config"])
-    nodes = int(context.run_config["nodes"])
-    run_config(
-        cfg,
-        str(context.run_config["command"]),
-        given["choices"],
-        "start" if context.run_config["resume"] == "start" else bool(context.run_config["resume"]),
-        {
-            "site": lambda strategy: FlowerSite(
-                grid, as_json(given["config"], given["choices"]), strategy, nodes
-            )
-        },
-    )
-
-
-server_app = ServerApp()
-server_app.main()(_serve)
 
 
 def simulate(run: Callable[[Callable[..., Site]], Result], config: str, nodes: int) -> Result:

@@ -23,7 +23,6 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-import cl_bench
 from cl_bench.cli.explain import explain, refuse_empty, refuse_lists, searched
 from cl_bench.cli.listing import print_listing
 from cl_bench.cli.output import patient_output
@@ -48,7 +47,7 @@ FAILED = 2
 
 def conf_directory() -> Path:
     """Where our configs are: in the wheel inside the package, in a checkout beside it."""
-    package = Path(cl_bench.__file__).parent
+    package = Path(__file__).parents[1]
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
 
@@ -353,7 +352,7 @@ def quote(word: str) -> str:
 
 def require_own_tasks_package() -> None:
     """Raise :class:`UsageError` if somebody else's ``tasks`` would be imported instead of ours."""
-    ours = Path(cl_bench.__file__).resolve().parent.parent / "tasks"
+    ours = Path(__file__).resolve().parents[2] / "tasks"
     spec = importlib.util.find_spec("tasks")
     origin = None if spec is None or spec.origin is None else Path(spec.origin).resolve()
     if origin is None or origin.parent != ours:

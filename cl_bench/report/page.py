@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-import cl_bench
 from cl_bench.metrics import Matrix, forgetting_per_task
 from cl_bench.report.compare import FLAG, KNOWN, p_value, remarks, spread
 from cl_bench.report.escape import script, shown
@@ -31,6 +30,7 @@ from cl_bench.report.study import (
     format_cost,
 )
 from cl_bench.report.tables import EXPLANATIONS
+from cl_bench.version import VERSION
 
 TOLD = "the same runs scored with the task id told; never to be compared with ACC"
 INTRANSIGENCE = "how much less was learned than by joint training: LA of joint minus LA"
@@ -65,7 +65,7 @@ def page_data(study: Study, paths: Iterable[Path | str]) -> dict[str, Any]:
     explanations["task_aware_acc"] = TOLD
     runs = [trial for row in study.rows() for trial in row.trials]
     return {
-        "version": cl_bench.__version__,
+        "version": VERSION,
         "made": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
         "paths": [shown(str(p)) for p in paths],
         "runs": len(runs),

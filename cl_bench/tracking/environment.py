@@ -6,7 +6,7 @@ import platform
 import subprocess
 from typing import Any
 
-import cl_bench
+from cl_bench.version import VERSION
 
 PACKAGES = (
     "torch",
@@ -25,7 +25,7 @@ PACKAGES = (
 
 def describe_environment() -> dict[str, Any]:
     """Python, platform, package versions, and the git commit of the current directory."""
-    versions: dict[str, str | None] = {"cl_bench": cl_bench.__version__}
+    versions: dict[str, str | None] = {"cl_bench": VERSION}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

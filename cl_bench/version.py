@@ -1,0 +1,3 @@
+"""The version of cl_bench."""
+
+VERSION = "0.1.0"
