@@ -61,6 +61,20 @@ class Result:
     strategy: Strategy = field(repr=False)
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """What learns what, and how it is watched; :func:`conduct` says what each is."""
+
+    stream: Stream
+    strategy: Strategy
+    learner: BaseLearner
+    trainer: TrainerFactory
+    loop: LoopSettings
+    evaluation: EvalSettings
+    alignment: AlignmentSettings
+    probe: ProbeSettings | None
+
+
 def conduct(
     stream: Stream,
     strategy: Strategy,
@@ -108,7 +122,8 @@ def conduct(
     Raises:
         UsageError: what the user can put right; results so far are kept.
     """
-    guarding = _checked(stream, strategy, learner, probe, sharded)
+    parts = _Parts(stream, strategy, learner, trainer, loop, evaluation, alignment, probe)
+    guarding = _checked(parts, sharded)
     memory = PeakMemory()
     directory = Path(run_dir) if run_dir else decided(lambda: new_directory(identity, loop.seed))
     checkpoints = Checkpoints(directory, checkpoint or CheckpointSettings(), writes=rank() == 0)
@@ -135,31 +150,10 @@ def conduct(
             if guarding and last is None:  # a resumed run has said so before
                 record.guards(**guarding.facts())
             progress.start(record.task_names)
-            observer = watch(
-                stream,
-                learner,
-                record,
-                alignment=alignment,
-                probe=probe,
-                evaluation=evaluation,
-                loop=loop,
+            learning, costs = _learned(
+                parts, engine, record, progress, checkpoints, interrupts, last
             )
-            _pretrain(
-                stream, learner, trainer, loop.seed, observer, record, progress, interrupts, last
-            )
-            kept = checkpoints if checkpoints.settings.enabled else None
-            state = RunState(learner, strategy, observer, record, kept)
-            learning = engine(
-                learner, strategy, trainer, loop, observer, record, progress, state, interrupts
-            )
-            begin = state.restore(last) if last else None
-            Experiment(stream, strategy, learning, evaluation, record, progress).run(begin)
-            costs = {
-                **_costs(state, checkpoints, observer),
-                **describe_budget(learner, strategy, stream),
-                **memory.read(),
-            }
-            summary = record.finish(**costs, **learning.summary())
+            summary = record.finish(**costs, **memory.read(), **learning.summary())
             progress.stop()
             if rank() == 0:
                 _show(directory, record, learning, progress)
@@ -167,19 +161,14 @@ def conduct(
     return Result(directory, record.matrix, summary, learner, strategy)
 
 
-def _checked(
-    stream: Stream,
-    strategy: Strategy,
-    learner: BaseLearner,
-    probe: ProbeSettings | None,
-    sharded: bool,
-) -> Guards | None:
+def _checked(parts: _Parts, sharded: bool) -> Guards | None:
     """What the strategy guards, once all that must be so before a run has been seen to."""
+    strategy, learner = parts.strategy, parts.learner
     if world() > 1:
-        check_together(stream, learner)
+        check_together(parts.stream, learner)
         synchronise(learner)
     if sharded:
-        check_sharded(strategy, probe)
+        check_sharded(strategy, parts.probe)
         learner.shard()
     strategy.check(learner)
     return guards(strategy, learner)
@@ -195,11 +184,40 @@ def _workplace(directory: Path) -> Iterator[Path]:
         yield Path(scratch)
 
 
+def _learned(
+    parts: _Parts,
+    engine: Callable[..., Engine],
+    record: Record,
+    progress: ProgressDisplay,
+    checkpoints: Checkpoints,
+    interrupts: Interrupts,
+    last: Checkpoint | None,
+) -> tuple[Engine, dict[str, Any]]:
+    """Watch, pre-train, and learn all tasks, or those that are left; and what that cost."""
+    stream, strategy, learner, loop = parts.stream, parts.strategy, parts.learner, parts.loop
+    observer = watch(
+        stream,
+        learner,
+        record,
+        alignment=parts.alignment,
+        probe=parts.probe,
+        evaluation=parts.evaluation,
+        loop=loop,
+    )
+    _pretrain(parts, observer, record, progress, interrupts, last)
+    kept = checkpoints if checkpoints.settings.enabled else None
+    state = RunState(learner, strategy, observer, record, kept)
+    learning = engine(
+        learner, strategy, parts.trainer, loop, observer, record, progress, state, interrupts
+    )
+    begin = state.restore(last) if last else None
+    Experiment(stream, strategy, learning, parts.evaluation, record, progress).run(begin)
+    costs = _costs(state, checkpoints, observer)
+    return learning, {**costs, **describe_budget(learner, strategy, stream)}
+
+
 def _pretrain(
-    stream: Stream,
-    learner: BaseLearner,
-    trainer: TrainerFactory,
-    seed: int,
+    parts: _Parts,
     observer: Observer | None,
     record: Record,
     progress: ProgressDisplay,
@@ -207,11 +225,12 @@ def _pretrain(
     last: Checkpoint | None,
 ) -> None:
     """What the stream asks for before its first task, if it asks for anything."""
-    if stream.pretraining is None:
+    learner, wanted = parts.learner, parts.stream.pretraining
+    if wanted is None:
         return
     watching = observer or Observer()
     watching.before_pretraining(learner)
-    came = pretrain(learner, stream.pretraining, trainer, seed, progress, interrupts.stop)
+    came = pretrain(learner, wanted, parts.trainer, parts.loop.seed, progress, interrupts.stop)
     progress.note(_from_where(came))
     if last is None:  # a resumed run has said so before
         record.status("pretrained", **asdict(came))

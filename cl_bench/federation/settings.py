@@ -186,6 +186,11 @@ def check_federation(
                 f"federation.{key} = {parts}, but task {task.name!r} has {len(task.train)} "
                 "training samples: make at most one part a sample"
             )
+    _check_trainer(trainer)
+
+
+def _check_trainer(trainer: Mapping[str, Any]) -> None:
+    """Clients learn in a plain loop: what a Trainer alone can do is refused."""
     for key, plain in (
         ("gradient_clip_val", (None, 0, 0.0)),
         ("accumulate_grad_batches", (1,)),
