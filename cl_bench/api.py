@@ -15,7 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from cl_bench.cli.explain import explain, refuse_empty, refuse_lists, searched
-from cl_bench.cli.main import conf_directory, quote
+from cl_bench.cli.folders import conf_directory
+from cl_bench.cli.jobs import quote
 from cl_bench.cli.recorded import OBJECT
 from cl_bench.cli.run import run_config
 from cl_bench.contracts import Strategy, Stream, UsageError

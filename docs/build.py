@@ -23,8 +23,8 @@ from mkdocs.commands.build import build as build_site
 from mkdocs.config import load_config
 from omegaconf import OmegaConf
 
+from cl_bench.cli.folders import conf_directory
 from cl_bench.cli.listing import describe, options
-from cl_bench.cli.main import conf_directory
 from cl_bench.contracts import Needs, Origin, Stream
 
 DOCS = Path(__file__).parent

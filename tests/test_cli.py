@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from toys import make_stream
 
 from cl_bench.cli import main
-from cl_bench.cli.main import conf_directory
+from cl_bench.cli.folders import conf_directory
 from cl_bench.contracts import Needs, Strategy, Stream
 from cl_bench.tracking import read_matrix
 

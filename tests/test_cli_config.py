@@ -8,8 +8,8 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
+from cl_bench.cli.folders import conf_directory
 from cl_bench.cli.listing import EXAMPLES, GROUPS, describe, options
-from cl_bench.cli.main import conf_directory
 
 CONF = conf_directory()
 OBJECTS = {

@@ -8,8 +8,8 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
+from cl_bench.cli.folders import conf_directory
 from cl_bench.cli.listing import options
-from cl_bench.cli.main import conf_directory
 
 DOCS = Path(__file__).parent.parent / "docs"
 CONF = conf_directory()

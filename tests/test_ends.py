@@ -18,8 +18,9 @@ from test_sweep import LONGER, TINY, runs_of, start
 from toys import make_stream
 
 from cl_bench.cli import threads
+from cl_bench.cli.ledger import Ledger
 from cl_bench.cli.output import Outlet
-from cl_bench.cli.sweep import Ledger, SweepJob
+from cl_bench.cli.sweep import SweepJob
 from cl_bench.cli.workers import go_through
 from cl_bench.contracts import UsageError
 from cl_bench.experiment.checks import check_tasks
@@ -278,7 +279,7 @@ def test_a_signal_when_the_run_is_completed(cli, monkeypatch, number, late):
     if late == "pictures":
         monkeypatch.setattr(sys.modules["cl_bench.experiment.conduct"], "write_figures", signalled)
     else:
-        monkeypatch.setattr(sys.modules["cl_bench.cli.main"], "float", signalled, raising=False)
+        monkeypatch.setattr(sys.modules["cl_bench.cli.jobs"], "float", signalled, raising=False)
     status, out, err = cli("+strategy=finetune", *TINY, "run_dir=out")
     assert status == 0
     assert "everything about this run is in out" in out
@@ -303,7 +304,7 @@ def test_a_list_whose_reader_leaves_is_no_failure(cli, monkeypatch):
     def leave(*arguments):
         signal.raise_signal(signal.SIGHUP)
 
-    monkeypatch.setattr(sys.modules["cl_bench.cli.main"], "print_listing", leave)
+    monkeypatch.setattr(sys.modules["cl_bench.cli.jobs"], "print_listing", leave)
     assert cli() == (0, "", "")
 
 

@@ -274,7 +274,7 @@ class Backwards(datetime):
 
 
 def test_a_clock_that_runs_backwards_spoils_nothing(tmp_path, whole, monkeypatch):
-    monkeypatch.setattr("cl_bench.tracking.record.datetime", Backwards)
+    monkeypatch.setattr("cl_bench.tracking.journal.datetime", Backwards)
     looks = itertools.count()
     monkeypatch.setattr(time, "time", lambda: 1e9 - 3600 * next(looks))
     stopped = Exception("pulled the plug")

@@ -21,7 +21,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from ports import is_loopback, listening
 
 from cl_bench.cli import flower, flower_server
-from cl_bench.cli.main import conf_directory
+from cl_bench.cli.folders import conf_directory
 from cl_bench.cli.run import run_config
 from cl_bench.contracts import UsageError
 from cl_bench.federation import flower as adapter

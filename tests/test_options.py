@@ -12,18 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cl_bench.contracts import Strategy, UsageError
-from cl_bench.contracts.options import (
-    Count,
-    OnlyWith,
-    PartShare,
-    Range,
-    Share,
-    SomeShare,
-    Widths,
-    check,
-    checked,
-    without_effect,
-)
+from cl_bench.contracts.checking import check, checked, without_effect
+from cl_bench.contracts.options import Count, OnlyWith, PartShare, Range, Share, SomeShare, Widths
 
 
 @checked("toy.")

@@ -10,7 +10,7 @@ from pathlib import Path
 import hydra
 import pytest
 
-from cl_bench.cli.main import conf_directory
+from cl_bench.cli.folders import conf_directory
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

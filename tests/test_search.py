@@ -9,8 +9,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from cl_bench.cli.folders import conf_directory
 from cl_bench.cli.listing import options
-from cl_bench.cli.main import conf_directory, main
+from cl_bench.cli.main import main
 from cl_bench.cli.search import write_chosen
 from cl_bench.experiment import SealedError, SearchSettings, for_search
 from cl_bench.report.study import read_study

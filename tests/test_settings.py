@@ -13,7 +13,7 @@ from omegaconf import OmegaConf, open_dict
 
 from cl_bench.cli import run as running
 from cl_bench.cli.explain import refuse_empty, refuse_lists
-from cl_bench.cli.main import conf_directory
+from cl_bench.cli.folders import conf_directory
 from cl_bench.contracts import UsageError
 from cl_bench.strategies.er import ER
 from cl_bench.strategies.ewc import EWC

@@ -21,7 +21,9 @@ from cl_bench.report.__main__ import main
 from cl_bench.report.compare import print_study, remarks, to_csv, to_latex, to_markdown
 from cl_bench.report.page import page_data, render_page
 from cl_bench.report.published import judge
-from cl_bench.report.study import METRICS, Comparison, _holm, differences, format_cost, read_study
+from cl_bench.report.quantities import METRICS, format_cost
+from cl_bench.report.rows import Comparison, holm
+from cl_bench.report.study import differences, read_study
 from cl_bench.tracking import open_record
 
 NAMES = ["one", "two", "three"]
@@ -185,7 +187,7 @@ def test_the_best_row_is_between_the_bounds_and_the_others_are_tested_against_it
 
 def test_holm_by_hand():
     raw = {k: Comparison(p, 3, 0.0) for k, p in {"a": 0.01, "b": 0.04, "c": 0.03}.items()}
-    adjusted = {k: c.p for k, c in _holm({**raw, "d": Comparison(math.nan, 3, 0.0)}).items()}
+    adjusted = {k: c.p for k, c in holm({**raw, "d": Comparison(math.nan, 3, 0.0)}).items()}
     assert adjusted["a"] == pytest.approx(0.03)
     assert adjusted["c"] == pytest.approx(0.06)
     assert adjusted["b"] == pytest.approx(0.06), "never below a smaller p"

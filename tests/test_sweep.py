@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from cl_bench.cli.ledger import Ledger
 from cl_bench.cli.main import main
-from cl_bench.cli.sweep import Ledger, identity, place
+from cl_bench.cli.sweep import identity, place
 from cl_bench.errors import UsageError
 from cl_bench.report.compare import to_csv
-from cl_bench.report.study import COSTS, read_study
+from cl_bench.report.quantities import COSTS
+from cl_bench.report.study import read_study
 from runs import differences
 
 ROOT = Path(__file__).resolve().parent.parent

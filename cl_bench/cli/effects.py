@@ -11,7 +11,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cl_bench.contracts import UsageError
-from cl_bench.contracts.options import known, shown, without_effect
+from cl_bench.contracts.checking import without_effect
+from cl_bench.contracts.options import known, shown
 
 TOP = (
     "seed", "run_dir", "batch_size", "pack", "widths", "num_workers", "deterministic", "search",

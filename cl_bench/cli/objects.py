@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from cl_bench.cli.foreign import REFUSED, ranges_of
 from cl_bench.cli.kinds import require_kind, require_made
 from cl_bench.contracts import UsageError
-from cl_bench.contracts.options import annotations, check, known, shown
+from cl_bench.contracts.checking import annotations, check
+from cl_bench.contracts.options import known, shown
 
 HYDRAS = ("_target_", "_partial_", "_convert_", "_recursive_")
 """Keys of a node that are for Hydra, not for the target."""

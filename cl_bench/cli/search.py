@@ -13,7 +13,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from cl_bench.cli.sweep import Ledger, flat
+from cl_bench.cli.ledger import Ledger
+from cl_bench.cli.sweep import flat
 from cl_bench.errors import UsageError
 
 CHOSEN, RESULTS = "chosen.json", "optimization_results.yaml"

@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 from cl_bench.cli.build import build_schedule
 from cl_bench.cli.objects import checked_options, explained, plain, require_arguments
 from cl_bench.contracts import UsageError
-from cl_bench.contracts.options import Count, Length, Widths, check, shown
+from cl_bench.contracts.checking import check
+from cl_bench.contracts.options import Count, Length, Widths, shown
 from cl_bench.experiment import (
     AlignmentSettings,
     CheckpointSettings,

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from cl_bench.cli.sweep import Ledger
+from cl_bench.cli.ledger import Ledger
 from cl_bench.errors import UsageError
 from cl_bench.parallel.processes import alive
 

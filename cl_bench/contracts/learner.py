@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from torch import Generator, Tensor, nn
 
+from cl_bench.contracts.checking import checked
 from cl_bench.contracts.loss import Loss
-from cl_bench.contracts.options import checked
 from cl_bench.contracts.stream import Batch
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 
 from torch import Tensor, nn
 
+from cl_bench.contracts.checking import checked
 from cl_bench.contracts.learner import Learner
 from cl_bench.contracts.loss import Loss
-from cl_bench.contracts.options import checked
 from cl_bench.contracts.plan import Phase, Plan
 from cl_bench.contracts.stream import Batch, Stream, Task
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
+from cl_bench.contracts.checking import checked
 from cl_bench.contracts.errors import UsageError
-from cl_bench.contracts.options import Index, Rate, Share, Strength, checked
+from cl_bench.contracts.options import Index, Rate, Share, Strength
 from cl_bench.contracts.slices import renumber
 from cl_bench.contracts.task import Batch, Data, Origin, Recovery, Task
 

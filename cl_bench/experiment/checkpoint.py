@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from cl_bench.contracts import State, UsageError
-from cl_bench.contracts.options import Count, OnlyWith, checked
+from cl_bench.contracts.checking import checked
+from cl_bench.contracts.options import Count, OnlyWith
 from cl_bench.experiment.weights import TaskWeights
 from cl_bench.tracking.aside import Aside
 from cl_bench.tracking.files import delete, make_directory, open_file, write_atomically

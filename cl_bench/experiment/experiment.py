@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 import numpy as np
 
 from cl_bench.contracts import Engine, Strategy, Stream, Task
-from cl_bench.contracts.options import Count, Index, OnlyWith, checked
+from cl_bench.contracts.checking import checked
+from cl_bench.contracts.options import Count, Index, OnlyWith
 from cl_bench.experiment.steps import steps_of
 from cl_bench.tracking import ProgressDisplay, Record
 

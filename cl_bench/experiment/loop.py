@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from cl_bench.contracts.options import Count, Index, Seed, checked
+from cl_bench.contracts.checking import checked
+from cl_bench.contracts.options import Count, Index, Seed
 from cl_bench.experiment.plateau import Cosine, Plateau
 from cl_bench.learners import ScheduleFactory
 

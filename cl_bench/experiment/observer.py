@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from cl_bench.contracts import Protect, State, Task, split_batch
-from cl_bench.contracts.options import Count, OnlyWith, SomeShare, checked
+from cl_bench.contracts.checking import checked
+from cl_bench.contracts.options import Count, OnlyWith, SomeShare
 from cl_bench.learners import BaseLearner
 from cl_bench.metrics.alignment import relative_change, share_inside
 from cl_bench.subspace import LinearMap, grow

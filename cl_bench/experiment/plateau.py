@@ -8,7 +8,8 @@ from typing import Annotated
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from cl_bench.contracts import State, Strategy
-from cl_bench.contracts.options import Count, Range, Strength, checked
+from cl_bench.contracts.checking import checked
+from cl_bench.contracts.options import Count, Range, Strength
 from cl_bench.experiment.snapshot import copied
 from cl_bench.learners import BaseLearner, ScheduleFactory
 from cl_bench.parallel.sharding import whole

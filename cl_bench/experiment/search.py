@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from cl_bench.contracts import Batch, Data, Stream, Task, UsageError
-from cl_bench.contracts.options import Count, OnlyWith, checked
+from cl_bench.contracts.checking import checked
+from cl_bench.contracts.options import Count, OnlyWith
 
 
 class SealedError(RuntimeError):

@@ -7,16 +7,8 @@ from typing import Annotated, Any, Literal
 from torch.optim import Optimizer
 
 from cl_bench.contracts import FederatedStrategy, Strategy, Stream, UsageError
-from cl_bench.contracts.options import (
-    Count,
-    OnlyWith,
-    PartShare,
-    Range,
-    Rate,
-    Share,
-    SomeShare,
-    checked,
-)
+from cl_bench.contracts.checking import checked
+from cl_bench.contracts.options import Count, OnlyWith, PartShare, Range, Rate, Share, SomeShare
 from cl_bench.contracts.strategy import overrides
 
 ServerOptimizer = Callable[[Iterable[Any]], Optimizer]

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from cl_bench.contracts import UsageError
-from cl_bench.contracts.options import Count, PartShare, checked
+from cl_bench.contracts.checking import checked
+from cl_bench.contracts.options import Count, PartShare
 from cl_bench.models.dropout import Dropout
 from cl_bench.models.norms import NormPolicy, norm1d, norm2d
 

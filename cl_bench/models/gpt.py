@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Literal
 from torch import nn
 
 from cl_bench.contracts import UsageError
-from cl_bench.contracts.options import Count, PartShare, checked
+from cl_bench.contracts.checking import checked
+from cl_bench.contracts.options import Count, PartShare
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

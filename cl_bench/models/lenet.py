@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from cl_bench.contracts import UsageError
-from cl_bench.contracts.options import Widths, checked
+from cl_bench.contracts.checking import checked
+from cl_bench.contracts.options import Widths
 
 
 @checked("model.")

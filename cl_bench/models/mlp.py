@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from cl_bench.contracts import UsageError
-from cl_bench.contracts.options import PartShare, Widths, checked
+from cl_bench.contracts.checking import checked
+from cl_bench.contracts.options import PartShare, Widths
 from cl_bench.models.dropout import Dropout
 
 

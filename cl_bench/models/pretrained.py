@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import nn
 
 from cl_bench.contracts import UsageError
-from cl_bench.contracts.options import checked
+from cl_bench.contracts.checking import checked
 from cl_bench.hub import hub_reachable
 from cl_bench.models.gpt import require_transformers
 

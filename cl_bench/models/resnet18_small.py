@@ -6,7 +6,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from cl_bench.contracts import UsageError
-from cl_bench.contracts.options import Count, checked
+from cl_bench.contracts.checking import checked
+from cl_bench.contracts.options import Count
 from cl_bench.models.norms import NormPolicy, norm2d
 
 

@@ -5,7 +5,8 @@ from typing import Any
 from torch import nn
 
 from cl_bench.contracts import UsageError
-from cl_bench.contracts.options import Count, PartShare, Rate, checked
+from cl_bench.contracts.checking import checked
+from cl_bench.contracts.options import Count, PartShare, Rate
 from cl_bench.models.gpt import require_transformers
 
 

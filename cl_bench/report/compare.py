@@ -10,7 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from cl_bench.report.escape import csv_cell, latex, markdown
-from cl_bench.report.study import COSTS, METRICS, Block, Row, Study, format_cost
+from cl_bench.report.quantities import COSTS, METRICS, format_cost
+from cl_bench.report.rows import Block, Row
+from cl_bench.report.study import Study
 
 KNOWN = {True: "task id known at test time", False: "task id not known at test time"}
 TEST = (

@@ -19,17 +19,11 @@ import numpy as np
 from cl_bench.metrics import Matrix, forgetting_per_task
 from cl_bench.report.compare import FLAG, KNOWN, p_value, remarks, spread
 from cl_bench.report.escape import script, shown
-from cl_bench.report.study import (
-    COSTS,
-    METRICS,
-    Block,
-    Row,
-    Study,
-    Trial,
-    differences,
-    format_cost,
-)
+from cl_bench.report.quantities import COSTS, METRICS, format_cost
+from cl_bench.report.rows import Block, Row
+from cl_bench.report.study import Study, differences
 from cl_bench.report.tables import EXPLANATIONS
+from cl_bench.report.trials import Trial
 from cl_bench.version import VERSION
 
 TOLD = "the same runs scored with the task id told; never to be compared with ACC"

@@ -8,7 +8,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from cl_bench.report.study import METRICS, Row, Study
+from cl_bench.report.quantities import METRICS
+from cl_bench.report.rows import Row
+from cl_bench.report.study import Study
 
 LEAST = 0.5
 """The least tolerance, in points: what seeds and rounding of tables move a mean by."""

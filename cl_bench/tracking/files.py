@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import errno
+import hashlib
 import io
 import json
 import math
@@ -272,3 +273,8 @@ def to_cell(value: Any) -> Any:
     if isinstance(value, float):
         return "" if math.isnan(value) else repr(float(value))
     return value
+
+
+def digest(content: bytes) -> str:
+    """SHA-256, in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()

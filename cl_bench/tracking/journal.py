@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -260,3 +261,8 @@ def _broken(path: Path, number: int, doubled: bool) -> str:
 
 def _next(chain: str, body: bytes) -> str:
     return hashlib.sha256(chain.encode() + body).hexdigest()[:16]
+
+
+def now() -> str:
+    """The time in UTC, to a millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -21,14 +21,15 @@ from cl_bench.tracking.files import (
     RESUMES,
     SUMMARY,
     append_line,
+    digest,
     forget_scratch,
     to_json,
     write_atomically,
 )
-from cl_bench.tracking.journal import Line
+from cl_bench.tracking.journal import Line, now
 from cl_bench.tracking.lock import claim, ourselves, take_lock
 from cl_bench.tracking.reading import require_data
-from cl_bench.tracking.record import Record, digest, now
+from cl_bench.tracking.record import Record
 from cl_bench.tracking.sinks import Sink
 from cl_bench.tracking.tables import Event
 from cl_bench.tracking.verify import verified

@@ -50,23 +50,19 @@ were dropped stand in ``resumes.jsonl``.
 """
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-import numpy as np
-
 from cl_bench.contracts import UsageError
 from cl_bench.metrics import Matrix, summarise, tasks_learned
-from cl_bench.tracking.files import LAYERS, MATRIX, SUMMARY, to_json, write_atomically
-from cl_bench.tracking.journal import Journal, Line
+from cl_bench.tracking.files import LAYERS, MATRIX, SUMMARY, digest, to_json, write_atomically
+from cl_bench.tracking.journal import Journal, Line, now
 from cl_bench.tracking.lock import Lock
 from cl_bench.tracking.sinks import Sink, Sinks
-from cl_bench.tracking.tables import Event, Tables
+from cl_bench.tracking.tables import Event, Tables, task_aware_summary
 
 Status = Literal["completed", "failed", "interrupted"]
 
@@ -341,20 +337,3 @@ class Record:
         written = self._journal.append({"event": event, "time": now(), **fields})
         self._tables.take(written)
         self._sinks.tell(lambda sink: sink.event(written))
-
-
-def task_aware_summary(R: Matrix) -> dict[str, float]:
-    """The summaries under ``task_aware_...``; none where nothing was scored with the task id."""
-    if not np.isfinite(R).any():
-        return {}
-    return {f"task_aware_{name}": value for name, value in summarise(R).items()}
-
-
-def digest(content: bytes) -> str:
-    """SHA-256, in hexadecimal digits."""
-    return hashlib.sha256(content).hexdigest()
-
-
-def now() -> str:
-    """The time in UTC, to a millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from cl_bench.metrics import TASK_AWARE, Matrix, empty_matrix
+from cl_bench.metrics import TASK_AWARE, Matrix, empty_matrix, summarise
 from cl_bench.tracking.files import to_cell, to_csv
 
 Event = Mapping[str, Any]
@@ -58,3 +58,10 @@ class Tables:
         columns = list(dict.fromkeys(key for line in self.layers for key in line))
         rows = ([to_cell(line.get(c)) for c in columns] for line in self.layers)
         return to_csv(columns, rows)
+
+
+def task_aware_summary(R: Matrix) -> dict[str, float]:
+    """The summaries under ``task_aware_...``; none where nothing was scored with the task id."""
+    if not np.isfinite(R).any():
+        return {}
+    return {f"task_aware_{name}": value for name, value in summarise(R).items()}

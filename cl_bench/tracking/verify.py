@@ -17,6 +17,7 @@ from cl_bench.tracking.files import (
     MATRIX,
     PUT_BACK,
     SUMMARY,
+    digest,
     read_bytes,
     read_json,
     read_text,
@@ -53,7 +54,7 @@ def verified(directory: Path, task_names: Sequence[str] | None = None) -> list[L
     for name, expected in _digests(lines).items():
         if not (directory / name).is_file():
             raise UsageError(f"{directory / name} is missing; {PUT_BACK}")
-        if hashlib.sha256(read_bytes(directory / name)).hexdigest() != expected:
+        if digest(read_bytes(directory / name)) != expected:
             raise UsageError(f"{directory / name} is not as the run wrote it; {PUT_BACK}")
     return lines
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cl_bench.contracts.options import checked
+from cl_bench.contracts.checking import checked
 from cl_bench.metrics import Matrix
 from cl_bench.tracking.files import write_atomically
 from cl_bench.tracking.tables import Event

@@ -7,8 +7,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from cl_bench.contracts.checking import checked
 from cl_bench.contracts.language import IGNORE
-from cl_bench.contracts.options import Count, Range, checked
+from cl_bench.contracts.options import Count, Range
 from cl_bench.contracts.randomness import generator
 from cl_bench.contracts.stream import Batch
 from tasks.arguments import require

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from cl_bench.contracts.options import checked
+from cl_bench.contracts.checking import checked
 
 QUESTIONS = {
     "NLI": 'What is the logical relationship between the "sentence 1" and the "sentence 2"?',

@@ -21,7 +21,7 @@ from torch import nn
 from torch.optim import SGD, AdamW
 from toys import Silent
 
-from cl_bench.cli.main import conf_directory
+from cl_bench.cli.folders import conf_directory
 from cl_bench.contracts import UsageError, generator
 from cl_bench.experiment import (
     AlignmentSettings,

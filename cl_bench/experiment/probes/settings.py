@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from cl_bench.contracts import UsageError
-from cl_bench.contracts.options import Count, Index, OnlyWith, Range, Rate, SomeShare, checked
+from cl_bench.contracts.checking import checked
+from cl_bench.contracts.options import Count, Index, OnlyWith, Range, Rate, SomeShare
 from cl_bench.experiment.steps import steps_of
 
 ENABLED = OnlyWith("enabled", (True,))
