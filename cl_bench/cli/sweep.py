@@ -8,6 +8,7 @@ of their own (``hydra/launcher=joblib``) leave what they print in ``logs``.
 
 import contextlib
 import hashlib
+import math
 import os
 import re
 import shlex
@@ -17,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -233,7 +233,11 @@ def _total(hydra: Any, arguments: Sequence[str]) -> int:
     params = [f"{k}={v}" for k, v in (hydra.sweeper.get("params") or {}).items()]
     given = [a for a in arguments if "=" in a and not a.startswith("hydra")]
     overrides = OverridesParser.create().parse_overrides([*params, *given])
-    return sum(map(len, BasicSweeper.split_arguments(overrides, None)))
+    values = {
+        o.get_key_element(): len(list(o.sweep_string_iterator())) if o.is_sweep_override() else 1
+        for o in overrides
+    }
+    return math.prod(values.values())
 
 
 def _compared(plain: Any) -> dict[str, Any]:

@@ -46,8 +46,13 @@ class Turn:
 def load_weights(learner: BaseLearner, weights: Mapping[str, Tensor]) -> None:
     """Put weights into the one model instance, in place."""
     held = floating(learner.state_dict())
-    with torch.no_grad():
-        torch._foreach_copy_([held[name] for name in weights], list(weights.values()))
+    _copy(weights, held)
+
+
+@torch.no_grad()
+def _copy(weights: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
+    for name, weight in weights.items():
+        held[name].copy_(weight)
 
 
 def seed_device(seed: int, device: torch.device) -> None:
@@ -87,8 +92,7 @@ def client_fit(
     begun = time.perf_counter()
     learner.equip(strategy)
     everything = floating(learner.state_dict())
-    with torch.no_grad():
-        torch._foreach_copy_([everything[name] for name in weights], list(weights.values()))
+    _copy(weights, everything)
     learner.seed = turn.own_seed
     learner.begin(task, strategy)
     learner.train()
@@ -123,10 +127,7 @@ def client_fit(
     changed = {id(p) for p in steps.trained}
     parameters = {name for name, p in learner.named_parameters() if id(p) not in changed}
     held = {k: v for k, v in everything.items() if k not in parameters}
-    updates = torch._foreach_sub(list(held.values()), [weights[name] for name in held])
-    if n != 1.0:
-        torch._foreach_mul_(updates, n)
-    sums = {f"update/{name}": update for name, update in zip(held, updates, strict=True)}
+    sums = {f"update/{name}": n * (after - weights[name]) for name, after in held.items()}
     sums["weight"] = torch.tensor(n, dtype=torch.float64)
     counts = torch.tensor(terms, dtype=torch.float64)
     sums["loss"] = (seen.double() * counts.to(seen.device)).sum()

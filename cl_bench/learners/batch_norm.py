@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from cl_bench.parallel.batch_norm import BatchNorm
 
 
 def by_batch(network: nn.Module) -> list[str]:
@@ -16,7 +17,7 @@ def by_batch(network: nn.Module) -> list[str]:
 
 
 def _is_by_batch(module: nn.Module) -> bool:
-    return isinstance(module, _BatchNorm) and module.running_mean is None
+    return isinstance(module, BatchNorm) and module.running_mean is None
 
 
 @torch.no_grad()
@@ -28,7 +29,7 @@ def need_company(network: nn.Module, forward: Callable[[], object], samples: int
         forward: passes a batch.
         samples: in that batch.
     """
-    names = {id(m): name for name, m in network.named_modules() if isinstance(m, _BatchNorm)}
+    names = {id(m): name for name, m in network.named_modules() if isinstance(m, BatchNorm)}
     found: list[str] = []
 
     def look(module: nn.Module, given: tuple[Tensor, ...]) -> None:

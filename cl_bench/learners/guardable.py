@@ -3,12 +3,20 @@
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from cl_bench.contracts import UsageError
+from cl_bench.parallel.batch_norm import BatchNorm
 from cl_bench.subspace import LinearMap
 
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+NORMS = (
+    BatchNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -30,10 +38,8 @@ def require_guardable(network: nn.Module, layers: Sequence[LinearMap]) -> None:
             holders.setdefault(parameter, []).append((name, module))
     by_module = {layer.module: layer for layer in layers}
     for layer in layers:
-        if any(
-            name not in layer.module._parameters
-            for name in (("weight", "bias") if layer.augmented else ("weight",))
-        ):
+        own = {n for n, _ in layer.module.named_parameters(recurse=False, remove_duplicate=False)}
+        if not own.issuperset(("weight", "bias") if layer.augmented else ("weight",)):
             raise UsageError(
                 f"layer {layer.name!r} computes its weight from other parameters (weight norm "
                 "or the like): remove that, or leave the layer alone with "

@@ -32,6 +32,14 @@ from cl_bench.parallel.ranks import average_, world
 ScheduleFactory = Callable[[Optimizer], LRScheduler]
 
 
+def trainer_of(learner: lightning.LightningModule) -> lightning.Trainer | None:
+    """The Trainer that learns or tests it, or did last; None where there never was one."""
+    try:
+        return learner.trainer
+    except RuntimeError:
+        return None
+
+
 class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule):
     """Model, loss, score and optimizer factory, plus the services strategies stand on.
 
@@ -163,7 +171,8 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
     @property
     def _accumulated(self) -> int:
         """Batches of one optimizer step."""
-        return 1 if self._trainer is None else self._trainer.accumulate_grad_batches
+        trainer = trainer_of(self)
+        return 1 if trainer is None else trainer.accumulate_grad_batches
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Gradients are synchronised, unscaled, accumulated and not yet clipped."""
@@ -280,9 +289,8 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
         shared = len(list(self.named_parameters(remove_duplicate=False))) > len(
             list(self.named_parameters())
         )
-        half = self._trainer is not None and not str(self.trainer.precision).startswith(
-            ("32", "64")
-        )
+        trainer = trainer_of(self)
+        half = trainer is not None and not str(trainer.precision).startswith(("32", "64"))
         apart = not (shared or half or self.sharded or penalises_weights(self.strategy))
         apart = apart and self.own_objective is None
         return "input" if apart else "gradient"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cl_bench.contracts import Batch, Task
-from cl_bench.learners.module import BaseLearner
+from cl_bench.learners.module import BaseLearner, trainer_of
 
 
 def judge(learner: BaseLearner, batch: Batch, task: Task) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -96,5 +96,5 @@ def _reading(learner: BaseLearner, task: Task | None) -> Iterator[None]:
 
 
 def _precision(learner: BaseLearner) -> AbstractContextManager[Any]:
-    trainer = learner._trainer
+    trainer = trainer_of(learner)
     return nullcontext() if trainer is None else trainer.precision_plugin.forward_context()

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
+BatchNorm = _BatchNorm
+"""What all of torch's batch normalisation layers are, whatever the dimensions of their inputs."""
+
 _shares: ContextVar[tuple[float, bool] | None] = ContextVar("shares", default=None)
 
 
@@ -34,7 +37,7 @@ def part_of_a_batch(times: float, counts: bool) -> Iterator[None]:
 def synchronise(network: nn.Module) -> None:
     """Have every batch normalisation layer take statistics over all processes' samples."""
     for module in network.modules():
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, BatchNorm):
             module.__class__ = SyncedBatchNorm
 
 
@@ -43,7 +46,7 @@ def _over_processes(part: Tensor) -> Tensor:
     return total
 
 
-class SyncedBatchNorm(_BatchNorm):
+class SyncedBatchNorm(BatchNorm):
     """The layer's own behaviour, its training statistics those of the whole batch.
 
     An existing layer becomes one by a change of class. Gradients flow through the sums, so that the

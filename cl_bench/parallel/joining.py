@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from torch._C._distributed_c10d import FileStore
 
 from cl_bench.contracts import UsageError
 from cl_bench.parallel.processes import end_with_parent
@@ -51,7 +50,7 @@ def joined(count: int, on_cuda: bool) -> Iterator[None]:
     store = os.environ.get(STORE)
     dist.init_process_group(
         "nccl" if on_cuda else "gloo",
-        store=FileStore(store, count) if store else None,
+        store=dist.FileStore(store, count) if store else None,  # type: ignore[attr-defined]
         rank=where.global_rank(),
         world_size=count,
     )

@@ -267,13 +267,25 @@ def linear_maps(name: str, module: nn.Module, augment: bool = False) -> list[Lin
     return []
 
 
+def _padding(conv: nn.Conv1d | nn.Conv2d) -> list[int]:
+    """What a convolution adds before and after, the last dimension first, as ``F.pad`` has it."""
+    sizes = list(zip(conv.kernel_size, conv.dilation, strict=True))
+    if conv.padding == "same":
+        gaps = [dilation * (size - 1) for size, dilation in sizes]
+        pairs = [(gap // 2, gap - gap // 2) for gap in gaps]
+    elif conv.padding == "valid":
+        pairs = [(0, 0) for _ in sizes]
+    else:
+        pairs = [(int(p), int(p)) for p in conv.padding]
+    return [p for pair in reversed(pairs) for p in pair]
+
+
 def _patches(conv: nn.Conv1d | nn.Conv2d, group: int, x: Tensor) -> Iterator[Tensor]:
     """Receptive fields of one group as rows (n * L, d), some images at a time."""
     channels = conv.in_channels // conv.groups
     x = x[:, group * channels : (group + 1) * channels]
     kernel, stride, dilation = conv.kernel_size, conv.stride, conv.dilation
-    # torch keeps the padding of every mode, "same" included, in this one attribute.
-    padding = conv._reversed_padding_repeated_twice
+    padding = _padding(conv)
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     positions = math.prod(max(1, size // s) for size, s in zip(x.shape[2:], stride, strict=True))
     d = channels * math.prod(kernel)

@@ -12,13 +12,20 @@ from typing import Any, Protocol, Self
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from cl_bench.subspace.linear_maps import LinearMap, first_uses
 
 RESOLUTION = 1e-6
 """Singular values below this share of ||X||_F are rounding, not directions."""
 
+DROPOUTS = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
 UNDROPPED = "_cl_bench_undropped"
 """Attribute of what leaves a dropout layer: what entered it."""
 
@@ -217,7 +224,7 @@ class Tapped(dict[str, Any]):
 @contextmanager
 def dropping(network: nn.Module) -> Iterator[None]:
     """While the context is open dropout is on, and a tap sees what enters a layer's own dropout."""
-    dropouts = [m for m in network.modules() if isinstance(m, _DropoutNd)]
+    dropouts = [m for m in network.modules() if isinstance(m, DROPOUTS)]
     before = [(m, m.training, m.inplace) for m in dropouts]
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
