@@ -1,6 +1,6 @@
 """Runs the same small runs at two commits and compares what they recorded, bit for bit.
 
-    python tests/compare_commits.py [BEFORE] [AFTER] --data ../shared/data/cl_benchmark --only gpm
+    python tests/compare_commits.py [BEFORE] [AFTER] --data /path/to/cl_benchmark --only gpm
 
 By default from the branch's base to HEAD. Each commit gets a worktree under a temporary directory
 and one process that has imported its code and forks a child for every run, with the packages of

@@ -2,12 +2,18 @@
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
 from cl_bench.cli.main import main
+
+DATA_AT_HAND = Path(
+    os.environ.get("CL_BENCH_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data"
+)
+"""Data sets, each in a folder of its name; tests that need one which is not there are skipped."""
 
 settings.register_profile("cl_bench", deadline=None, derandomize=True, database=None)
 settings.load_profile("cl_bench")

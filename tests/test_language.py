@@ -9,10 +9,10 @@ import gzip
 import itertools
 import json
 import string
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import DATA_AT_HAND
 from lightning import Trainer
 from texts import FAMILIES, TEXTS, make_learner, make_stream
 from torch.optim import SGD, AdamW
@@ -50,7 +50,7 @@ from tasks.text.pinned import PINNED
 
 transformers = pytest.importorskip("transformers")
 
-DATA = Path(__file__).parents[2] / "shared" / "data" / "cl_benchmark"
+DATA = DATA_AT_HAND / "cl_benchmark"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no {DATA}")
 
 

@@ -1,10 +1,9 @@
 """The streams of the gradient-projection papers, on generated data of the hub's format."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from conftest import DATA_AT_HAND
 from pictures import assert_same, everything, write_parquet
 from PIL import Image
 
@@ -19,7 +18,7 @@ from tasks.images.task import ImageData
 from tasks.split_cifar100 import SplitCIFAR100
 from tasks.split_mini_imagenet import SplitMiniImageNet
 
-CIFAR100 = Path(__file__).parents[2] / "shared/data/cifar100"
+CIFAR100 = DATA_AT_HAND / "cifar100"
 needs_cifar100 = pytest.mark.skipif(not CIFAR100.is_dir(), reason=f"no CIFAR-100 in {CIFAR100}")
 CIFAR_MEAN, CIFAR_STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
 

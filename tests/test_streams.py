@@ -19,6 +19,7 @@ import pytest
 import sklearn.datasets
 import sklearn.utils
 import torch
+from conftest import DATA_AT_HAND
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -41,7 +42,7 @@ from tasks.split_digits import SplitDigits
 from tasks.split_images import SplitImages
 from tasks.split_mnist import SplitMNIST
 
-MNIST = Path(__file__).parents[2] / "shared/data/mnist"
+MNIST = DATA_AT_HAND / "mnist"
 needs_mnist = pytest.mark.skipif(not MNIST.is_dir(), reason=f"no MNIST in {MNIST}")
 CONFIGS = [
     Path(__file__).parents[1] / f"conf/stream/{name}.yaml"
