@@ -5,9 +5,28 @@ import re
 import sys
 from pathlib import Path
 
+import lightning
+import torch
+from torch import nn
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cl_bench"
 OURS = ("cl_bench", "tasks")
+SGD = torch.optim.SGD([torch.zeros(1)])
+THEIRS = {
+    name
+    for known in (
+        SGD,
+        torch.optim.lr_scheduler.LambdaLR(SGD, lambda epoch: 1.0),
+        torch.zeros(1),
+        nn.Conv2d(1, 1, 1),
+        nn.BatchNorm1d(1),
+        lightning.LightningModule(),
+        lightning.Trainer,
+    )
+    for name in dir(known)
+}
+"""Attributes of other libraries' objects that our code has in hand."""
 
 
 def is_private(name):
@@ -35,7 +54,10 @@ def imports(tree):
 
 
 def foreign_names(tree, own, listed=()):
-    """Private imports, attributes of objects that are not ours, and listed methods overridden."""
+    """Private imports, attributes that are not ours or theirs too, and listed methods overridden.
+
+    An object's own attributes, ``self._name``, are its own where the code defines such a name.
+    """
     for name in imports(tree):
         top, *rest = name.split(".")
         if top not in (*OURS, *sys.stdlib_module_names) and any(map(is_private, rest)):
@@ -43,8 +65,9 @@ def foreign_names(tree, own, listed=()):
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             name, owner = node.attr, getattr(node.value, "id", "")
-            asked = name not in own and owner not in sys.stdlib_module_names
-            if is_private(name) and (asked or (name in listed and owner != "self")):
+            theirs = name in THEIRS or name in listed
+            foreign = name not in own or (theirs and owner != "self")
+            if is_private(name) and foreign and owner not in sys.stdlib_module_names:
                 yield name
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr"):
             name = getattr(node.args[1], "value", None)
@@ -87,10 +110,11 @@ from cl_bench.room import _ours
 class Own(_BatchNorm):
     def _hook(self): self._mine = os._exit
     def look(self, x): return x._base, x._mine, getattr(x, "_hidden", None), cfg._target_, x.__len__
+    def _parameters(self): return self._parameters, other._parameters
 """
     tree = ast.parse(text)
     found = set(foreign_names(tree, own_names([tree])))
-    names = {"torch._C", "torch.nn.modules.batchnorm._BatchNorm", "_base", "_hidden"}
+    names = {"torch._C", "torch.nn.modules.batchnorm._BatchNorm", "_base", "_hidden", "_parameters"}
     assert found == names
     assert set(foreign_names(tree, own_names([tree]), ["_hook", "_mine"])) == {
         *names,
