@@ -29,17 +29,16 @@ def own_buffers(network: nn.Module) -> Iterator[None]:
     The buffers themselves are not touched, as a graph that is still to go backward may need them.
     """
     copies: dict[int, Tensor] = {}
-    kept: list[tuple[nn.Module, str, Tensor | None]] = []
+    kept: list[tuple[nn.Module, str, Tensor]] = []
     for module in network.modules():
-        for name, buffer in module._buffers.items():
+        for name, buffer in list(module.named_buffers(recurse=False, remove_duplicate=False)):
             kept.append((module, name, buffer))
-            if buffer is not None:
-                module._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
+            setattr(module, name, copies.setdefault(id(buffer), buffer.clone()))
     try:
         yield
     finally:
         for module, name, buffer in kept:
-            module._buffers[name] = buffer
+            setattr(module, name, buffer)
 
 
 @contextmanager

@@ -188,7 +188,8 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
     def configure_optimizers(self) -> Any:
         """A fresh optimizer on the strategy's parameter groups, and a schedule of its rate."""
         groups = self._groups()
-        if self._trainer is not None and self.trainer.max_epochs == 0:
+        trainer = trainer_of(self)
+        if trainer is not None and trainer.max_epochs == 0:
             return None
         if not groups:
             raise UsageError(
