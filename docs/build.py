@@ -304,7 +304,9 @@ def modules_of(config: Any) -> list[Any]:
     """The stream's module, and ours whose functions it uses."""
     module = inspect.getmodule(get_object(config._target_))
     around = [module, *(inspect.getmodule(v) for v in vars(module).values() if callable(v))]
-    found = {m.__name__: m for m in around if m is not None and m.__name__.startswith("tasks")}
+    found = {
+        m.__name__: m for m in around if m is not None and m.__name__.startswith("cl_bench.tasks")
+    }
     return list(found.values())
 
 

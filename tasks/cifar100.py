@@ -1,9 +1,9 @@
 """CIFAR-100: 50,000 training and 10,000 test images of 32x32 pixels, 100 classes of 600 each."""
 
 from cl_bench.contracts.errors import UsageError
-from tasks.images.files import Wanted
-from tasks.images.load import load_images
-from tasks.images.source import ImageSource, Moments
+from cl_bench.tasks.images.files import Wanted
+from cl_bench.tasks.images.load import load_images
+from cl_bench.tasks.images.source import ImageSource, Moments
 
 HUB_ID = "uoft-cs/cifar100"
 LICENCE = "none stated by the authors; research use"

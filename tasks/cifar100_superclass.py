@@ -7,11 +7,11 @@ from torch import Tensor
 
 from cl_bench.contracts.options import PartShare, Range
 from cl_bench.contracts.stream import Scenario, Stream
-from tasks.arguments import HeldOut, OrderSeed
-from tasks.cifar100 import load_cifar100
-from tasks.images.arrange import Holdout, Part, class_tasks, ordered
-from tasks.images.source import Moments
-from tasks.images.views import Unchanged
+from cl_bench.tasks.arguments import HeldOut, OrderSeed
+from cl_bench.tasks.cifar100 import load_cifar100
+from cl_bench.tasks.images.arrange import Holdout, Part, class_tasks, ordered
+from cl_bench.tasks.images.source import Moments
+from cl_bench.tasks.images.views import Unchanged
 
 SUPERCLASSES = (
     ("aquatic_mammals", (4, 30, 55, 72, 95)),

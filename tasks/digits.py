@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from cl_bench.contracts.stream import Origin
-from tasks.images.cache import digest
-from tasks.images.source import ImageSource, measure
+from cl_bench.data import digest
+from cl_bench.tasks.images.source import ImageSource, measure
 
 ORIGIN = Origin(
     source="UCI Optical Recognition of Handwritten Digits (test part), in scikit-learn",

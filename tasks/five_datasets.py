@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from cl_bench.contracts.errors import UsageError
 from cl_bench.contracts.options import PartShare
 from cl_bench.contracts.stream import Scenario, Stream
-from tasks import cifar100, mnist
-from tasks.arguments import HeldOut, OrderSeed, require
-from tasks.images.arrange import Holdout, Part, class_tasks
-from tasks.images.files import Wanted
-from tasks.images.load import load_images
-from tasks.images.source import ImageSource, Moments
-from tasks.images.views import Framed
+from cl_bench.tasks import cifar100, mnist
+from cl_bench.tasks.arguments import HeldOut, OrderSeed, require
+from cl_bench.tasks.images.arrange import Holdout, Part, class_tasks
+from cl_bench.tasks.images.files import Wanted
+from cl_bench.tasks.images.load import load_images
+from cl_bench.tasks.images.source import ImageSource, Moments
+from cl_bench.tasks.images.views import Framed
 
 SHAPE = (3, 32, 32)
 

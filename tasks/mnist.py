@@ -1,9 +1,9 @@
 """MNIST: 60,000 training and 10,000 test images of 28x28 pixels in the official order."""
 
 from cl_bench.contracts.errors import UsageError
-from tasks.images.files import Wanted
-from tasks.images.load import load_images
-from tasks.images.source import ImageSource, Moments
+from cl_bench.tasks.images.files import Wanted
+from cl_bench.tasks.images.load import load_images
+from cl_bench.tasks.images.source import ImageSource, Moments
 
 HUB_ID = "ylecun/mnist"
 LICENCE = "commonly given as CC BY-SA 3.0"

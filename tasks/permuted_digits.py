@@ -2,9 +2,9 @@
 
 from cl_bench.contracts.options import PartShare
 from cl_bench.contracts.stream import Stream
-from tasks.arguments import HeldOut, OrderSeed, Permutations
-from tasks.digits import load_digits
-from tasks.images.arrange import Holdout, permuted_tasks
+from cl_bench.tasks.arguments import HeldOut, OrderSeed, Permutations
+from cl_bench.tasks.digits import load_digits
+from cl_bench.tasks.images.arrange import Holdout, permuted_tasks
 
 
 class PermutedDigits(Stream):

@@ -2,9 +2,9 @@
 
 from cl_bench.contracts.options import PartShare
 from cl_bench.contracts.stream import Stream
-from tasks.arguments import Angle, HeldOut, Order, Rotations, RotationSeed
-from tasks.digits import load_digits
-from tasks.images.arrange import Holdout, rotated_tasks
+from cl_bench.tasks.arguments import Angle, HeldOut, Order, Rotations, RotationSeed
+from cl_bench.tasks.digits import load_digits
+from cl_bench.tasks.images.arrange import Holdout, rotated_tasks
 
 
 class RotatedDigits(Stream):

@@ -2,9 +2,9 @@
 
 from cl_bench.contracts.options import PartShare
 from cl_bench.contracts.stream import Stream
-from tasks.arguments import Angle, HeldOut, Order, Rotations, RotationSeed
-from tasks.images.arrange import Holdout, rotated_tasks
-from tasks.mnist import load_mnist
+from cl_bench.tasks.arguments import Angle, HeldOut, Order, Rotations, RotationSeed
+from cl_bench.tasks.images.arrange import Holdout, rotated_tasks
+from cl_bench.tasks.mnist import load_mnist
 
 
 class RotatedMNIST(Stream):

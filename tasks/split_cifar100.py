@@ -4,10 +4,10 @@ from typing import Literal
 
 from cl_bench.contracts.options import Count, PartShare
 from cl_bench.contracts.stream import Scenario, Stream
-from tasks.arguments import HeldOut, Order, SplitSeed
-from tasks.augmented import Crop, Flip, InTurn
-from tasks.cifar100 import load_cifar100
-from tasks.images.arrange import Holdout, split_tasks
+from cl_bench.tasks.arguments import HeldOut, Order, SplitSeed
+from cl_bench.tasks.augmented import Crop, Flip, InTurn
+from cl_bench.tasks.cifar100 import load_cifar100
+from cl_bench.tasks.images.arrange import Holdout, split_tasks
 
 
 class SplitCIFAR100(Stream):

@@ -2,9 +2,9 @@
 
 from cl_bench.contracts.options import Count, PartShare
 from cl_bench.contracts.stream import Scenario, Stream
-from tasks.arguments import HeldOut, Order, SplitSeed
-from tasks.digits import load_digits
-from tasks.images.arrange import Holdout, split_tasks
+from cl_bench.tasks.arguments import HeldOut, Order, SplitSeed
+from cl_bench.tasks.digits import load_digits
+from cl_bench.tasks.images.arrange import Holdout, split_tasks
 
 
 class SplitDigits(Stream):

@@ -5,11 +5,11 @@ from typing import Literal
 
 from cl_bench.contracts.options import Count, PartShare
 from cl_bench.contracts.stream import Scenario, Stream
-from tasks.arguments import Angle, HeldOut, Order, OrderSeed, require
-from tasks.images.arrange import Holdout, permuted_tasks, rotated_tasks, split_tasks
-from tasks.images.files import Wanted
-from tasks.images.load import load_images
-from tasks.images.source import Moments
+from cl_bench.tasks.arguments import Angle, HeldOut, Order, OrderSeed, require
+from cl_bench.tasks.images.arrange import Holdout, permuted_tasks, rotated_tasks, split_tasks
+from cl_bench.tasks.images.files import Wanted
+from cl_bench.tasks.images.load import load_images
+from cl_bench.tasks.images.source import Moments
 
 
 class SplitImages(Stream):

@@ -5,11 +5,11 @@ from dataclasses import replace
 from cl_bench.contracts.errors import UsageError
 from cl_bench.contracts.options import Count, PartShare
 from cl_bench.contracts.stream import Scenario, Stream
-from tasks.arguments import HeldOut, Order, SplitSeed
-from tasks.images.arrange import Holdout, split_tasks
-from tasks.images.files import Wanted
-from tasks.images.load import load_images
-from tasks.images.source import Moments
+from cl_bench.tasks.arguments import HeldOut, Order, SplitSeed
+from cl_bench.tasks.images.arrange import Holdout, split_tasks
+from cl_bench.tasks.images.files import Wanted
+from cl_bench.tasks.images.load import load_images
+from cl_bench.tasks.images.source import Moments
 
 LICENCE = "ImageNet terms of access: non-commercial research and education"
 CITATION = (

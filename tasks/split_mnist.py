@@ -2,9 +2,9 @@
 
 from cl_bench.contracts.options import Count, PartShare
 from cl_bench.contracts.stream import Scenario, Stream
-from tasks.arguments import HeldOut, Order, SplitSeed
-from tasks.images.arrange import Holdout, split_tasks
-from tasks.mnist import load_mnist
+from cl_bench.tasks.arguments import HeldOut, Order, SplitSeed
+from cl_bench.tasks.images.arrange import Holdout, split_tasks
+from cl_bench.tasks.mnist import load_mnist
 
 
 class SplitMNIST(Stream):

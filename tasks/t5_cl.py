@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 from cl_bench.contracts.options import Count, PartShare, Seed
-from tasks.arguments import require
-from tasks.text.benchmark import COMPLETE, ORDERS, SOURCES, benchmark_tasks, folder_of
-from tasks.text.codec import BYTES
-from tasks.text.prompt import Prompt
-from tasks.text.stream import TextStream
+from cl_bench.tasks.arguments import require
+from cl_bench.tasks.text.benchmark import COMPLETE, ORDERS, SOURCES, benchmark_tasks, folder_of
+from cl_bench.tasks.text.codec import BYTES
+from cl_bench.tasks.text.prompt import Prompt
+from cl_bench.tasks.text.stream import TextStream
 
 OFFLINE = (
     "A small stream of the same tasks runs from a part of them: "

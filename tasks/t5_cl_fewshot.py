@@ -9,12 +9,12 @@ from typing import Literal
 
 from cl_bench.contracts.options import Count
 from cl_bench.contracts.stream import Origin
-from tasks.arguments import require
-from tasks.text.benchmark import ORDERS, SOURCES, folder_of, read_rows
-from tasks.text.codec import BYTES
-from tasks.text.prompt import Prompt
-from tasks.text.stream import TextStream
-from tasks.text.task import Split, text_task
+from cl_bench.tasks.arguments import require
+from cl_bench.tasks.text.benchmark import ORDERS, SOURCES, folder_of, read_rows
+from cl_bench.tasks.text.codec import BYTES
+from cl_bench.tasks.text.prompt import Prompt
+from cl_bench.tasks.text.stream import TextStream
+from cl_bench.tasks.text.task import Split, text_task
 
 DRAWS = ("0_42", "1_142", "2_242")
 

@@ -13,12 +13,12 @@ from cl_bench.contracts.errors import UsageError
 from cl_bench.contracts.options import Count, PartShare, Seed
 from cl_bench.contracts.randomness import generator
 from cl_bench.contracts.stream import Origin
-from tasks.t5_cl import OFFLINE
-from tasks.text.benchmark import ORDERS, SOURCES
-from tasks.text.codec import BYTES
-from tasks.text.prompt import Prompt
-from tasks.text.stream import TextStream
-from tasks.text.task import carve, text_task
+from cl_bench.tasks.t5_cl import OFFLINE
+from cl_bench.tasks.text.benchmark import ORDERS, SOURCES
+from cl_bench.tasks.text.codec import BYTES
+from cl_bench.tasks.text.prompt import Prompt
+from cl_bench.tasks.text.stream import TextStream
+from cl_bench.tasks.text.task import carve, text_task
 
 Row = Mapping[str, Any]
 

@@ -13,12 +13,12 @@ import torch
 from cl_bench.contracts.errors import UsageError
 from cl_bench.contracts.options import Count, Index, Range, Seed
 from cl_bench.contracts.randomness import generator
-from tasks.arguments import require
-from tasks.text.benchmark import ORIGIN, SOURCES, find_files, folder_of, read_rows
-from tasks.text.codec import WordCodec
-from tasks.text.prompt import Prompt
-from tasks.text.stream import TextStream
-from tasks.text.task import Split, text_task
+from cl_bench.tasks.arguments import require
+from cl_bench.tasks.text.benchmark import ORIGIN, SOURCES, find_files, folder_of, read_rows
+from cl_bench.tasks.text.codec import WordCodec
+from cl_bench.tasks.text.prompt import Prompt
+from cl_bench.tasks.text.stream import TextStream
+from cl_bench.tasks.text.task import Split, text_task
 
 FROM: Mapping[str, tuple[str, ...]] = {
     "dbpedia": ("test",),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cl_bench.contracts.errors import UsageError
 from cl_bench.contracts.stream import Data, Origin, Scenario, Stream, Task
-from tasks.memory import MemoryData
+from cl_bench.data import MemoryData
 
 Split = tuple[Tensor, Tensor]
 """``x`` float32 (n, *input_shape) and ``y`` int64 (n,), positions of classes."""

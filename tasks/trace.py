@@ -11,10 +11,10 @@ from pathlib import Path
 from cl_bench.contracts.errors import UsageError
 from cl_bench.contracts.options import Count
 from cl_bench.contracts.stream import Origin
-from tasks.arguments import require
-from tasks.text.codec import BYTES
-from tasks.text.stream import TextStream
-from tasks.text.task import Example, Split, TextTask
+from cl_bench.tasks.arguments import require
+from cl_bench.tasks.text.codec import BYTES
+from cl_bench.tasks.text.stream import TextStream
+from cl_bench.tasks.text.task import Example, Split, TextTask
 
 METRICS: Mapping[str, str] = {
     "C-STANCE": "verbatim",

@@ -10,6 +10,7 @@ from torch.optim import SGD
 from toys import DIM, ToyTask, learn, make_engine, make_learner, make_stream
 
 from cl_bench.contracts import Plan, Stream, UsageError, batch_sizes, generator
+from cl_bench.data import MemoryData
 from cl_bench.experiment import EvalLoader, Plateau, TrainLoader, check_batches
 from cl_bench.experiment.probes.untouched import measure
 from cl_bench.federation import Federation, check_shares
@@ -21,7 +22,6 @@ from cl_bench.strategies.ewc import EWC
 from cl_bench.strategies.finetune import Finetune
 from cl_bench.strategies.gpm import GPM
 from cl_bench.subspace import unconfined
-from tasks.memory import MemoryData
 
 NONE = {"eval.batch_size": None}
 

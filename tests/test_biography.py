@@ -11,12 +11,12 @@ from toys import make_stream
 
 from cl_bench.contracts import IGNORE, UsageError
 from cl_bench.learners import Causal
-from tasks.biography import Biography
-from tasks.biography.packing import Biographies
-from tasks.biography.people import draw, populate
-from tasks.biography.pools import ATTRIBUTES, FULL_SIZES, NAME_SIZES, names, values
-from tasks.biography.templates import PER_ATTRIBUTE, QUESTIONS, statements
-from tasks.biography.vocabulary import END, HOLE, PAD, Vocabulary, pieces
+from cl_bench.tasks.biography import Biography
+from cl_bench.tasks.biography.packing import Biographies
+from cl_bench.tasks.biography.people import draw, populate
+from cl_bench.tasks.biography.pools import ATTRIBUTES, FULL_SIZES, NAME_SIZES, names, values
+from cl_bench.tasks.biography.templates import PER_ATTRIBUTE, QUESTIONS, statements
+from cl_bench.tasks.biography.vocabulary import END, HOLE, PAD, Vocabulary, pieces
 
 CONFIGS = Path(__file__).parents[1] / "conf/stream/biography"
 PRETRAIN = {"steps": 3, "batch_size": 4, "length": 64}

@@ -27,6 +27,7 @@ from cl_bench.contracts import (
     Task,
     UsageError,
 )
+from cl_bench.data import MemoryData
 from cl_bench.experiment import LightningEngine, LoopSettings, Together, pretrain, seed_training
 from cl_bench.learners import Causal, Classifier
 from cl_bench.models import gpt
@@ -38,9 +39,8 @@ from cl_bench.strategies.gpm import GPM
 from cl_bench.strategies.joint import Joint
 from cl_bench.strategies.rogo import ROGO
 from cl_bench.strategies.task_vector import TaskVector
+from cl_bench.tasks.biography import Biography
 from cl_bench.tracking import read_results
-from tasks.biography import Biography
-from tasks.memory import MemoryData
 
 transformers = pytest.importorskip("transformers")
 

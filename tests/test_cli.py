@@ -524,14 +524,6 @@ def test_a_multirun_where_nothing_can_be_written_is_refused(cli, tmp_path):
     assert len(err.splitlines()) == 1
 
 
-def test_a_tasks_file_of_ones_own_is_noticed(tmp_path):
-    (tmp_path / "tasks.py").write_text("")
-    status, out, err = finish(start(*PLAIN, cwd=tmp_path))
-    assert (status, out) == (2, "")
-    assert err.startswith("error: the package 'tasks' of cl_bench ")
-    assert f"is shadowed by {tmp_path / 'tasks.py'}: rename" in err
-
-
 def test_hydra_full_error_shows_the_traceback(cli, monkeypatch):
     status, _, err = cli(*PLAIN, "seed=-1")
     assert (status, "Traceback" in err) == (2, False)

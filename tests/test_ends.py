@@ -23,6 +23,7 @@ from cl_bench.cli.output import Outlet
 from cl_bench.cli.sweep import SweepJob
 from cl_bench.cli.workers import go_through
 from cl_bench.contracts import UsageError
+from cl_bench.data import MemoryData
 from cl_bench.experiment.checks import check_tasks
 from cl_bench.learners import BaseLearner
 from cl_bench.parallel import launch
@@ -30,7 +31,6 @@ from cl_bench.parallel.processes import ourselves
 from cl_bench.report import print_run, write_figures
 from cl_bench.tracking import ProgressDisplay, open_record, read_results
 from cl_bench.tracking.reading import is_finished
-from tasks.memory import MemoryData
 
 # --- signals --------------------------------------------------------------------------------------
 

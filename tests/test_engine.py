@@ -5,8 +5,8 @@ from toys import Silent
 
 from cl_bench.contracts import Strategy
 from cl_bench.experiment import EvalSettings, Experiment
+from cl_bench.tasks.permuted_digits import PermutedDigits
 from cl_bench.tracking import open_record, read_results
-from tasks.permuted_digits import PermutedDigits
 
 
 class Rote:

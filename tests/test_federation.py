@@ -26,6 +26,7 @@ from toys import (
 )
 
 from cl_bench.contracts import Plan, Protect, UsageError
+from cl_bench.data import MemoryData
 from cl_bench.experiment import (
     AlignmentSettings,
     CheckpointSettings,
@@ -62,10 +63,9 @@ from cl_bench.strategies.fedprox import FedProx
 from cl_bench.strategies.fot import FOT
 from cl_bench.strategies.gpm import GPM
 from cl_bench.subspace import Moments, ResidualSketch, grow, leading_inputs
+from cl_bench.tasks.permuted_digits import PermutedDigits
 from cl_bench.tracking import read_results
 from runs import differences, final_weights
-from tasks.memory import MemoryData
-from tasks.permuted_digits import PermutedDigits
 
 ROOT = Path(__file__).parent.parent
 FEDERATION = Federation(clients=5, per_round=3, rounds=3)

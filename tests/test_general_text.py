@@ -40,10 +40,10 @@ from cl_bench.learners import language
 from cl_bench.metrics import unprotected_by_chance, unprotected_share
 from cl_bench.models import gpt, t5
 from cl_bench.strategies.finetune import Finetune
+from cl_bench.tasks.text import Example, TextStream, TextTask
+from cl_bench.tasks.text.codec import PretrainedCodec
 from cl_bench.tracking import read_results
 from runs import differences, final_weights
-from tasks.text import Example, TextStream, TextTask
-from tasks.text.codec import PretrainedCodec
 
 transformers = pytest.importorskip("transformers")
 

@@ -33,7 +33,7 @@ from cl_bench.strategies.gpm import GPM
 from cl_bench.strategies.joint import Joint
 from cl_bench.strategies.sgp import SGP
 from cl_bench.strategies.trgp import TRGP
-from tasks.permuted_digits import PermutedDigits
+from cl_bench.tasks.permuted_digits import PermutedDigits
 
 DOCS = Path(__file__).parents[1] / "docs/integrations.md"
 OPTIMIZERS = {

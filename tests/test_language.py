@@ -33,12 +33,11 @@ from cl_bench.strategies.joint import Joint
 from cl_bench.strategies.rogo import ROGO
 from cl_bench.strategies.sgp import SGP
 from cl_bench.strategies.task_vector import TaskVector
-from cl_bench.tracking import read_results
-from tasks.t5_cl_hub import HUB, HubText
-from tasks.text import Prompt
-from tasks.text.benchmark import COMPLETE, ORDERS, SOURCES, digest, places, read_rows
-from tasks.text.codec import WordCodec
-from tasks.text.metrics import (
+from cl_bench.tasks.t5_cl_hub import HUB, HubText
+from cl_bench.tasks.text import Prompt
+from cl_bench.tasks.text.benchmark import COMPLETE, ORDERS, SOURCES, digest, places, read_rows
+from cl_bench.tasks.text.codec import WordCodec
+from cl_bench.tasks.text.metrics import (
     edit_similarity,
     exact_match,
     first_letter,
@@ -46,7 +45,8 @@ from tasks.text.metrics import (
     rouge_l,
     verbatim,
 )
-from tasks.text.pinned import PINNED
+from cl_bench.tasks.text.pinned import PINNED
+from cl_bench.tracking import read_results
 
 transformers = pytest.importorskip("transformers")
 
@@ -468,7 +468,7 @@ def test_shared_files_are_the_benchmarks(name):
 
 
 def test_other_rows_than_the_benchmarks_are_refused(tmp_path):
-    from tasks.t5_cl import T5CL
+    from cl_bench.tasks.t5_cl import T5CL
 
     write_benchmark(tmp_path, "COPA", True)
     with pytest.raises(UsageError, match=r"COPA\.train.*not the benchmark's.*stream\.verify=false"):
@@ -502,7 +502,7 @@ def write_benchmark(folder, name, packed, rows=None):
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_benchmark_files_in_our_form_or_the_repositorys(packed, tmp_path):
-    from tasks.t5_cl import T5CL
+    from cl_bench.tasks.t5_cl import T5CL
 
     write_benchmark(tmp_path, "COPA", packed)
     write_benchmark(tmp_path, "CB", packed)
@@ -526,7 +526,7 @@ def test_benchmark_files_in_our_form_or_the_repositorys(packed, tmp_path):
 
 
 def test_missing_and_cut_files_are_named(tmp_path):
-    from tasks.t5_cl import T5CL
+    from cl_bench.tasks.t5_cl import T5CL
 
     write_benchmark(tmp_path, "COPA", True)
     with pytest.raises(UsageError) as caught:
@@ -550,7 +550,7 @@ def test_numbers_keep_their_points_and_signs(right):
 
 
 def test_trace_reads_records_and_scores_each_task_in_its_way(tmp_path):
-    from tasks.trace import EPOCHS, METRICS, Trace
+    from cl_bench.tasks.trace import EPOCHS, METRICS, Trace
 
     for name, split in itertools.product(METRICS, ("train", "eval", "test")):
         (tmp_path / name).mkdir(exist_ok=True)
@@ -743,7 +743,7 @@ def test_mistakes_are_one_line(words, message, cli, monkeypatch):
 
 @needs_data
 def test_the_small_stream_divides_rows_anew_and_learns_tasks_about_equally_long():
-    from tasks.t5_cl_small import SmallText
+    from cl_bench.tasks.t5_cl_small import SmallText
 
     stream = SmallText(str(DATA), train_samples=5000)
     assert [task.name for task in stream] == ["dbpedia", "agnews", "amazon", "yelp"]

@@ -40,9 +40,9 @@ from cl_bench.strategies.inc_lora import IncLoRA
 from cl_bench.strategies.o_lora import OLoRA
 from cl_bench.strategies.seq_lora import SeqLoRA
 from cl_bench.subspace import merged_parameters
+from cl_bench.tasks.permuted_digits import PermutedDigits
 from cl_bench.tracking import read_results
 from runs import differences, final_weights
-from tasks.permuted_digits import PermutedDigits
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")

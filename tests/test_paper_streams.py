@@ -10,13 +10,13 @@ from PIL import Image
 from cl_bench.cli import main
 from cl_bench.contracts import augmented
 from cl_bench.contracts.errors import UsageError
+from cl_bench.tasks.cifar100_superclass import SUPERCLASSES, TASK_ORDERS, CIFAR100Superclass
+from cl_bench.tasks.five_datasets import FiveDatasets
+from cl_bench.tasks.images.source import measure
+from cl_bench.tasks.images.task import ImageData
+from cl_bench.tasks.split_cifar100 import SplitCIFAR100
+from cl_bench.tasks.split_mini_imagenet import SplitMiniImageNet
 from cl_bench.tracking import read_matrix
-from tasks.cifar100_superclass import SUPERCLASSES, TASK_ORDERS, CIFAR100Superclass
-from tasks.five_datasets import FiveDatasets
-from tasks.images.source import measure
-from tasks.images.task import ImageData
-from tasks.split_cifar100 import SplitCIFAR100
-from tasks.split_mini_imagenet import SplitMiniImageNet
 
 CIFAR100 = DATA_AT_HAND / "cifar100"
 needs_cifar100 = pytest.mark.skipif(not CIFAR100.is_dir(), reason=f"no CIFAR-100 in {CIFAR100}")
@@ -311,7 +311,7 @@ def test_five_datasets_from_the_hub(five, monkeypatch):
         )
 
     labels = five[2]
-    monkeypatch.setattr("tasks.images.files.hub_reachable", lambda: True)
+    monkeypatch.setattr("cl_bench.tasks.images.files.hub_reachable", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     check_five(FiveDatasets(), five)
     assert asked == [(k, "cropped_digits" if "svhn" in k else None) for k in HUB_IDS]
@@ -400,7 +400,7 @@ def test_split_mini_imagenet_refuses_other_data(mini_imagenet, tmp_path):
 def test_offline_without_a_folder_is_one_error(make, hub_id, monkeypatch, tmp_path):
     import datasets
 
-    monkeypatch.setattr("tasks.images.files.hub_reachable", lambda: False)
+    monkeypatch.setattr("cl_bench.tasks.images.files.hub_reachable", lambda: False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     with pytest.raises(UsageError) as caught:
         make()

@@ -13,6 +13,7 @@ from torch.optim import SGD, AdamW
 from toys import make_learner, make_stream, mlp
 
 from cl_bench.contracts import Recovery, UsageError, generator
+from cl_bench.data import MemoryData
 from cl_bench.experiment import (
     AlignmentSettings,
     CheckpointSettings,
@@ -41,7 +42,6 @@ from cl_bench.strategies.trgp import TRGP
 from cl_bench.tracking import read_results
 from cl_bench.tracking.wandb import WandbSink
 from runs import differences, final_weights, timeless
-from tasks.memory import MemoryData
 
 PROBES = ProbeSettings(
     early=(2, 5),

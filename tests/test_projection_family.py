@@ -58,8 +58,8 @@ from cl_bench.subspace import (
     split_as_published,
     split_by_angle,
 )
+from cl_bench.tasks.permuted_digits import PermutedDigits
 from runs import differences, final_weights
-from tasks.permuted_digits import PermutedDigits
 
 sgd = functools.partial(SGD, lr=0.05)
 OPTIMIZERS = {

@@ -1,6 +1,7 @@
-"""The rooms that processes, packs and learners live in: who may import whom."""
+"""The rooms of the house: who may import whom."""
 
 import ast
+import functools
 import graphlib
 from pathlib import Path
 
@@ -17,6 +18,7 @@ def modules(room):
     }
 
 
+@functools.cache
 def imported(path):
     """Full names of what a file imports, inside functions too."""
     found = set()
@@ -24,16 +26,77 @@ def imported(path):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
             found.update((node.module, *(f"{node.module}.{a.name}" for a in node.names)))
     return found
+
+
+FLOORS = (
+    ("contracts", "data", "subspace"),
+    ("metrics",),
+    ("learners", "models", "optimizers", "packed", "parallel", "strategies", "tasks"),
+    ("report", "tracking"),
+    ("experiment", "federation", "integrations"),
+    ("cli", "api", "__main__", ""),
+)
+"""From the ground up; the last one is ``cl_bench/__init__.py``, which opens on ``api``."""
+
+PLAIN = {"ends", "errors", "hub"}
+"""Modules that import nothing of ours."""
+
+
+def room(name):
+    """Of a module, by its full name; nothing for what lies in ``cl_bench/__init__.py``."""
+    return name.split(".")[1] if name.startswith("cl_bench.") else ""
+
+
+def rooms():
+    """Which rooms each room imports, with a file that does; at any time, inside functions too."""
+    graph = {}
+    for folder in ("", "tasks"):
+        for name, path in modules(folder).items():
+            for other in imported(path):
+                if other.partition(".")[0] == "cl_bench" and room(other) != room(name):
+                    graph.setdefault(room(name), {})[room(other)] = path
+    return graph
+
+
+def test_rooms_import_what_lies_below_and_in_no_circle():
+    graph = rooms()
+    floor = {name: i for i, names in enumerate(FLOORS) for name in names}
+    assert set(graph) - PLAIN <= set(floor), "a room without a floor"
+    version = ("", "__version__")  # of the package itself, no room
+    for name, others in graph.items():
+        assert name not in PLAIN, others
+        for other, path in others.items():
+            below = other in PLAIN or other in version or floor[other] <= floor[name]
+            assert below, f"{path} imports {other}"
+    doors = {name: others.keys() - set(version) for name, others in graph.items()}
+    list(graphlib.TopologicalSorter(doors).static_order())
+
+
+def test_the_streams_have_one_name_and_no_reader_below_them():
+    """Imported as ``cl_bench.tasks`` by whoever is above, never by its folder's own name."""
+    assert "cl_bench.tasks.digits" in modules("tasks")
+    python = [
+        p
+        for folder in ("tasks", "cl_bench", "tests", "docs")
+        for p in ROOT.glob(f"{folder}/**/*.py")
+    ]
+    assert len(python) > 300
+    for path in python:
+        assert not [n for n in imported(path) if n == "tasks" or n.startswith("tasks.")], path
+    below = {name for name, others in rooms().items() if "tasks" in others}
+    assert below <= {"cli", "experiment", "federation", "integrations", "api"}
 
 
 @pytest.mark.parametrize(
     ("room", "foreign"),
     [
-        ("parallel", (*ABOVE, "learners", "packed", "strategies", "models")),
-        ("packed", (*ABOVE, "learners", "parallel", "strategies", "models")),
-        ("learners", (*ABOVE, "strategies", "models")),
+        ("parallel", (*ABOVE, "learners", "packed", "strategies", "models", "tasks")),
+        ("packed", (*ABOVE, "learners", "parallel", "strategies", "models", "tasks")),
+        ("learners", (*ABOVE, "strategies", "models", "tasks")),
+        ("strategies", (*ABOVE, "learners", "packed", "parallel", "models", "tasks")),
     ],
 )
 def test_imports_point_down(room, foreign):

@@ -24,7 +24,7 @@ SHORT = ("+stream=permuted_digits", "logger.mode=disabled", "trainer.max_epochs=
 
 
 def test_test_data_cannot_be_read_during_a_search():
-    from tasks.permuted_digits import PermutedDigits
+    from cl_bench.tasks.permuted_digits import PermutedDigits
 
     stream = PermutedDigits(num_tasks=5)
     sealed = for_search(stream, SearchSettings(enabled=True, tasks=3))

@@ -20,7 +20,7 @@ from cl_bench.strategies.ewc import EWC
 from cl_bench.strategies.freeze import Freeze
 from cl_bench.strategies.gpm import GPM
 from cl_bench.strategies.task_vector import TaskVector
-from tasks.permuted_digits import PermutedDigits
+from cl_bench.tasks.permuted_digits import PermutedDigits
 
 QUICK = ("stream.num_tasks=2", "trainer.max_epochs=1", "logger.mode=disabled", "widths=[8]")
 

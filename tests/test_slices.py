@@ -10,8 +10,8 @@ from cl_bench.experiment.checks import check_tasks
 from cl_bench.strategies.er import ER
 from cl_bench.strategies.finetune import Finetune
 from cl_bench.strategies.gpm import GPM
-from tasks.permuted_digits import PermutedDigits
-from tasks.split_digits import SplitDigits
+from cl_bench.tasks.permuted_digits import PermutedDigits
+from cl_bench.tasks.split_digits import SplitDigits
 
 SLICES = [slice(3), slice(1, 3), slice(2, None), slice(None, None, -1), slice(0, 5, 2)]
 

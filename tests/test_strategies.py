@@ -28,6 +28,7 @@ from toys import (
 
 from cl_bench.contracts import EpochDecision, Needs, Strategy, UsageError
 from cl_bench.contracts.strategy import overrides
+from cl_bench.data import MemoryData
 from cl_bench.experiment import EvalSettings, Experiment, Together
 from cl_bench.strategies.er import ER
 from cl_bench.strategies.ewc import EWC
@@ -35,7 +36,6 @@ from cl_bench.strategies.finetune import Finetune
 from cl_bench.strategies.freeze import Freeze
 from cl_bench.strategies.gpm import GPM
 from cl_bench.strategies.joint import Joint, Union
-from tasks.memory import MemoryData
 
 
 def through_a_file(state):

@@ -28,19 +28,18 @@ from PIL import Image
 
 from cl_bench.contracts import stream as contract
 from cl_bench.contracts.errors import UsageError
-from tasks.images import files
-from tasks.images.arrange import pixel_orders
-from tasks.images.cache import cached
-from tasks.images.decode import open_image
-from tasks.images.views import Permutation, Rotation
-from tasks.memory import MemoryData
-from tasks.permuted_digits import PermutedDigits
-from tasks.pmnist import PMNIST
-from tasks.rotated_digits import RotatedDigits
-from tasks.rotated_mnist import RotatedMNIST
-from tasks.split_digits import SplitDigits
-from tasks.split_images import SplitImages
-from tasks.split_mnist import SplitMNIST
+from cl_bench.data import MemoryData, cached
+from cl_bench.tasks.images import files
+from cl_bench.tasks.images.arrange import pixel_orders
+from cl_bench.tasks.images.decode import open_image
+from cl_bench.tasks.images.views import Permutation, Rotation
+from cl_bench.tasks.permuted_digits import PermutedDigits
+from cl_bench.tasks.pmnist import PMNIST
+from cl_bench.tasks.rotated_digits import RotatedDigits
+from cl_bench.tasks.rotated_mnist import RotatedMNIST
+from cl_bench.tasks.split_digits import SplitDigits
+from cl_bench.tasks.split_images import SplitImages
+from cl_bench.tasks.split_mnist import SplitMNIST
 
 MNIST = DATA_AT_HAND / "mnist"
 needs_mnist = pytest.mark.skipif(not MNIST.is_dir(), reason=f"no MNIST in {MNIST}")
@@ -378,7 +377,7 @@ def test_arguments_out_of_range_name_the_key_and_the_remedy(make, message):
 def test_config_keys_and_values_are_the_constructors(path):
     config = OmegaConf.to_container(OmegaConf.load(path))["stream"]
     module, name = config.pop("_target_").rsplit(".", 1)
-    assert module == f"tasks.{path.stem}"
+    assert module == f"cl_bench.tasks.{path.stem}"
     parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
     defaults = {key: parameter.default for key, parameter in parameters.items()}
     assert config == {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}
@@ -768,7 +767,7 @@ def test_a_second_start_decodes_nothing(tmp_path, monkeypatch):
     def never(*_):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr("tasks.images.decode.open_image", never)
+    monkeypatch.setattr("cl_bench.tasks.images.decode.open_image", never)
     assert_same(everything(SplitImages(**arguments)[1].train), everything(first[1].train))
 
 

@@ -38,7 +38,7 @@ ACC = {  # strategy: final scores of every seed; the tasks are learned to 0.9
 def make_run(directory, strategy, seed, last, known=False, status="completed", **more):
     settings = {
         "strategy": {"_target_": f"cl_bench.strategies.{strategy}", "threshold": 0.95},
-        "stream": {"_target_": "tasks.s", "num_tasks": 3, "task_id_at_test": known},
+        "stream": {"_target_": "cl_bench.tasks.s", "num_tasks": 3, "task_id_at_test": known},
         "seed": seed,
         "batch_size": 10,
         "run_dir": str(directory),
@@ -126,7 +126,7 @@ def test_mean_and_spread_are_those_of_the_seeds(study):
 def test_other_settings_make_other_rows_and_other_streams_other_blocks(tmp_path):
     make_run(tmp_path / "a", "gpm", 0, [0.7, 0.8, 0.9])
     make_run(tmp_path / "b", "gpm", 1, [0.7, 0.8, 0.9], settings={"batch_size": 20})
-    longer = {"stream": {"_target_": "tasks.s", "num_tasks": 4, "task_id_at_test": False}}
+    longer = {"stream": {"_target_": "cl_bench.tasks.s", "num_tasks": 4, "task_id_at_test": False}}
     make_run(tmp_path / "c", "gpm", 0, [0.7, 0.8, 0.9], settings=longer)
     study = read_study([tmp_path])
     assert [b.title for b in study.blocks] == ["digits num_tasks=3", "digits num_tasks=4"]

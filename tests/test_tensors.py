@@ -8,7 +8,7 @@ import torch
 
 from cl_bench.contracts import UsageError
 from cl_bench.experiment import check_tasks
-from tasks.tensors import TensorTask, from_tensors
+from cl_bench.tasks.tensors import TensorTask, from_tensors
 
 X = torch.arange(12.0).reshape(6, 2)
 Y = torch.tensor([0, 1, 0, 1, 0, 1])

@@ -8,7 +8,7 @@ from torch.optim import AdamW
 from cl_bench.contracts import Origin
 from cl_bench.learners import language
 from cl_bench.models import gpt, t5
-from tasks.text import Example, Prompt, TextStream, TextTask
+from cl_bench.tasks.text import Example, Prompt, TextStream, TextTask
 
 FAMILIES = ("t5", "gpt2", "gpt_neox")
 

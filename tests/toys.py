@@ -11,7 +11,7 @@ from cl_bench.contracts import Origin, Stream, generator
 from cl_bench.experiment import LightningEngine, LoopSettings, TrainLoader
 from cl_bench.learners import Classifier
 from cl_bench.models import MLP
-from tasks.tensors import TensorTask
+from cl_bench.tasks.tensors import TensorTask
 
 ORIGIN = Origin(source="generated", licence="none", citation="none")
 DIM, WIDTH, CLASSES = 12, 24, 3

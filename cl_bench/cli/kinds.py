@@ -19,7 +19,7 @@ from cl_bench.contracts import Protect, Strategy, Stream, UsageError
 from cl_bench.experiment import Cosine, Plateau
 from cl_bench.federation import Federation
 from cl_bench.learners import BaseLearner
-from tasks.text import Prompt
+from cl_bench.tasks.text import Prompt
 
 
 @dataclass(frozen=True)

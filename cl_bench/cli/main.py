@@ -1,7 +1,6 @@
 """The entry point: compose a configuration with Hydra, check it, run it."""
 
 import errno
-import importlib.util
 import os
 import shlex
 import signal
@@ -87,7 +86,6 @@ def _main() -> int:
     run = hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name="config")
     try:
         with _errors_from_hydra(), stopping():
-            require_own_tasks_package()
             refuse_empty(sys.argv[1:], conf_directory())
             sys.argv[1:], jobs.sweep = place(sys.argv[1:])
             command = _on_a_run(sys.argv[1:])
@@ -184,19 +182,6 @@ def _export(arguments: Sequence[str]) -> bool:
 def _resume(arguments: Sequence[str]) -> bool:
     resume(arguments)
     return True
-
-
-def require_own_tasks_package() -> None:
-    """Raise :class:`UsageError` if somebody else's ``tasks`` would be imported instead of ours."""
-    ours = Path(__file__).resolve().parents[2] / "tasks"
-    spec = importlib.util.find_spec("tasks")
-    origin = None if spec is None or spec.origin is None else Path(spec.origin).resolve()
-    if origin is None or origin.parent != ours:
-        raise UsageError(
-            f"the package 'tasks' of cl_bench ({ours}) is shadowed by {origin}: rename that file "
-            "or folder, or start from another directory (cl-bench ... instead of "
-            "python -m cl_bench keeps the current directory off the import path)"
-        )
 
 
 def _ours(error: Exception) -> bool:

@@ -28,6 +28,7 @@ from cl_bench.experiment import (
     UpdateSettings,
 )
 from cl_bench.tracking import wandb_sink
+from cl_bench.tracking.renamed import require_present_names
 
 Settings = TypeVar("Settings")
 
@@ -115,7 +116,8 @@ def read_settings(cfg: DictConfig) -> RunSettings:
 
 
 def require_nodes(cfg: DictConfig, given: Mapping[str, Any]) -> None:
-    """Raise :class:`UsageError` if a part of the configuration is missing or empty."""
+    """Raise :class:`UsageError` if a part of the configuration is missing, empty or misnamed."""
+    require_present_names(plain(cfg, resolve=False))
     for name in (*NODES, *({"probe", "search"} & set(cfg))):  # older runs have none of these
         node = cfg.get(name)
         made = name in MADE and name not in given

@@ -19,8 +19,10 @@ from typing import Any
 
 from cl_bench.errors import UsageError
 
-OURS = ("cl_bench", "tasks")
-FACTORIES = ("cl_bench.models", "cl_bench.learners", "cl_bench.strategies", "tasks")
+OURS = ("cl_bench", "cl_bench.tasks")
+"""Packages of ours; in a checkout the second is a link to a folder beside the first."""
+
+FACTORIES = ("cl_bench.models", "cl_bench.learners", "cl_bench.strategies", "cl_bench.tasks")
 """Packages of ours whose functions make what slots take."""
 
 
@@ -250,8 +252,9 @@ def _is_trusted(path: Path, trust: Trust) -> bool:
 
 
 def _is_installed(top: str, path: Path) -> bool:
-    if top in OURS:
-        return path.is_relative_to(Path(import_module(top).__path__[0]).resolve())
+    if top == OURS[0]:
+        homes = [Path(import_module(package).__path__[0]).resolve() for package in OURS]
+        return any(map(path.is_relative_to, homes))
     sites = [Path(p) for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]
     return any(path.is_relative_to(site.resolve()) for site in sites)
 

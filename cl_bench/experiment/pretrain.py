@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import IterableDataset
 
 from cl_bench.contracts import Batch, Loss, Pretraining, UsageError, derive_seed
+from cl_bench.data import cache_directory, cached, digest
 from cl_bench.experiment.interrupts import without_signals
 from cl_bench.experiment.trainers import (
     TrainerFactory,
@@ -33,7 +34,6 @@ from cl_bench.experiment.trainers import (
 from cl_bench.learners import BaseLearner
 from cl_bench.learners.window import Window
 from cl_bench.tracking import ProgressDisplay
-from tasks.images.cache import cache_directory, cached, digest
 
 FORMAT = 1
 """Counts up whenever the same settings lead to other weights."""

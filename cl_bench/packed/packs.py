@@ -4,8 +4,8 @@ from lightning import Trainer
 from torch import Tensor
 
 from cl_bench.contracts import Batch, Data, batch_sizes
+from cl_bench.data import MemoryData
 from cl_bench.subspace import mark_drawn
-from tasks.memory import MemoryData
 
 
 class Packs:

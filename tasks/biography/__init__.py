@@ -1,5 +1,5 @@
 """Made-up people: biographies to read, questions to answer."""
 
-from tasks.biography.stream import Biography, BiographyTask
+from cl_bench.tasks.biography.stream import Biography, BiographyTask
 
 __all__ = ["Biography", "BiographyTask"]

@@ -12,9 +12,9 @@ from cl_bench.contracts.language import IGNORE
 from cl_bench.contracts.options import Count, Range
 from cl_bench.contracts.randomness import generator
 from cl_bench.contracts.stream import Batch
-from tasks.arguments import require
-from tasks.biography.vocabulary import END, HOLE, PAD
-from tasks.biography.world import World
+from cl_bench.tasks.arguments import require
+from cl_bench.tasks.biography.vocabulary import END, HOLE, PAD
+from cl_bench.tasks.biography.world import World
 
 CHUNK = 4096
 """Biographies that are written at a time."""

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from cl_bench.contracts.language import IGNORE
-from tasks.arguments import require
-from tasks.biography import pools
-from tasks.biography.people import draw, populate
-from tasks.biography.templates import QUESTIONS, statements
-from tasks.biography.vocabulary import END, HOLE, PAD, VALUE, Vocabulary, fill
-from tasks.memory import MemoryData
+from cl_bench.data import MemoryData
+from cl_bench.tasks.arguments import require
+from cl_bench.tasks.biography import pools
+from cl_bench.tasks.biography.people import draw, populate
+from cl_bench.tasks.biography.templates import QUESTIONS, statements
+from cl_bench.tasks.biography.vocabulary import END, HOLE, PAD, VALUE, Vocabulary, fill
 
 
 class World:

@@ -10,10 +10,10 @@ from torch import Tensor
 from cl_bench.contracts.errors import UsageError
 from cl_bench.contracts.randomness import generator
 from cl_bench.contracts.stream import Scenario
-from tasks.arguments import Order, Rows, require
-from tasks.images.source import ImageSource
-from tasks.images.task import ImageData, ImageTask
-from tasks.images.views import Arrangement, Permutation, Rotation, Unchanged, View, view_of
+from cl_bench.tasks.arguments import Order, Rows, require
+from cl_bench.tasks.images.source import ImageSource
+from cl_bench.tasks.images.task import ImageData, ImageTask
+from cl_bench.tasks.images.views import Arrangement, Permutation, Rotation, Unchanged, View, view_of
 
 
 @dataclass(frozen=True)

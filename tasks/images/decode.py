@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cl_bench.contracts.errors import UsageError
-from tasks.images.source import row_chunks
+from cl_bench.tasks.images.source import row_chunks
 
 if TYPE_CHECKING:
     from PIL.Image import Image

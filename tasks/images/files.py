@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cl_bench.contracts.errors import UsageError
+from cl_bench.data import cache_directory
 from cl_bench.hub import hub_reachable
-from tasks.images.cache import cache_directory
 
 IMAGE_SUFFIXES = {
     ".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",

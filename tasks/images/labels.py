@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cl_bench.contracts.errors import UsageError
-from tasks.images.files import natural
+from cl_bench.tasks.images.files import natural
 
 
 def read_labels(

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from cl_bench.contracts.errors import UsageError
 from cl_bench.contracts.stream import Origin
-from tasks.images.cache import cached
-from tasks.images.decode import EncodedImages, choose_form
-from tasks.images.files import Located, Wanted, arrow_directory, locate
-from tasks.images.labels import read_labels
-from tasks.images.source import ImageSource, Moments, Pixels, measure
+from cl_bench.data import cached
+from cl_bench.tasks.images.decode import EncodedImages, choose_form
+from cl_bench.tasks.images.files import Located, Wanted, arrow_directory, locate
+from cl_bench.tasks.images.labels import read_labels
+from cl_bench.tasks.images.source import ImageSource, Moments, Pixels, measure
 
 
 def load_images(

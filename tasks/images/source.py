@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cl_bench.contracts.errors import UsageError
 from cl_bench.contracts.stream import Origin
-from tasks.arguments import require
+from cl_bench.tasks.arguments import require
 
 
 class Pixels(Protocol):

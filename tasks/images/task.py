@@ -9,10 +9,10 @@ from torch import Tensor
 
 from cl_bench.contracts.randomness import generator
 from cl_bench.contracts.stream import Batch, Data, Origin, Task
-from tasks.augmented import Augmented, Transform
-from tasks.images.source import Pixels, row_chunks
-from tasks.images.views import View
-from tasks.memory import MemoryData
+from cl_bench.data import MemoryData
+from cl_bench.tasks.augmented import Augmented, Transform
+from cl_bench.tasks.images.source import Pixels, row_chunks
+from cl_bench.tasks.images.views import View
 
 
 class ImageData:

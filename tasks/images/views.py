@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, pad
 
-from tasks.images.source import ImageSource, Moments
+from cl_bench.tasks.images.source import ImageSource, Moments
 
 
 class Arrangement(Protocol):

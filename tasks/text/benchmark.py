@@ -13,10 +13,10 @@ from pathlib import Path
 
 from cl_bench.contracts.errors import UsageError
 from cl_bench.contracts.stream import Origin
-from tasks.arguments import require
-from tasks.text.pinned import PINNED
-from tasks.text.prompt import Prompt
-from tasks.text.task import TextTask, carve, text_task
+from cl_bench.tasks.arguments import require
+from cl_bench.tasks.text.pinned import PINNED
+from cl_bench.tasks.text.prompt import Prompt
+from cl_bench.tasks.text.task import TextTask, carve, text_task
 
 COMMIT = "07117e1fc4a5f5ad9308a815a42cee8f46502dc8"
 

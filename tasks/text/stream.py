@@ -7,10 +7,10 @@ from typing import Annotated
 
 from cl_bench.contracts.language import Codec, PromptStream
 from cl_bench.contracts.options import Range
-from tasks.arguments import require
-from tasks.text.codec import load_codec
-from tasks.text.metrics import METRICS, require_packages
-from tasks.text.task import PLACE, SPLITS, Example, TextTask
+from cl_bench.tasks.arguments import require
+from cl_bench.tasks.text.codec import load_codec
+from cl_bench.tasks.text.metrics import METRICS, require_packages
+from cl_bench.tasks.text.task import PLACE, SPLITS, Example, TextTask
 
 
 class TextStream(PromptStream):

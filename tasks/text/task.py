@@ -12,7 +12,7 @@ from torch import Tensor
 from cl_bench.contracts.language import IGNORE, Codec
 from cl_bench.contracts.randomness import generator
 from cl_bench.contracts.stream import Batch, Origin, Task
-from tasks.text.prompt import Prompt
+from cl_bench.tasks.text.prompt import Prompt
 
 Split = Literal["train", "validation", "test"]
 

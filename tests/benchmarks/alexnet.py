@@ -28,13 +28,13 @@ from step import Silent
 from torch import Tensor, nn
 
 from cl_bench.contracts import Origin, Plan, Protect, Stream, Task
+from cl_bench.data import MemoryData
 from cl_bench.experiment import LightningEngine, LoopSettings, quiet_lightning
 from cl_bench.learners import Classifier
 from cl_bench.models import AlexNetCL
 from cl_bench.strategies.finetune import Finetune
 from cl_bench.strategies.gpm import GPM
 from cl_bench.subspace import LinearMap, Moments, grow
-from tasks.memory import MemoryData
 
 BATCH, CLASSES = 64, 10
 SAMPLES = {"conv1": 24, "conv2": 100, "conv3": 100, "fc1": 125, "fc2": 125}

@@ -23,6 +23,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from cl_bench.contracts import Origin, Plan, Protect, Stream, Task, generator
+from cl_bench.data import MemoryData
 from cl_bench.experiment import LoopSettings
 from cl_bench.federation import FederatedEngine, Federation, client_statistics
 from cl_bench.federation.client import Turn, client_weights
@@ -30,7 +31,6 @@ from cl_bench.federation.partition import ClientTask, Part
 from cl_bench.learners import Classifier
 from cl_bench.models import MLP, AlexNetCL
 from cl_bench.strategies.fot import FOT
-from tasks.memory import MemoryData
 
 BAR = 1.25
 CASES = {

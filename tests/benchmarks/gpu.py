@@ -20,6 +20,7 @@ from lightning import Trainer
 from torch.optim import SGD, AdamW
 
 from cl_bench.contracts import Origin, Stream, Task
+from cl_bench.data import MemoryData
 from cl_bench.experiment import LightningEngine, LoopSettings, quiet_lightning
 from cl_bench.learners import BaseLearner, Classifier, language
 from cl_bench.strategies.adam_nscl import AdamNSCL
@@ -32,8 +33,7 @@ from cl_bench.strategies.o_lora import OLoRA
 from cl_bench.strategies.rogo import ROGO
 from cl_bench.strategies.sgp import SGP
 from cl_bench.strategies.trgp import TRGP
-from tasks.memory import MemoryData
-from tasks.text import Example, Prompt, TextStream, TextTask
+from cl_bench.tasks.text import Example, Prompt, TextStream, TextTask
 
 EPOCHS = 3
 SHARED: dict[str, Callable[[], Any]] = {

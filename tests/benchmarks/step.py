@@ -23,12 +23,12 @@ from lightning import Trainer
 from torch import Tensor, nn
 
 from cl_bench.contracts import Learner, Origin, Plan, Stream, Task
+from cl_bench.data import MemoryData
 from cl_bench.experiment import LightningEngine, LoopSettings, TrainLoader, quiet_lightning
 from cl_bench.learners import Classifier
 from cl_bench.models import MLP
 from cl_bench.strategies.gpm import GPM
 from cl_bench.strategies.rogo import ROGO
-from tasks.memory import MemoryData
 
 WIDTHS = (784, 100, 100)
 HIDDEN_RANKS = (95, 75)

@@ -40,7 +40,7 @@ from cl_bench.experiment import (
 from cl_bench.federation import FederatedEngine, Federation, check_federation
 from cl_bench.learners import Classifier, language
 from cl_bench.models import MLP, t5
-from tasks.tensors import from_tensors
+from cl_bench.tasks.tensors import from_tensors
 
 CONF = conf_directory() / "strategy"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))

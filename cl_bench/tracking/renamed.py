@@ -1,0 +1,61 @@
+"""Classes that have moved: what records of earlier versions call them, and their names now."""
+
+from typing import Any
+
+from cl_bench.contracts import UsageError
+
+STREAMS = (
+    "biography.Biography",
+    "biography.stream.Biography",
+    "cifar100_superclass.CIFAR100Superclass",
+    "five_datasets.FiveDatasets",
+    "permuted_digits.PermutedDigits",
+    "pmnist.PMNIST",
+    "rotated_digits.RotatedDigits",
+    "rotated_mnist.RotatedMNIST",
+    "split_cifar100.SplitCIFAR100",
+    "split_digits.SplitDigits",
+    "split_images.SplitImages",
+    "split_mini_imagenet.SplitMiniImageNet",
+    "split_mnist.SplitMNIST",
+    "t5_cl.T5CL",
+    "t5_cl_fewshot.FewShot",
+    "t5_cl_hub.HubText",
+    "t5_cl_small.SmallText",
+    "text.Prompt",
+    "text.stream.TextStream",
+    "trace.Trace",
+)
+
+RENAMED = {f"tasks.{name}": f"cl_bench.tasks.{name}" for name in STREAMS}
+"""Each name in full: another module of that package's name is somebody's own."""
+
+
+NAMING = ("_target_", "object")
+"""Keys whose value names a class: one to make, or that of an object which Python code gave."""
+
+
+def renamed(node: Any, key: str = "") -> Any:
+    """A plain configuration with the present names of classes that have moved."""
+    if isinstance(node, dict):
+        return {k: renamed(inner, str(k)) for k, inner in node.items()}
+    if isinstance(node, list):
+        return [renamed(inner) for inner in node]
+    return RENAMED.get(node, node) if key in NAMING and isinstance(node, str) else node
+
+
+def require_present_names(node: Any, where: str = "") -> None:
+    """Raise :class:`UsageError` if a new run would record a class by what was once another's name.
+
+    Args:
+        node: a plain configuration.
+        where: its key.
+    """
+    if isinstance(node, list | dict):
+        for key, inner in node.items() if isinstance(node, dict) else enumerate(node):
+            require_present_names(inner, f"{where}.{key}" if where else str(key))
+    elif isinstance(node, str) and where.endswith("_target_") and node in RENAMED:
+        raise UsageError(
+            f"{where}={node}: earlier versions gave this name to {RENAMED[node]}; write that, or "
+            "call a module of your own otherwise"
+        )
