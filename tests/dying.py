@@ -16,7 +16,7 @@ from cl_bench.experiment import (
     conduct,
 )
 from cl_bench.learners import Classifier
-from cl_bench.strategies.finetune import Finetune
+from cl_bench.strategies.baselines.finetune import Finetune
 from runs import differences, final_weights
 
 

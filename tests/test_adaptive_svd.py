@@ -23,8 +23,8 @@ from toys import learn, learn_stream, make_engine, make_learner, make_stream, ml
 from cl_bench.contracts import Plan, UsageError
 from cl_bench.experiment.weights import read_weights
 from cl_bench.learners import NetworkServices
-from cl_bench.strategies.adaptive_svd import AdaptiveSVD
-from cl_bench.strategies.finetune import Finetune
+from cl_bench.strategies.baselines.finetune import Finetune
+from cl_bench.strategies.svd.adaptive_svd import AdaptiveSVD
 from cl_bench.subspace import (
     CoreUpdate,
     CosineSum,

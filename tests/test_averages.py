@@ -14,8 +14,8 @@ from toys import DIM, ToyTask, make_engine, make_learner, weights
 from cl_bench.contracts import Loss, Plan, Stream, generator
 from cl_bench.experiment import LoopSettings, Plateau
 from cl_bench.learners.window import Window
-from cl_bench.strategies.finetune import Finetune
-from cl_bench.strategies.gpm import GPM
+from cl_bench.strategies.baselines.finetune import Finetune
+from cl_bench.strategies.projection.gpm import GPM
 
 RATE = 0.5
 

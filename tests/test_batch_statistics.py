@@ -17,10 +17,10 @@ from cl_bench.federation import Federation, check_shares
 from cl_bench.federation.partition import Part, in_order
 from cl_bench.learners import DivergedError
 from cl_bench.learners.observed import judge
-from cl_bench.strategies.adam_nscl import AdamNSCL
-from cl_bench.strategies.ewc import EWC
-from cl_bench.strategies.finetune import Finetune
-from cl_bench.strategies.gpm import GPM
+from cl_bench.strategies.baselines.finetune import Finetune
+from cl_bench.strategies.penalty.ewc import EWC
+from cl_bench.strategies.projection.adam_nscl import AdamNSCL
+from cl_bench.strategies.projection.gpm import GPM
 from cl_bench.subspace import unconfined
 
 NONE = {"eval.batch_size": None}

@@ -31,14 +31,14 @@ from cl_bench.data import MemoryData
 from cl_bench.experiment import LightningEngine, LoopSettings, Together, pretrain, seed_training
 from cl_bench.learners import Causal, Classifier
 from cl_bench.models import gpt
-from cl_bench.strategies.er import ER
-from cl_bench.strategies.ewc import EWC
-from cl_bench.strategies.finetune import Finetune
-from cl_bench.strategies.freeze import Freeze
-from cl_bench.strategies.gpm import GPM
-from cl_bench.strategies.joint import Joint
-from cl_bench.strategies.rogo import ROGO
-from cl_bench.strategies.task_vector import TaskVector
+from cl_bench.strategies.baselines.finetune import Finetune
+from cl_bench.strategies.baselines.joint import Joint
+from cl_bench.strategies.isolation.freeze import Freeze
+from cl_bench.strategies.merging.task_vector import TaskVector
+from cl_bench.strategies.penalty.ewc import EWC
+from cl_bench.strategies.projection.gpm import GPM
+from cl_bench.strategies.projection.rogo import ROGO
+from cl_bench.strategies.replay.er import ER
 from cl_bench.tasks.biography import Biography
 from cl_bench.tracking import read_results
 

@@ -17,7 +17,7 @@ from cl_bench.contracts import Stream
 from cl_bench.experiment import EvalSettings, Experiment, LightningEngine, LoopSettings
 from cl_bench.metrics import average_incremental_accuracy
 from cl_bench.report import print_run
-from cl_bench.strategies.finetune import Finetune
+from cl_bench.strategies.baselines.finetune import Finetune
 from cl_bench.tracking import open_record, read_run
 
 # Three tasks with two classes each; samples are one-hot in six dimensions, so that logit c of a

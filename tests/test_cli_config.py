@@ -2,12 +2,14 @@
 
 import importlib
 import inspect
+import re
 from pathlib import Path
 
 import pytest
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
+from cl_bench import strategies
 from cl_bench.cli.folders import conf_directory
 from cl_bench.cli.listing import EXAMPLES, GROUPS, describe, options
 
@@ -93,7 +95,8 @@ def test_strategy_class_config_and_file_have_one_name(path):
         assert config._target_ == base._target_
         return
     module, name = config._target_.rsplit(".", 1)
-    assert module == f"cl_bench.strategies.{path.stem}"
+    assert re.fullmatch(rf"cl_bench\.strategies\.[a-z]+\.{path.stem}", module)
+    assert getattr(strategies, name) is get_object(config._target_)
     assert name.lower() == path.stem.replace("_", "")
     assert get_object(f"{module}.{name}").__module__ == module
     assert importlib.import_module(module).__doc__

@@ -9,7 +9,7 @@ from compare_commits import cases, compare, reason
 from dying import learn
 from torch.optim import SGD
 
-from cl_bench.strategies.gpm import GPM
+from cl_bench.strategies.projection.gpm import GPM
 
 gpm = functools.partial(GPM, 0.9, samples=20)
 

@@ -79,5 +79,5 @@ def test_the_run_knows_its_sweep_and_its_settings(records):
     assert run.run_group == "study"
     assert run.project == "cl_bench"
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
-    assert config["strategy"]["_target_"] == "cl_bench.strategies.gpm.GPM"
+    assert config["strategy"]["_target_"] == "cl_bench.strategies.projection.gpm.GPM"
     assert config["seed"] == 0

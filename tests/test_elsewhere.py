@@ -23,7 +23,7 @@ from cl_bench.contracts import UsageError
 from cl_bench.experiment.determinism import deterministically, statement
 from cl_bench.experiment.weights import TaskWeights, encoded, read_weights
 from cl_bench.report.comparison import compare_runs
-from cl_bench.strategies.gpm import GPM
+from cl_bench.strategies.projection.gpm import GPM
 from cl_bench.tasks.permuted_digits import PermutedDigits
 from cl_bench.tasks.split_digits import SplitDigits
 from cl_bench.tracking import read_matrix
@@ -347,7 +347,7 @@ def test_everything_as_an_object(tmp_path):
     config = (tmp_path / "run" / "config.yaml").read_text()
     for said in (
         "contracts.stream.Stream",
-        "cl_bench.strategies.gpm.GPM",
+        "cl_bench.strategies.projection.gpm.GPM",
         "torch.optim.sgd.SGD",
         "lr: 0.05",
     ):

@@ -33,7 +33,7 @@ from cl_bench.cli.resume import resume
 from cl_bench.contracts import UsageError
 from cl_bench.experiment.checkpoint import read_checkpoint
 from cl_bench.experiment.faults import is_out_of_memory
-from cl_bench.strategies.freeze import Freeze
+from cl_bench.strategies.isolation.freeze import Freeze
 from cl_bench.tracking import patience, read_results
 from cl_bench.tracking.patience import Patient
 from cl_bench.tracking.wandb import wandb_sink

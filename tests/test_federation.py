@@ -56,12 +56,12 @@ from cl_bench.federation.partition import ClientTask, Part
 from cl_bench.federation.server import ServerOptimizerState
 from cl_bench.learners import Classifier
 from cl_bench.models import MLP
-from cl_bench.strategies.er import ER
-from cl_bench.strategies.ewc import EWC
-from cl_bench.strategies.fedavg import FedAvg
-from cl_bench.strategies.fedprox import FedProx
-from cl_bench.strategies.fot import FOT
-from cl_bench.strategies.gpm import GPM
+from cl_bench.strategies.federated.fedavg import FedAvg
+from cl_bench.strategies.federated.fedprox import FedProx
+from cl_bench.strategies.federated.fot import FOT
+from cl_bench.strategies.penalty.ewc import EWC
+from cl_bench.strategies.projection.gpm import GPM
+from cl_bench.strategies.replay.er import ER
 from cl_bench.subspace import Moments, ResidualSketch, grow, leading_inputs
 from cl_bench.tasks.permuted_digits import PermutedDigits
 from cl_bench.tracking import read_results

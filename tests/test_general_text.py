@@ -39,7 +39,7 @@ from cl_bench.experiment.weights import TaskWeights, read_weights
 from cl_bench.learners import language
 from cl_bench.metrics import unprotected_by_chance, unprotected_share
 from cl_bench.models import gpt, t5
-from cl_bench.strategies.finetune import Finetune
+from cl_bench.strategies.baselines.finetune import Finetune
 from cl_bench.tasks.text import Example, TextStream, TextTask
 from cl_bench.tasks.text.codec import PretrainedCodec
 from cl_bench.tracking import read_results

@@ -30,10 +30,10 @@ from toys import (
 
 from cl_bench.contracts import Plan, Protect, UsageError
 from cl_bench.experiment import Together
-from cl_bench.strategies.ewc import EWC
-from cl_bench.strategies.finetune import Finetune
-from cl_bench.strategies.gpm import GPM
-from cl_bench.strategies.rogo import ROGO
+from cl_bench.strategies.baselines.finetune import Finetune
+from cl_bench.strategies.penalty.ewc import EWC
+from cl_bench.strategies.projection.gpm import GPM
+from cl_bench.strategies.projection.rogo import ROGO
 from cl_bench.subspace import Moments, confinement
 
 WIDE = 20

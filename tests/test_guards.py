@@ -20,15 +20,15 @@ from cl_bench.contracts import Protect, Strategy, UsageError
 from cl_bench.experiment import Together
 from cl_bench.integrations import ContinualCallback, Guarded
 from cl_bench.learners.guards import grouped, guards
-from cl_bench.strategies.adam_nscl import AdamNSCL
-from cl_bench.strategies.adaptive_svd import AdaptiveSVD
-from cl_bench.strategies.er import ER
-from cl_bench.strategies.ewc import EWC
-from cl_bench.strategies.finetune import Finetune
-from cl_bench.strategies.fot import FOT
-from cl_bench.strategies.gpm import GPM
-from cl_bench.strategies.rogo import ROGO
-from cl_bench.strategies.sgp import SGP
+from cl_bench.strategies.baselines.finetune import Finetune
+from cl_bench.strategies.federated.fot import FOT
+from cl_bench.strategies.penalty.ewc import EWC
+from cl_bench.strategies.projection.adam_nscl import AdamNSCL
+from cl_bench.strategies.projection.gpm import GPM
+from cl_bench.strategies.projection.rogo import ROGO
+from cl_bench.strategies.projection.sgp import SGP
+from cl_bench.strategies.replay.er import ER
+from cl_bench.strategies.svd.adaptive_svd import AdaptiveSVD
 
 
 class Attending(nn.Module):

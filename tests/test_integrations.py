@@ -25,14 +25,14 @@ from cl_bench.experiment import Together, TrainLoader
 from cl_bench.integrations import ContinualCallback, Guarded
 from cl_bench.learners import Classifier
 from cl_bench.models import MLP
-from cl_bench.strategies.er import ER
-from cl_bench.strategies.ewc import EWC
-from cl_bench.strategies.finetune import Finetune
-from cl_bench.strategies.freeze import Freeze
-from cl_bench.strategies.gpm import GPM
-from cl_bench.strategies.joint import Joint
-from cl_bench.strategies.sgp import SGP
-from cl_bench.strategies.trgp import TRGP
+from cl_bench.strategies.baselines.finetune import Finetune
+from cl_bench.strategies.baselines.joint import Joint
+from cl_bench.strategies.isolation.freeze import Freeze
+from cl_bench.strategies.penalty.ewc import EWC
+from cl_bench.strategies.projection.gpm import GPM
+from cl_bench.strategies.projection.sgp import SGP
+from cl_bench.strategies.projection.trgp import TRGP
+from cl_bench.strategies.replay.er import ER
 from cl_bench.tasks.permuted_digits import PermutedDigits
 
 DOCS = Path(__file__).parents[1] / "docs/integrations.md"

@@ -23,16 +23,16 @@ from cl_bench.experiment import LightningEngine, LoopSettings
 from cl_bench.experiment.loader import EvalLoader
 from cl_bench.learners import Causal, Seq2Seq, language
 from cl_bench.models import gpt, t5
-from cl_bench.strategies.adam_nscl import AdamNSCL
-from cl_bench.strategies.er import ER
-from cl_bench.strategies.ewc import EWC
-from cl_bench.strategies.finetune import Finetune
-from cl_bench.strategies.freeze import Freeze
-from cl_bench.strategies.gpm import GPM
-from cl_bench.strategies.joint import Joint
-from cl_bench.strategies.rogo import ROGO
-from cl_bench.strategies.sgp import SGP
-from cl_bench.strategies.task_vector import TaskVector
+from cl_bench.strategies.baselines.finetune import Finetune
+from cl_bench.strategies.baselines.joint import Joint
+from cl_bench.strategies.isolation.freeze import Freeze
+from cl_bench.strategies.merging.task_vector import TaskVector
+from cl_bench.strategies.penalty.ewc import EWC
+from cl_bench.strategies.projection.adam_nscl import AdamNSCL
+from cl_bench.strategies.projection.gpm import GPM
+from cl_bench.strategies.projection.rogo import ROGO
+from cl_bench.strategies.projection.sgp import SGP
+from cl_bench.strategies.replay.er import ER
 from cl_bench.tasks.t5_cl_hub import HUB, HubText
 from cl_bench.tasks.text import Prompt
 from cl_bench.tasks.text.benchmark import COMPLETE, ORDERS, SOURCES, digest, places, read_rows

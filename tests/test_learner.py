@@ -27,11 +27,11 @@ from cl_bench.experiment import Together
 from cl_bench.learners import DivergedError, objective
 from cl_bench.packed import stepping
 from cl_bench.packed.stepping import short_step
-from cl_bench.strategies.er import ER
-from cl_bench.strategies.ewc import EWC
-from cl_bench.strategies.finetune import Finetune
-from cl_bench.strategies.freeze import Freeze
-from cl_bench.strategies.gpm import GPM
+from cl_bench.strategies.baselines.finetune import Finetune
+from cl_bench.strategies.isolation.freeze import Freeze
+from cl_bench.strategies.penalty.ewc import EWC
+from cl_bench.strategies.projection.gpm import GPM
+from cl_bench.strategies.replay.er import ER
 from cl_bench.subspace import confinement
 
 

@@ -33,12 +33,12 @@ from cl_bench.experiment.probes import LandscapeSettings, ProbeSettings, UpdateS
 from cl_bench.learners import Causal, language
 from cl_bench.metrics import share_inside
 from cl_bench.models import t5
-from cl_bench.strategies.er import ER
-from cl_bench.strategies.ewc import EWC
-from cl_bench.strategies.finetune import Finetune
-from cl_bench.strategies.inc_lora import IncLoRA
-from cl_bench.strategies.o_lora import OLoRA
-from cl_bench.strategies.seq_lora import SeqLoRA
+from cl_bench.strategies.baselines.finetune import Finetune
+from cl_bench.strategies.lowrank.inc_lora import IncLoRA
+from cl_bench.strategies.lowrank.o_lora import OLoRA
+from cl_bench.strategies.lowrank.seq_lora import SeqLoRA
+from cl_bench.strategies.penalty.ewc import EWC
+from cl_bench.strategies.replay.er import ER
 from cl_bench.subspace import merged_parameters
 from cl_bench.tasks.permuted_digits import PermutedDigits
 from cl_bench.tracking import read_results
@@ -112,7 +112,7 @@ def test_the_penalty_is_the_sum_over_pairs_layers_and_entries(seed, layers, task
     draw = functools.partial(torch.randn, generator=rng, dtype=torch.float64)
     old = [[draw(rank, 7) for _ in range(tasks)] for _ in range(layers)]
     new = [(draw(rank, 7), draw(5, rank)) for _ in range(layers)]
-    strategy = OLoRA(rank, lambda1=0.5, lambda2=0.3)
+    strategy = OLoRA(rank=rank, lambda1=0.5, lambda2=0.3)
     value, trained = penalty_of(strategy, [torch.cat(As) for As in old], new)
     overlaps = sum(
         float((A_i @ A.t()).abs().sum()) for As, (A, _) in zip(old, new, strict=True) for A_i in As
@@ -131,17 +131,17 @@ def test_pairs_that_read_different_inputs_cost_nothing_and_equal_ones_do():
     old, new = torch.zeros(2, 6), torch.zeros(2, 6)
     old[:, :3], new[:, 3:] = 1.0, 1.0
     B = torch.zeros(4, 2)
-    apart, (A, _) = penalty_of(OLoRA(2), [old], [(new, B)])
+    apart, (A, _) = penalty_of(OLoRA(rank=2), [old], [(new, B)])
     assert apart.item() == 0.0
     apart.backward()
     assert float(A.grad.abs().sum()) == 0.0
-    equal, _ = penalty_of(OLoRA(2), [old], [(old.clone(), B)])
+    equal, _ = penalty_of(OLoRA(rank=2), [old], [(old.clone(), B)])
     assert equal.item() == pytest.approx(0.5 * float((old @ old.t()).abs().sum()))
 
 
 def test_norms_have_a_gradient_where_b_is_zero():
     value, (A, B) = penalty_of(
-        OLoRA(2, lambda1=0.0, lambda2=0.1), [], [(torch.ones(2, 6), torch.zeros(4, 2))]
+        OLoRA(rank=2, lambda1=0.0, lambda2=0.1), [], [(torch.ones(2, 6), torch.zeros(4, 2))]
     )
     value.backward()
     assert A.grad.isfinite().all()
@@ -326,7 +326,7 @@ def test_merged_the_model_is_what_it_was_and_the_next_task_begins_there(make, ar
 def test_training_thrown_away_at_the_boundary_would_be_noticed(monkeypatch):
     """Negative control: PEFT's ``unload`` puts back what was there before the adapters."""
     nothing = torch.zeros(())
-    monkeypatch.setattr("cl_bench.strategies.o_lora.added_weight", lambda layer: nothing)
+    monkeypatch.setattr("cl_bench.strategies.lowrank.o_lora.added_weight", lambda layer: nothing)
     assert boundary_gap(inc_lora()) > 0.5
 
 

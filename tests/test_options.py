@@ -12,8 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cl_bench.contracts import Strategy, UsageError
-from cl_bench.contracts.checking import check, checked, without_effect
-from cl_bench.contracts.options import Count, OnlyWith, PartShare, Range, Share, SomeShare, Widths
+from cl_bench.contracts.checking import annotations, check, checked, without_effect
+from cl_bench.contracts.options import (
+    Count,
+    Inherited,
+    OnlyWith,
+    PartShare,
+    Range,
+    Share,
+    SomeShare,
+    Widths,
+)
 
 
 @checked("toy.")
@@ -165,6 +174,46 @@ def test_a_strategy_of_ones_own_is_checked_as_well():
             kind(math.nan)
         with pytest.raises(UsageError, match=r"strategy\.times=true: must be a whole number"):
             kind(times=True)
+
+
+def test_options_of_a_base_count_as_ones_own():
+    class Halves(Strategy):
+        def __init__(self, share: Share = 0.5, times: Count = 1) -> None:
+            self.share, self.times = share, times
+
+    class Middle(Halves):
+        """Has no constructor of its own."""
+
+    class Quarters(Middle):
+        def __init__(self, twice: bool = False, *, times: Count = 2, **shared: Inherited) -> None:
+            super().__init__(times=times, **shared)
+            self.twice = twice
+
+    class Eighths(Quarters):
+        def __init__(self, *, only: Annotated[bool, OnlyWith("share")] = False, **rest: Inherited):
+            super().__init__(**rest)
+
+    defaults = {n: p.default for n, p in inspect.signature(Eighths).parameters.items()}
+    assert defaults == {"only": False, "twice": False, "times": 2, "share": 0.5}
+    assert annotations(Eighths).keys() == defaults.keys()
+    assert annotations(Eighths)["share"] == Share
+    made = Eighths(share=0.25, twice=True)
+    assert (made.share, made.times, made.twice) == (0.25, 2, True)
+    assert (Quarters(True).twice, Halves(0.1, 3).times) == (True, 3)
+    for options, said in (
+        ({"share": 2}, r"share=2: must lie in \[0, 1\]; by default 0\.5"),
+        ({"times": 0}, "times=0: at least 1"),
+        ({"twice": 1}, "twice=1: must be true or false|twice=1: use true"),
+    ):
+        with pytest.raises(UsageError, match=rf"^strategy\.({said})"):
+            Eighths(**options)
+        with pytest.raises(UsageError, match=said):
+            check(Eighths, options, "strategy.")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'shared'"):
+        Eighths(shared=1)
+    with pytest.raises(TypeError):
+        Eighths(0.5)
+    assert list(without_effect(Eighths, {"share": 0}, ["only"])) == [("only", "share=...")]
 
 
 def test_annotations_that_only_type_checkers_can_read_are_left_alone():

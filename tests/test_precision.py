@@ -5,7 +5,7 @@ import torch
 from together import CASES, run
 from toys import accuracy, make_engine, make_learner, make_stream, mlp, weights
 
-from cl_bench.strategies.gpm import GPM
+from cl_bench.strategies.projection.gpm import GPM
 
 TEXT = [
     *("finetune", "joint", "ewc", "er", "freeze", "task_vector"),

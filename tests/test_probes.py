@@ -31,14 +31,14 @@ from cl_bench.experiment.probes.untouched import measure, untouched
 from cl_bench.experiment.snapshot import random_states
 from cl_bench.learners.observed import freed, hidden_states
 from cl_bench.report import write_probe_figures
-from cl_bench.strategies.er import ER
-from cl_bench.strategies.ewc import EWC
-from cl_bench.strategies.finetune import Finetune
-from cl_bench.strategies.freeze import Freeze
-from cl_bench.strategies.gpm import GPM
-from cl_bench.strategies.rogo import ROGO
-from cl_bench.strategies.task_vector import TaskVector
-from cl_bench.strategies.trgp import TRGP
+from cl_bench.strategies.baselines.finetune import Finetune
+from cl_bench.strategies.isolation.freeze import Freeze
+from cl_bench.strategies.merging.task_vector import TaskVector
+from cl_bench.strategies.penalty.ewc import EWC
+from cl_bench.strategies.projection.gpm import GPM
+from cl_bench.strategies.projection.rogo import ROGO
+from cl_bench.strategies.projection.trgp import TRGP
+from cl_bench.strategies.replay.er import ER
 from cl_bench.tracking import read_results
 from cl_bench.tracking.wandb import WandbSink
 from runs import differences, final_weights, timeless

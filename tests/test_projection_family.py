@@ -38,12 +38,12 @@ from cl_bench.experiment import (
 )
 from cl_bench.learners import Classifier
 from cl_bench.models import AlexNetCL, LeNet, ResNet18Small
-from cl_bench.strategies.adam_nscl import AdamNSCL
-from cl_bench.strategies.finetune import Finetune
-from cl_bench.strategies.gpm import GPM, layer_gradients
-from cl_bench.strategies.rogo import ROGO
-from cl_bench.strategies.sgp import SGP, importance_of
-from cl_bench.strategies.trgp import TRGP
+from cl_bench.strategies.baselines.finetune import Finetune
+from cl_bench.strategies.projection.adam_nscl import AdamNSCL
+from cl_bench.strategies.projection.gpm import GPM, layer_gradients
+from cl_bench.strategies.projection.rogo import ROGO
+from cl_bench.strategies.projection.sgp import SGP, importance_of
+from cl_bench.strategies.projection.trgp import TRGP
 from cl_bench.subspace import (
     Confinement,
     Moments,
@@ -467,7 +467,7 @@ def reached(learner, strategy, task):
 @pytest.mark.parametrize("optimizer", ["Adam", "AdamW", "weight decay"])
 def test_projecting_only_the_gradient_leaks(optimizer):
     stream, learner = setting("mlp", OPTIMIZERS[optimizer])
-    strategy = TRGP(0.8, samples=40, project="gradient")
+    strategy = TRGP(threshold=0.8, samples=40, project="gradient")
     learn(learner, strategy, stream[0], epochs=10)
     before, memory = matrices(learner), dict(strategy.memory)
     learn(learner, strategy, stream[1], epochs=10)
@@ -511,7 +511,7 @@ def test_without_a_memory_they_are_plain_sgd(name):
 
 def test_a_full_memory_leaves_nothing_to_move():
     stream, learner = setting("mlp")
-    strategy = TRGP(1.0, samples=40, rank_rule="energy", trust=1.0)
+    strategy = TRGP(threshold=1.0, samples=40, rank_rule="energy", trust=1.0)
     learn(learner, strategy, stream[0], epochs=3)
     strategy.memory = {n: torch.eye(len(M)).double() for n, M in strategy.memory.items()}
     before = weights(learner)
@@ -556,7 +556,7 @@ def test_importance_accumulates(network):
 
 def test_surrogate_singular_values_are_row_norms():
     rng = torch.Generator().manual_seed(0)
-    sgp = SGP(0.9, scale=3.0)
+    sgp = SGP(threshold=0.9, scale=3.0)
     old, new = (
         torch.randn(8, 30, generator=rng).double() * torch.logspace(0, -2, 8)[:, None].double()
         for _ in range(2)
@@ -730,7 +730,7 @@ def test_without_relaxation_it_is_gpm_bit_for_bit(network, pack):
     learned = []
     for strategy in (
         GPM(threshold(network), samples=40),
-        ROGO(threshold(network), samples=40, cosine=1.0, gradient_threshold=1e-6),
+        ROGO(threshold=threshold(network), samples=40, cosine=1.0, gradient_threshold=1e-6),
     ):
         stream, _ = setting(network)
         learner = make_learner(stream, NETWORKS[network][0](), sgd, pack=pack)
@@ -746,8 +746,8 @@ def test_a_strong_penalty_gives_gpm():
     learned = {}
     for name, strategy in {
         "gpm": GPM(0.97, samples=40),
-        "strong": ROGO(0.97, samples=40, cosine=0.5, strength=9.0, rate_factor=1.0),
-        "free": ROGO(0.97, samples=40, cosine=0.5, strength=0.0, rate_factor=1.0),
+        "strong": ROGO(threshold=0.97, samples=40, cosine=0.5, strength=9.0, rate_factor=1.0),
+        "free": ROGO(threshold=0.97, samples=40, cosine=0.5, strength=0.0, rate_factor=1.0),
     }.items():
         stream, learner = setting()
         engine = make_engine(learner, strategy, epochs=4)
@@ -801,7 +801,7 @@ def test_relaxing_on_a_plateau():
 
 def test_representations_from_gradients_span_less():
     stream, learner = setting("cnn")
-    rogo = ROGO(0.9, samples=40, representation="gradients")
+    rogo = ROGO(threshold=0.9, samples=40, representation="gradients")
     learn(learner, rogo, stream[0], epochs=3)
     for layer in learner.layers(rogo.protect):
         assert 0 < rogo.memory[layer.name].shape[1] <= layer.out_features
@@ -824,7 +824,7 @@ def moments_of(rows):
 @pytest.mark.parametrize("scenario", ["task", "domain"])
 def test_old_tasks_answer_as_before_with_their_own_scaling(network, scenario):
     stream, learner = setting(network, n=6, subspace=3, scenario=scenario)
-    trgp = TRGP(1.0, samples=40, rank_rule="energy", trust=0.1)
+    trgp = TRGP(threshold=1.0, samples=40, rank_rule="energy", trust=0.1)
     answers = {}
     for task in stream:
         learn(learner, trgp, task, epochs=10)
@@ -863,7 +863,7 @@ def test_the_memory_holds_every_task_subspace_unless_the_off_by_one_is_asked_for
 def test_task_subspaces_reach_the_threshold_with_the_fewest_directions():
     rng = torch.Generator().manual_seed(0)
     decay = torch.logspace(0, -2, 10)[:, None].double()
-    trgp = TRGP(0.9, rank_rule="energy")
+    trgp = TRGP(threshold=0.9, rank_rule="energy")
     old, new = (torch.randn(10, 40, generator=rng).double() * decay for _ in range(2))
     feed(trgp, old)
     new = new.roll(1, 0)
@@ -920,7 +920,7 @@ def test_it_needs_the_task_id_and_a_permuted_stream_can_give_it():
 def test_the_engine_scores_each_task_with_its_own_scaling():
     stream = PermutedDigits(num_tasks=3, task_id_at_test=True)
     learner = make_learner(stream, nn.Sequential(nn.Flatten(), nn.Linear(64, 32, bias=False)), sgd)
-    trgp = TRGP(0.9, samples=100)
+    trgp = TRGP(threshold=0.9, samples=100)
     engine = make_engine(learner, trgp, epochs=1)
     for task in stream:
         engine.learn(task, Plan(task.train))

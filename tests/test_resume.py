@@ -36,15 +36,15 @@ from cl_bench.experiment.checkpoint import (
 )
 from cl_bench.experiment.interrupts import Interrupts
 from cl_bench.experiment.snapshot import copied, plain, random_states, set_random_states, sharing
-from cl_bench.strategies.er import ER
-from cl_bench.strategies.ewc import EWC
-from cl_bench.strategies.finetune import Finetune
-from cl_bench.strategies.freeze import Freeze
-from cl_bench.strategies.gpm import GPM
-from cl_bench.strategies.joint import Joint
-from cl_bench.strategies.rogo import ROGO
-from cl_bench.strategies.sgp import SGP
-from cl_bench.strategies.trgp import TRGP
+from cl_bench.strategies.baselines.finetune import Finetune
+from cl_bench.strategies.baselines.joint import Joint
+from cl_bench.strategies.isolation.freeze import Freeze
+from cl_bench.strategies.penalty.ewc import EWC
+from cl_bench.strategies.projection.gpm import GPM
+from cl_bench.strategies.projection.rogo import ROGO
+from cl_bench.strategies.projection.sgp import SGP
+from cl_bench.strategies.projection.trgp import TRGP
+from cl_bench.strategies.replay.er import ER
 from cl_bench.tracking import Record, read_results
 from runs import differences, unseal
 

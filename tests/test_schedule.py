@@ -15,11 +15,11 @@ from toys import make_engine, make_learner, make_stream, mlp
 from cl_bench.contracts import EpochDecision, Plan, Strategy, UsageError
 from cl_bench.experiment import Cosine, LoopSettings, Plateau
 from cl_bench.experiment.plateau import BestEpoch
-from cl_bench.strategies.er import ER
-from cl_bench.strategies.finetune import Finetune
-from cl_bench.strategies.gpm import GPM
-from cl_bench.strategies.rogo import ROGO
-from cl_bench.strategies.trgp import TRGP
+from cl_bench.strategies.baselines.finetune import Finetune
+from cl_bench.strategies.projection.gpm import GPM
+from cl_bench.strategies.projection.rogo import ROGO
+from cl_bench.strategies.projection.trgp import TRGP
+from cl_bench.strategies.replay.er import ER
 
 
 class Events:

@@ -15,11 +15,11 @@ from cl_bench.cli import run as running
 from cl_bench.cli.explain import refuse_empty, refuse_lists
 from cl_bench.cli.folders import conf_directory
 from cl_bench.contracts import UsageError
-from cl_bench.strategies.er import ER
-from cl_bench.strategies.ewc import EWC
-from cl_bench.strategies.freeze import Freeze
-from cl_bench.strategies.gpm import GPM
-from cl_bench.strategies.task_vector import TaskVector
+from cl_bench.strategies.isolation.freeze import Freeze
+from cl_bench.strategies.merging.task_vector import TaskVector
+from cl_bench.strategies.penalty.ewc import EWC
+from cl_bench.strategies.projection.gpm import GPM
+from cl_bench.strategies.replay.er import ER
 from cl_bench.tasks.permuted_digits import PermutedDigits
 
 QUICK = ("stream.num_tasks=2", "trainer.max_epochs=1", "logger.mode=disabled", "widths=[8]")

@@ -7,9 +7,9 @@ from toys import make_engine, make_learner, make_stream
 
 from cl_bench.contracts import Pretraining, Recovery, UsageError
 from cl_bench.experiment.checks import check_tasks
-from cl_bench.strategies.er import ER
-from cl_bench.strategies.finetune import Finetune
-from cl_bench.strategies.gpm import GPM
+from cl_bench.strategies.baselines.finetune import Finetune
+from cl_bench.strategies.projection.gpm import GPM
+from cl_bench.strategies.replay.er import ER
 from cl_bench.tasks.permuted_digits import PermutedDigits
 from cl_bench.tasks.split_digits import SplitDigits
 

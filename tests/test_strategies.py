@@ -30,12 +30,12 @@ from cl_bench.contracts import EpochDecision, Needs, Strategy, UsageError
 from cl_bench.contracts.strategy import overrides
 from cl_bench.data import MemoryData
 from cl_bench.experiment import EvalSettings, Experiment, Together
-from cl_bench.strategies.er import ER
-from cl_bench.strategies.ewc import EWC
-from cl_bench.strategies.finetune import Finetune
-from cl_bench.strategies.freeze import Freeze
-from cl_bench.strategies.gpm import GPM
-from cl_bench.strategies.joint import Joint, Union
+from cl_bench.strategies.baselines.finetune import Finetune
+from cl_bench.strategies.baselines.joint import Joint, Union
+from cl_bench.strategies.isolation.freeze import Freeze
+from cl_bench.strategies.penalty.ewc import EWC
+from cl_bench.strategies.projection.gpm import GPM
+from cl_bench.strategies.replay.er import ER
 
 
 def through_a_file(state):

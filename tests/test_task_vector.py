@@ -8,8 +8,8 @@ from toys import learn, learn_stream, make_learner, make_stream, weights
 from cl_bench.contracts import Progress, UsageError
 from cl_bench.learners.observed import loss_on
 from cl_bench.report.tradeoff import main, matched_table, read_path, tradeoff_figure
-from cl_bench.strategies.finetune import Finetune
-from cl_bench.strategies.task_vector import TaskVector
+from cl_bench.strategies.baselines.finetune import Finetune
+from cl_bench.strategies.merging.task_vector import TaskVector
 from cl_bench.tracking import open_record
 
 

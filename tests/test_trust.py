@@ -24,7 +24,7 @@ from cl_bench.tracking.files import open_file, read_text, require_plain, write_a
 
 CONF = Path(__file__).parent.parent / "conf"
 SGD = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1}
-GPM = {"_target_": "cl_bench.strategies.gpm.GPM", "threshold": 0.9}
+GPM = {"_target_": "cl_bench.strategies.projection.gpm.GPM", "threshold": 0.9}
 
 
 def record(directory, **config):

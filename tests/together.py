@@ -29,21 +29,21 @@ from cl_bench.experiment import (
 )
 from cl_bench.learners import Classifier
 from cl_bench.parallel.ranks import rank, world
-from cl_bench.strategies.adam_nscl import AdamNSCL
-from cl_bench.strategies.adaptive_svd import AdaptiveSVD
-from cl_bench.strategies.er import ER
-from cl_bench.strategies.ewc import EWC
-from cl_bench.strategies.finetune import Finetune
-from cl_bench.strategies.freeze import Freeze
-from cl_bench.strategies.gpm import GPM
-from cl_bench.strategies.inc_lora import IncLoRA
-from cl_bench.strategies.joint import Joint
-from cl_bench.strategies.o_lora import OLoRA
-from cl_bench.strategies.rogo import ROGO
-from cl_bench.strategies.seq_lora import SeqLoRA
-from cl_bench.strategies.sgp import SGP
-from cl_bench.strategies.task_vector import TaskVector
-from cl_bench.strategies.trgp import TRGP
+from cl_bench.strategies.baselines.finetune import Finetune
+from cl_bench.strategies.baselines.joint import Joint
+from cl_bench.strategies.isolation.freeze import Freeze
+from cl_bench.strategies.lowrank.inc_lora import IncLoRA
+from cl_bench.strategies.lowrank.o_lora import OLoRA
+from cl_bench.strategies.lowrank.seq_lora import SeqLoRA
+from cl_bench.strategies.merging.task_vector import TaskVector
+from cl_bench.strategies.penalty.ewc import EWC
+from cl_bench.strategies.projection.adam_nscl import AdamNSCL
+from cl_bench.strategies.projection.gpm import GPM
+from cl_bench.strategies.projection.rogo import ROGO
+from cl_bench.strategies.projection.sgp import SGP
+from cl_bench.strategies.projection.trgp import TRGP
+from cl_bench.strategies.replay.er import ER
+from cl_bench.strategies.svd.adaptive_svd import AdaptiveSVD
 from cl_bench.subspace import own_rows
 
 BATCH, SAMPLES, EPOCHS = 8, 75, 5  # ten steps an epoch, the last with three samples

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
 
 from cl_bench.contracts.fitting import MisfitError, fit, word
-from cl_bench.contracts.options import OnlyWith, Range, shown
+from cl_bench.contracts.options import Inheriting, OnlyWith, Range, shown
 from cl_bench.errors import UsageError
 
 Made = TypeVar("Made", bound=Callable[..., Any])
@@ -20,10 +20,12 @@ Made = TypeVar("Made", bound=Callable[..., Any])
 
 def annotations(made: Callable[..., Any]) -> dict[str, Any]:
     """The annotations of a callable's parameters, with ranges; ``Any`` where one is unreadable."""
-    function: Any = inspect.unwrap(made.__init__ if inspect.isclass(made) else made)
+    called: Any = made.__init__ if inspect.isclass(made) else made
+    base = getattr(called, "__inherits__", None)
+    function: Any = inspect.unwrap(called)
     function = getattr(function, "func", function)
     names = {**vars(typing), **vars(collections.abc), **getattr(function, "__globals__", {})}
-    found = {}
+    found = {} if base is None else annotations(base)
     for name, hint in getattr(function, "__annotations__", {}).items():
         holder = types.SimpleNamespace(__annotations__={name: hint})
         try:
@@ -31,7 +33,7 @@ def annotations(made: Callable[..., Any]) -> dict[str, Any]:
         except (NameError, TypeError, AttributeError, SyntaxError):
             found[name] = Any  # a name that only type checkers import
     found.pop("return", None)
-    return found
+    return found if base is None else {k: v for k, v in found.items() if not _inherits(v)}
 
 
 def check(
@@ -84,10 +86,32 @@ def checked(prefix: str) -> Callable[[Made], Made]:
         kind: Any = made
         if not inspect.isclass(kind):
             return cast(Made, _checking(kind, prefix, bound=False))
-        kind.__init__ = _checking(kind.__init__, prefix, bound=True)  # type: ignore[method-assign]
+        init = _checking(kind.__init__, prefix, bound=True)
+        kind.__init__ = _inheriting(kind, init)  # type: ignore[method-assign]
         return made
 
     return decorate
+
+
+def _inheriting(kind: Any, init: Any) -> Any:
+    """``init`` with the options of the base of ``kind`` among its own, where it hands them on."""
+    base = kind.__mro__[1].__init__
+    signature, hints = inspect.signature(init), annotations(init)
+    own = [p for p in signature.parameters.values() if not _inherits(hints.get(p.name))]
+    if len(own) < len(signature.parameters):
+        names = {p.name for p in own}
+        shared = [
+            p.replace(kind=p.KEYWORD_ONLY)
+            for p in inspect.signature(base).parameters.values()
+            if p.name not in names and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        init.__inherits__ = base
+        init.__signature__ = signature.replace(parameters=[*own, *shared])
+    return init
+
+
+def _inherits(hint: Any) -> bool:
+    return any(isinstance(marker, Inheriting) for marker in _markers(hint))
 
 
 def _checking(function: Any, prefix: str, bound: bool) -> Any:

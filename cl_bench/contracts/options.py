@@ -74,6 +74,14 @@ class OnlyWith:
         return f"{self.option}={' or '.join(map(shown, self.values)) or '...'}"
 
 
+class Inheriting:
+    """Marks ``**name`` in a class's ``__init__``."""
+
+
+Inherited = Annotated[Any, Inheriting()]
+"""Of ``**name`` in the ``__init__`` of a class that is checked: the options of its base class, to
+which it hands them. They count as the class's own, each by its name."""
+
 NotNegative, Positive = Range(least=0), Range(above=0)
 Count = Annotated[int, Range(least=1)]
 """How many there are: at least 1."""

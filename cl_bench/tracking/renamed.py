@@ -27,7 +27,31 @@ STREAMS = (
     "trace.Trace",
 )
 
-RENAMED = {f"tasks.{name}": f"cl_bench.tasks.{name}" for name in STREAMS}
+STRATEGIES = {
+    "adam_nscl.AdamNSCL": "projection",
+    "adaptive_svd.AdaptiveSVD": "svd",
+    "er.ER": "replay",
+    "ewc.EWC": "penalty",
+    "fedavg.FedAvg": "federated",
+    "fedprox.FedProx": "federated",
+    "finetune.Finetune": "baselines",
+    "fot.FOT": "federated",
+    "freeze.Freeze": "isolation",
+    "gpm.GPM": "projection",
+    "inc_lora.IncLoRA": "lowrank",
+    "joint.Joint": "baselines",
+    "o_lora.OLoRA": "lowrank",
+    "rogo.ROGO": "projection",
+    "seq_lora.SeqLoRA": "lowrank",
+    "sgp.SGP": "projection",
+    "task_vector.TaskVector": "merging",
+    "trgp.TRGP": "projection",
+}
+
+RENAMED = {f"tasks.{name}": f"cl_bench.tasks.{name}" for name in STREAMS} | {
+    f"cl_bench.strategies.{name}": f"cl_bench.strategies.{family}.{name}"
+    for name, family in STRATEGIES.items()
+}
 """Each name in full: another module of that package's name is somebody's own."""
 
 

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from cl_bench.experiment.budget import PeakMemory
 from cl_bench.learners import NetworkServices
-from cl_bench.strategies.adaptive_svd import AdaptiveSVD
+from cl_bench.strategies.svd.adaptive_svd import AdaptiveSVD
 from cl_bench.subspace import spectra
 
 BAR = 1.15

@@ -32,8 +32,8 @@ from cl_bench.data import MemoryData
 from cl_bench.experiment import LightningEngine, LoopSettings, quiet_lightning
 from cl_bench.learners import Classifier
 from cl_bench.models import AlexNetCL
-from cl_bench.strategies.finetune import Finetune
-from cl_bench.strategies.gpm import GPM
+from cl_bench.strategies.baselines.finetune import Finetune
+from cl_bench.strategies.projection.gpm import GPM
 from cl_bench.subspace import LinearMap, Moments, grow
 
 BATCH, CLASSES = 64, 10

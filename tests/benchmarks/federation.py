@@ -30,7 +30,7 @@ from cl_bench.federation.client import Turn, client_weights
 from cl_bench.federation.partition import ClientTask, Part
 from cl_bench.learners import Classifier
 from cl_bench.models import MLP, AlexNetCL
-from cl_bench.strategies.fot import FOT
+from cl_bench.strategies.federated.fot import FOT
 
 BAR = 1.25
 CASES = {

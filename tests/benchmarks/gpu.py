@@ -23,16 +23,16 @@ from cl_bench.contracts import Origin, Stream, Task
 from cl_bench.data import MemoryData
 from cl_bench.experiment import LightningEngine, LoopSettings, quiet_lightning
 from cl_bench.learners import BaseLearner, Classifier, language
-from cl_bench.strategies.adam_nscl import AdamNSCL
-from cl_bench.strategies.adaptive_svd import AdaptiveSVD
-from cl_bench.strategies.er import ER
-from cl_bench.strategies.finetune import Finetune
-from cl_bench.strategies.freeze import Freeze
-from cl_bench.strategies.gpm import GPM
-from cl_bench.strategies.o_lora import OLoRA
-from cl_bench.strategies.rogo import ROGO
-from cl_bench.strategies.sgp import SGP
-from cl_bench.strategies.trgp import TRGP
+from cl_bench.strategies.baselines.finetune import Finetune
+from cl_bench.strategies.isolation.freeze import Freeze
+from cl_bench.strategies.lowrank.o_lora import OLoRA
+from cl_bench.strategies.projection.adam_nscl import AdamNSCL
+from cl_bench.strategies.projection.gpm import GPM
+from cl_bench.strategies.projection.rogo import ROGO
+from cl_bench.strategies.projection.sgp import SGP
+from cl_bench.strategies.projection.trgp import TRGP
+from cl_bench.strategies.replay.er import ER
+from cl_bench.strategies.svd.adaptive_svd import AdaptiveSVD
 from cl_bench.tasks.text import Example, Prompt, TextStream, TextTask
 
 EPOCHS = 3

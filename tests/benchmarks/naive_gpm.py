@@ -1,6 +1,6 @@
 """GPM the way the published scripts compute it, to be timed against ours.
 
-Same update rule and ranks as :class:`cl_bench.strategies.gpm.GPM`; only the arithmetic differs: a
+Same update rule and ranks as :class:`cl_bench.strategies.GPM`; only the arithmetic differs: a
 dense d x d projector P = M M^T, built once a task, multiplies every gradient from the right; bases
 come from numpy SVDs of the activations, two for each layer and task from the second task on (the
 first only for the energy). Linear layers without biases, one shared head.

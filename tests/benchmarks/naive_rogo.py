@@ -1,6 +1,6 @@
 """ROGO the way the published scripts compute it, to be timed against ours.
 
-Same update rule as :class:`cl_bench.strategies.rogo.ROGO`, same relaxations and schedule; only the
+Same update rule as :class:`cl_bench.strategies.ROGO`, same relaxations and schedule; only the
 arithmetic differs: dense d x d projectors multiply every gradient; a relaxed layer builds its
 weight W (B S B^T) + W - W (B B^T) anew in every pass, B S B^T and B B^T as d x d matrices, S the
 upper left q x q block of a d x d ``scale``; the penalty runs over the whole of that; bases come
@@ -18,7 +18,7 @@ from naive_gpm import Activations, activations, published_update
 from torch import Tensor, nn
 
 from cl_bench.contracts import Batch, Learner, Statistics, Task
-from cl_bench.strategies.rogo import ROGO
+from cl_bench.strategies.projection.rogo import ROGO
 from cl_bench.subspace import LinearMap
 
 

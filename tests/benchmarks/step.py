@@ -27,8 +27,8 @@ from cl_bench.data import MemoryData
 from cl_bench.experiment import LightningEngine, LoopSettings, TrainLoader, quiet_lightning
 from cl_bench.learners import Classifier
 from cl_bench.models import MLP
-from cl_bench.strategies.gpm import GPM
-from cl_bench.strategies.rogo import ROGO
+from cl_bench.strategies.projection.gpm import GPM
+from cl_bench.strategies.projection.rogo import ROGO
 
 WIDTHS = (784, 100, 100)
 HIDDEN_RANKS = (95, 75)

@@ -13,7 +13,7 @@ from cases import Run, Setting, relative_gap
 from dying import Killed
 
 from cl_bench.contracts.strategy import overrides
-from cl_bench.strategies.finetune import Finetune
+from cl_bench.strategies.baselines.finetune import Finetune
 from runs import differences, final_weights, flat
 
 ROUNDING = 1e-9

@@ -21,23 +21,15 @@ from cl_bench.contracts import (
     EpochDecision,
     Learner,
     Progress,
-    Protect,
     State,
     Statistics,
     Task,
     UsageError,
     derive_seed,
 )
-from cl_bench.contracts.options import Count, OnlyWith, Rate, SomeShare, Strength
-from cl_bench.strategies.gpm import (
-    GPM,
-    Increment,
-    PerLayer,
-    Samples,
-    layer_gradients,
-    per_layer,
-    threshold_of,
-)
+from cl_bench.contracts.options import Count, Inherited, OnlyWith, Rate, SomeShare, Strength
+from cl_bench.strategies.projection.gpm import GPM, layer_gradients
+from cl_bench.strategies.projection.options import PerLayer, per_layer, threshold_of
 from cl_bench.subspace import (
     Moments,
     Projection,
@@ -54,7 +46,6 @@ class ROGO(GPM):
     """Relaxes the part of the frozen space that the new task's gradient asks for.
 
     Args:
-        threshold, increment, samples, rank_rule, project, protect: as in :class:`GPM`.
         gradient_threshold: eps_g, share of the gradient's energy that its leading directions U
             hold; a number, one per layer, or ``{layer pattern: share}``.
         cosine: eps_s, least ||U^T u|| of a unit vector u that is relaxed; likewise.
@@ -73,6 +64,7 @@ class ROGO(GPM):
             here it is the samples' gradient alone.
         official_quirks: search in a basis that is no longer orthonormal from a task's second
             relaxation on, as the authors' code does.
+        shared: as in :class:`GPM`.
 
     Raises:
         UsageError: an option is out of range.
@@ -80,9 +72,7 @@ class ROGO(GPM):
 
     def __init__(
         self,
-        threshold: PerLayer = 0.95,
-        increment: Increment = 0.0,
-        samples: Samples = 300,
+        *,
         gradient_threshold: PerLayer = 0.97,
         cosine: PerLayer = 0.9,
         strength: Strength = 1.0,
@@ -93,15 +83,13 @@ class ROGO(GPM):
         relax_below: Annotated[Rate, OnlyWith("schedule", ("plateau",))] = 5e-4,
         representation: Literal["activations", "gradients"] = "activations",
         official_quirks: bool = False,
-        rank_rule: Literal["official", "energy"] = "official",
-        project: Literal["auto", "input", "gradient", "step"] = "auto",
-        protect: Protect | None = None,
+        **shared: Inherited,
     ) -> None:
-        super().__init__(threshold, increment, samples, rank_rule, project, protect)
-        if representation == "gradients" and not isinstance(samples, int):
+        super().__init__(**shared)
+        if representation == "gradients" and not isinstance(self.samples, int):
             raise UsageError(
-                f"strategy.samples={samples}: strategy.representation=gradients takes one gradient "
-                "for all layers, so one number, e.g. strategy.samples=125"
+                f"strategy.samples={self.samples}: strategy.representation=gradients takes one "
+                "gradient for all layers, so one number, e.g. strategy.samples=125"
             )
         self.gradient_threshold = gradient_threshold
         self.cosine = cosine

@@ -6,8 +6,7 @@ does to remembered inputs stays as it is.
 """
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
-from typing import Annotated, Literal, TypeVar
+from typing import Literal
 
 from torch import Tensor
 
@@ -15,27 +14,24 @@ from cl_bench.contracts import (
     Batch,
     Learner,
     Needs,
-    Protect,
     State,
     Statistics,
-    Strategy,
     Task,
     UsageError,
 )
-from cl_bench.contracts.options import Count, Range, SomeShare, shown
+from cl_bench.contracts.options import Inherited
+from cl_bench.strategies.projection.options import (
+    Increment,
+    PerLayer,
+    Protecting,
+    Samples,
+    per_layer,
+    threshold_of,
+)
 from cl_bench.subspace import Confinement, LinearMap, Moments, Projection, Where, grow
 
-N = TypeVar("N", int, float)
 
-PerLayer = SomeShare | Sequence[SomeShare] | Mapping[str, SomeShare]
-"""One share, one per protected layer in order, or ``{layer pattern: share}``."""
-Samples = Count | Sequence[Count] | Mapping[str, Count]
-"""The same for numbers of samples."""
-Increment = Annotated[float, Range(above=-1, below=1)]
-"""Added to a share once a task."""
-
-
-class GPM(Strategy):
+class GPM(Protecting):
     """Projects updates out of the span of old inputs.
 
     Args:
@@ -49,7 +45,7 @@ class GPM(Strategy):
             takes every direction in, by either rule.
         project: ``auto`` projects at the cheapest place that keeps the *weight change* in the
             subspace for the optimizer at hand; ``input``, ``gradient`` or ``step`` insists.
-        protect: which layers, and what becomes of biases and normalisation.
+        shared: as in :class:`Protecting`.
 
     Raises:
         UsageError: a threshold outside (0, 1], or another option out of range.
@@ -64,14 +60,14 @@ class GPM(Strategy):
         samples: Samples = 300,
         rank_rule: Literal["official", "energy"] = "official",
         project: Literal["auto", "input", "gradient", "step"] = "auto",
-        protect: Protect | None = None,
+        **shared: Inherited,
     ) -> None:
+        super().__init__(**shared)
         self.threshold = threshold
         self.increment = increment
         self.samples = samples
         self.rank_rule = rank_rule
         self.project = project
-        self.protect = protect or Protect()
         self.memory: dict[str, Tensor] = {}
         self.rows_per_sample: dict[str, float] = {}
         self.layers: list[LinearMap] = []
@@ -98,10 +94,6 @@ class GPM(Strategy):
                 "weights through the forward pass alone, which cannot be known of somebody else's "
                 "loop: use project='auto'"
             )
-
-    def guarded(self, learner: Learner) -> frozenset[str]:
-        """What ``protect`` says."""
-        return learner.guarded(self.protect)
 
     def setup(self, learner: Learner, task: Task) -> None:
         """Confine every remembered layer to the complement of its memory."""
@@ -227,42 +219,3 @@ def layer_gradients(
                 bias = layer.bias.new_zeros(layer.bias.shape)
             found[layer.name] = layer.matrix(weight, bias)
     return found
-
-
-def threshold_of(
-    value: float | Sequence[float] | Mapping[str, float],
-    name: str,
-    position: int,
-    layers: int,
-    increase: float = 0.0,
-    key: str = "threshold",
-) -> float:
-    """The threshold of one layer: its entry in option ``key``, and at most 1 with the increase.
-
-    Raises:
-        UsageError: as :func:`per_layer`.
-    """
-    return min(1.0, max(0.0, per_layer(value, name, position, layers, key) + increase))
-
-
-def per_layer(
-    value: N | Sequence[N] | Mapping[str, N], name: str, position: int, layers: int, key: str
-) -> N:
-    """What option ``key`` says for one of ``layers`` layers.
-
-    Raises:
-        UsageError: a list of another length than there are layers, or no pattern matches.
-    """
-    if isinstance(value, Mapping):
-        matching = [entry for pattern, entry in value.items() if fnmatchcase(name, pattern)]
-        if not matching:
-            raise UsageError(f"strategy.{key}={shown(value)}: no pattern matches layer {name!r}")
-        return matching[0]
-    if isinstance(value, Sequence):
-        if len(value) != layers:
-            raise UsageError(
-                f"strategy.{key}={shown(value)} has {len(value)} entries, "
-                f"but {layers} layers are protected"
-            )
-        return value[position]
-    return value

@@ -11,7 +11,7 @@ equation numbers.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,13 +19,12 @@ from torch import Tensor
 from cl_bench.contracts import (
     Learner,
     Needs,
-    Protect,
     State,
     Statistics,
     Task,
 )
-from cl_bench.contracts.options import Count, Share
-from cl_bench.strategies.gpm import GPM, Increment, PerLayer, Samples, layer_gradients
+from cl_bench.contracts.options import Count, Inherited, Share
+from cl_bench.strategies.projection.gpm import GPM, layer_gradients
 from cl_bench.subspace import LinearMap, Moments, Rescaling, Where, extend, rank_to_reach
 
 
@@ -33,7 +32,6 @@ class TRGP(GPM):
     """Reuses the weights of related old tasks through scaling matrices of the task's own.
 
     Args:
-        threshold, increment, samples, rank_rule, project, protect: as in :class:`GPM`.
         trust: eps1 in [0, 1]; task j is trusted where ||G B_j B_j^T|| > eps1 ||G||.
         regions: most tasks that a layer trusts, the ones with the largest projection.
         trust_samples: training samples that G is the loss gradient of.
@@ -42,6 +40,7 @@ class TRGP(GPM):
             code is switched: on permuted MNIST, five data sets and miniImageNet its third task
             considers the second alone; on split CIFAR-100 normalisation goes on training, which
             here is ``protect.norm=free``.
+        shared: as in :class:`GPM`.
 
     Raises:
         UsageError: an option is out of range.
@@ -51,18 +50,14 @@ class TRGP(GPM):
 
     def __init__(
         self,
-        threshold: PerLayer = 0.95,
-        increment: Increment = 0.0,
-        samples: Samples = 300,
+        *,
         trust: Share = 0.5,
         regions: Count = 2,
         trust_samples: Count = 300,
         official_quirks: bool = False,
-        rank_rule: Literal["official", "energy"] = "official",
-        project: Literal["auto", "input", "gradient", "step"] = "auto",
-        protect: Protect | None = None,
+        **shared: Inherited,
     ) -> None:
-        super().__init__(threshold, increment, samples, rank_rule, project, protect)
+        super().__init__(**shared)
         self.trust = trust
         self.regions = regions
         self.trust_samples = trust_samples

@@ -3,37 +3,29 @@
 One pair (A, B) is trained through all tasks, W = W_0 + alpha / r B A, and nothing is protected.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from cl_bench.contracts import Learner, State, Statistics, Task
-from cl_bench.contracts.options import Count, PartShare, Rate
-from cl_bench.strategies.o_lora import OLoRA
+from cl_bench.contracts.options import Inherited
+from cl_bench.strategies.lowrank.pairs import LowRankPairs
 from cl_bench.subspace import shared_out
 
 
-class SeqLoRA(OLoRA):
+class SeqLoRA(LowRankPairs):
     """One low-rank pair for all tasks.
 
     Between tasks the pair is merged, as with every strategy of this family; the first weights are
     kept, so that it goes on from where it was.
 
     Args:
-        rank, alpha, dropout, targets, full_first: as in :class:`OLoRA`.
+        shared: as in :class:`LowRankPairs`.
     """
 
-    def __init__(
-        self,
-        rank: Count = 8,
-        alpha: Rate = 32.0,
-        dropout: PartShare = 0.1,
-        targets: Sequence[str] | Literal["all"] | None = None,
-        full_first: bool = False,
-    ) -> None:
-        super().__init__(rank, alpha, dropout, 0.0, 0.0, targets, full_first)
+    def __init__(self, **shared: Inherited) -> None:
+        super().__init__(**shared)
         self.kept: dict[str, dict[str, Tensor]] = {}  # W_0, A and B of every layer
 
     def pair_name(self, task: Task) -> str:
@@ -41,7 +33,7 @@ class SeqLoRA(OLoRA):
         return "shared"
 
     def setup(self, learner: Learner, task: Task) -> None:
-        """As O-LoRA; then the first weights and the pair as they were."""
+        """As in all of the family; then the first weights and the pair as they were."""
         super().setup(learner, task)
         with torch.no_grad():
             for name, layer in self.layers.items():

@@ -20,15 +20,14 @@ from cl_bench.contracts import (
     Batch,
     Learner,
     Needs,
-    Protect,
     State,
     Statistics,
-    Strategy,
     Task,
     batch_sizes,
     split_batch,
 )
-from cl_bench.contracts.options import Count, Range, Rate
+from cl_bench.contracts.options import Count, Inherited, Range, Rate
+from cl_bench.strategies.projection.options import Protecting
 from cl_bench.subspace import Confinement, Moments, Projection
 
 BATCH = 256
@@ -38,7 +37,7 @@ RESOLUTION = float(torch.finfo(torch.float32).eps)
 """Share of tr C below which an eigenvalue holds only the rounding of float32 inputs."""
 
 
-class AdamNSCL(Strategy):
+class AdamNSCL(Protecting):
     """Projects every step into the approximate null space of old inputs.
 
     Args:
@@ -50,7 +49,7 @@ class AdamNSCL(Strategy):
             ``optimizer.lr`` (the paper halves it, 1e-4 to 5e-5).
         norm_rate: learning rate of what else the body has, normalisation (the paper: 5e-4).
         head_rate: learning rate of unprotected heads (the paper: 1e-3); they get no weight decay.
-        protect: which layers, and what becomes of biases and normalisation.
+        shared: as in :class:`Protecting`.
 
     Raises:
         UsageError: an option is out of range.
@@ -66,13 +65,13 @@ class AdamNSCL(Strategy):
         later_rate: Rate | None = None,
         norm_rate: Rate | None = None,
         head_rate: Rate | None = None,
-        protect: Protect | None = None,
+        **shared: Inherited,
     ) -> None:
+        super().__init__(**shared)
         self.a = a
         self.samples = samples
         self.official_scale = official_scale
         self.later_rate, self.norm_rate, self.head_rate = later_rate, norm_rate, head_rate
-        self.protect = protect or Protect()
         self.covariance: dict[str, Tensor] = {}
         self.seen: dict[str, int] = {}  # n, the input vectors that C is the mean over
         self.occupied: dict[str, Tensor] = {}  # orthonormal complement of U2
@@ -81,10 +80,6 @@ class AdamNSCL(Strategy):
     def check(self, learner: Learner) -> None:
         """There must be layers to protect."""
         learner.layers(self.protect)
-
-    def guarded(self, learner: Learner) -> frozenset[str]:
-        """What ``protect`` says."""
-        return learner.guarded(self.protect)
 
     def setup(self, learner: Learner, task: Task) -> None:
         """From the second task on, confine the step of every protected layer to its U2."""

@@ -9,14 +9,13 @@ equation numbers.
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from cl_bench.contracts import Protect, State
-from cl_bench.contracts.options import Strength
-from cl_bench.strategies.gpm import GPM, Increment, PerLayer, Samples
+from cl_bench.contracts import State
+from cl_bench.contracts.options import Inherited, Strength
+from cl_bench.strategies.projection.gpm import GPM
 from cl_bench.subspace import Moments, Projection, grow
 
 
@@ -24,25 +23,16 @@ class SGP(GPM):
     """Projects updates out of the span of old inputs, each direction by its importance.
 
     Args:
-        threshold, increment, samples, rank_rule, project, protect: as in :class:`GPM`.
         scale: alpha >= 0. Importance grows faster with the singular value for a larger alpha: 0
             makes it proportional, infinity GPM.
+        shared: as in :class:`GPM`.
 
     Raises:
         UsageError: an option is out of range.
     """
 
-    def __init__(
-        self,
-        threshold: PerLayer = 0.95,
-        increment: Increment = 0.0,
-        samples: Samples = 300,
-        scale: Strength = 10.0,
-        rank_rule: Literal["official", "energy"] = "official",
-        project: Literal["auto", "input", "gradient", "step"] = "auto",
-        protect: Protect | None = None,
-    ) -> None:
-        super().__init__(threshold, increment, samples, rank_rule, project, protect)
+    def __init__(self, *, scale: Strength = 10.0, **shared: Inherited) -> None:
+        super().__init__(**shared)
         self.scale = scale
         self.importance: dict[str, Tensor] = {}
 

@@ -1,28 +1,17 @@
-"""Orthogonal Low-Rank Adaptation (Wang et al., Findings of EMNLP 2023, "O-LoRA").
+"""Pairs of thin matrices on top of frozen weights, one at a time, merged after every task.
 
-Every task t learns a pair (A_t, B_t) of its own, W_t = W_{t-1} + alpha / r B_t A_t with A_t (r, d)
-and B_t (o, r), while everything else is frozen. What it reads is kept away from what earlier pairs
-read:
-
-    loss + lambda1 sum_layers sum_{i<t} sum |A_i A_t^T| + lambda2 sum (||A_t||_2 + ||B_t||_2).
-
-The paper puts the constraint on its "A", the up-projection; the authors' code puts it on PEFT's
-``lora_A``, the down-projection, whose rows span what the pair reads. This follows the code
-(github.com/cmnfriend/O-LoRA), also in summing absolute values and unsquared norms.
-
-Without the two penalties this is ``inc_lora``, and with one pair for all tasks ``seq_lora``.
+A task t learns a pair (A_t, B_t), W_t = W_{t-1} + alpha / r B_t A_t with A_t (r, d) and B_t (o, r),
+while everything else is frozen (Hu et al., ICLR 2022, "LoRA").
 """
 
 import warnings
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from cl_bench.contracts import (
-    Batch,
     Learner,
     Needs,
     Protect,
@@ -32,18 +21,15 @@ from cl_bench.contracts import (
     Task,
     UsageError,
 )
-from cl_bench.contracts.options import Count, PartShare, Rate, Strength
+from cl_bench.contracts.options import Count, PartShare, Rate
 from cl_bench.subspace import added_weight, shared_out
 
 if TYPE_CHECKING:
     from peft import LoraModel
     from peft.tuners.lora import LoraLayer
 
-PerTask = Strength | Mapping[str, Strength]
-"""One number, or numbers by shell patterns of task names, of which the first that fits counts."""
 
-
-class OLoRA(Strategy):
+class LowRankPairs(Strategy):
     """Low-rank pairs on top of frozen weights, merged into them after every task.
 
     Args:
@@ -51,8 +37,6 @@ class OLoRA(Strategy):
         alpha: a pair adds alpha / r B A.
         dropout: on the inputs of the pair that is trained. The authors' code drops inputs of the
             frozen pairs as well; here those are part of the weight.
-        lambda1: of the overlap with earlier pairs.
-        lambda2: of the pair's norms.
         targets: the ends of the names of the layers that get pairs, or ``all`` for every linear
             layer but output layers; None takes PEFT's default for the kind of model (queries and
             values of T5 and LLaMA, ``c_attn`` of GPT-2).
@@ -61,7 +45,7 @@ class OLoRA(Strategy):
             published, which adapts pretrained models.
 
     Raises:
-        UsageError: an option is out of range, or has no effect.
+        UsageError: an option is out of range.
     """
 
     needs = Needs(modalities=frozenset({"text"}), freezes_weights=True)
@@ -71,22 +55,12 @@ class OLoRA(Strategy):
         rank: Count = 8,
         alpha: Rate = 32.0,
         dropout: PartShare = 0.1,
-        lambda1: PerTask = 0.5,
-        lambda2: PerTask = 0.0,
         targets: Sequence[str] | Literal["all"] | None = None,
         full_first: bool = False,
     ) -> None:
-        for name, strength in (("lambda1", lambda1), ("lambda2", lambda2)):
-            if isinstance(strength, Mapping) and "*" not in strength:
-                raise UsageError(
-                    f"strategy.{name}={dict(strength)}: add a last pattern '*' for tasks that no "
-                    "other pattern names"
-                )
         self.rank = rank
         self.alpha = alpha
         self.dropout = dropout
-        self.lambda1 = lambda1
-        self.lambda2 = lambda2
         self.targets = targets
         self.full_first = full_first
         self.past: dict[str, Tensor] = {}  # A_1, A_2, ... (t r, d) of every layer
@@ -94,7 +68,6 @@ class OLoRA(Strategy):
         self.overlap: dict[str, float] = {}
         self._model: LoraModel | None = None
         self._pair = ""
-        self._strengths = (0.0, 0.0)
 
     def check(self, learner: Learner) -> None:
         """PEFT must be there, and layers to adapt that no embedding shares its weight with."""
@@ -128,7 +101,6 @@ class OLoRA(Strategy):
         from peft import LoraConfig, LoraModel
         from peft.tuners.lora import LoraLayer
 
-        self._strengths = _of_task(self.lambda1, task), _of_task(self.lambda2, task)
         learner.hold([learner.network])
         self._pair = self.pair_name(task)
         config = LoraConfig(
@@ -150,19 +122,6 @@ class OLoRA(Strategy):
     def pair_name(self, task: Task) -> str:
         """What PEFT calls the pair of a task; parameters are known by it."""
         return f"task{task.index}"
-
-    def penalty(self, learner: Learner, batch: Batch, out: Tensor) -> Tensor | None:
-        """lambda1 sum |A_i A_t^T| + lambda2 sum (||A_t|| + ||B_t||)."""
-        if not self.layers:
-            return None
-        lambda1, lambda2 = self._strengths
-        terms = []
-        if lambda1 and self.past:
-            terms.append(lambda1 * torch.stack([o.abs().sum() for o in self._products()]).sum())
-        if lambda2:
-            both = [w for name in self.layers for w in self._weights(name)]
-            terms.append(lambda2 * torch.stack([torch.linalg.vector_norm(w) for w in both]).sum())
-        return torch.stack(terms).sum() if terms else None
 
     def _weights(self, name: str) -> tuple[Tensor, Tensor]:
         """A (r, d) and B (o, r) of the pair that is trained."""
@@ -245,9 +204,3 @@ def _default_targets(learner: Learner) -> Sequence[str]:
 
 def _ends(name: str, end: str) -> bool:
     return name == end or name.endswith(f".{end}")
-
-
-def _of_task(strength: PerTask, task: Task) -> float:
-    if not isinstance(strength, Mapping):
-        return strength
-    return next(value for pattern, value in strength.items() if fnmatchcase(task.name, pattern))

@@ -21,7 +21,6 @@ from cl_bench.contracts import (
     FederatedStrategy,
     Learner,
     Needs,
-    Protect,
     State,
     Statistics,
     Task,
@@ -29,8 +28,14 @@ from cl_bench.contracts import (
     batch_sizes,
     generator,
 )
-from cl_bench.contracts.options import OnlyWith, Rate
-from cl_bench.strategies.gpm import Increment, PerLayer, per_layer, threshold_of
+from cl_bench.contracts.options import Inherited, OnlyWith, Rate
+from cl_bench.strategies.projection.options import (
+    Increment,
+    PerLayer,
+    Protecting,
+    per_layer,
+    threshold_of,
+)
 from cl_bench.subspace import (
     LinearMap,
     Projection,
@@ -46,7 +51,7 @@ BATCH = 64
 """Samples whose inputs are in memory at a time; random mixtures are drawn batch by batch."""
 
 
-class FOT(FederatedStrategy):
+class FOT(Protecting, FederatedStrategy):
     """The server's updates are orthogonal to what old tasks use.
 
     Args:
@@ -63,7 +68,7 @@ class FOT(FederatedStrategy):
         dropout: leave dropout on while inputs are collected, as the published permuted MNIST does.
         omega: random mixtures are ``seeded``, or ``secret``: from the system's entropy, so that who
             knows the seed cannot undo them; such a run cannot be repeated.
-        protect: which layers, and what becomes of biases and normalisation.
+        shared: as in :class:`Protecting`.
 
     Raises:
         UsageError: an option out of range.
@@ -88,8 +93,9 @@ class FOT(FederatedStrategy):
         omega: Annotated[
             Literal["seeded", "secret"], OnlyWith("sketch", ("gaussian", "uniform"))
         ] = "seeded",
-        protect: Protect | None = None,
+        **shared: Inherited,
     ) -> None:
+        super().__init__(**shared)
         self.eps = eps
         self.eps_inc = eps_inc
         self.sketch: SketchKind = sketch
@@ -98,7 +104,6 @@ class FOT(FederatedStrategy):
         self.collects_on: Literal["global", "local"] = extraction
         self.dropout = dropout
         self.omega = omega
-        self.protect = protect or Protect()
         self.basis: dict[str, Tensor] = {}
         self._projections: dict[str, Projection] = {}
 
@@ -108,10 +113,6 @@ class FOT(FederatedStrategy):
         for i, layer in enumerate(layers):
             per_layer(self.eps, layer.name, i, len(layers), "eps")
             self._width(layer.name)
-
-    def guarded(self, learner: Learner) -> frozenset[str]:
-        """What ``protect`` says."""
-        return learner.guarded(self.protect)
 
     def setup(self, learner: Learner, task: Task) -> None:
         """Clients train freely; only biases and normalisation may be held."""

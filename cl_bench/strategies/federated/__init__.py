@@ -1,0 +1,1 @@
+"""Strategies whose server acts on what clients send."""

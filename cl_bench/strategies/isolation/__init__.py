@@ -1,0 +1,1 @@
+"""Weights that later tasks may not change at all."""

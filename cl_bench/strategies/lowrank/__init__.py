@@ -1,0 +1,1 @@
+"""Pairs of thin matrices learned on top of frozen weights."""

@@ -1,0 +1,1 @@
+"""Arithmetic on the weights that tasks lead to."""

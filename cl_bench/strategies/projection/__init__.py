@@ -1,0 +1,1 @@
+"""Updates kept out of the subspaces that old tasks use."""

@@ -1,0 +1,1 @@
+"""Old samples learned again beside new ones."""

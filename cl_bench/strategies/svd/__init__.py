@@ -1,0 +1,1 @@
+"""Updates kept out of what the weights themselves hold strongest."""
