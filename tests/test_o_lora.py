@@ -326,7 +326,7 @@ def test_merged_the_model_is_what_it_was_and_the_next_task_begins_there(make, ar
 def test_training_thrown_away_at_the_boundary_would_be_noticed(monkeypatch):
     """Negative control: PEFT's ``unload`` puts back what was there before the adapters."""
     nothing = torch.zeros(())
-    monkeypatch.setattr("cl_bench.strategies.lowrank.o_lora.added_weight", lambda layer: nothing)
+    monkeypatch.setattr("cl_bench.strategies.lowrank.pairs.added_weight", lambda layer: nothing)
     assert boundary_gap(inc_lora()) > 0.5
 
 

@@ -1095,11 +1095,11 @@ def conducted(
 
 
 small = {"samples": 20}
-rogo = functools.partial(ROGO, 0.97, cosine=0.5, strength=0.1, **small)
-trgp = functools.partial(TRGP, 0.8, trust=0.1, **small)
+rogo = functools.partial(ROGO, threshold=0.97, cosine=0.5, strength=0.1, **small)
+trgp = functools.partial(TRGP, threshold=0.8, trust=0.1, **small)
 RESUMED = {
-    "sgp": (functools.partial(SGP, 0.8, **small), "SGD", {}),
-    "sgp-packed": (functools.partial(SGP, 0.8, **small), "SGD", {"pack": 2}),
+    "sgp": (functools.partial(SGP, threshold=0.8, **small), "SGD", {}),
+    "sgp-packed": (functools.partial(SGP, threshold=0.8, **small), "SGD", {"pack": 2}),
     "trgp": (trgp, "momentum", {"scenario": "task"}),
     "trgp-quirks-packed": (
         functools.partial(trgp, official_quirks=True),

@@ -49,7 +49,7 @@ TEXTS = {
     **SHARED,
     "freeze": functools.partial(Freeze, tied="train"),
     "adaptive_svd": AdaptiveSVD,
-    "o_lora": functools.partial(OLoRA, 8),
+    "o_lora": functools.partial(OLoRA, rank=8),
 }
 
 
