@@ -8,7 +8,7 @@ from toys import make_engine, make_learner, make_stream
 from cl_bench.contracts import LOCAL_OR_FEDERATED, FederatedStrategy, Needs, Plan
 from cl_bench.federation.client import Turn, client_fit
 from cl_bench.federation.partition import ClientTask, Part
-from cl_bench.strategies.finetune import Finetune
+from cl_bench.strategies.baselines.finetune import Finetune
 
 
 class Follows(FederatedStrategy):

@@ -14,8 +14,8 @@ from toys import CLASSES, DIM, learn, make_engine, make_learner, make_stream, ml
 
 from cl_bench.contracts import EpochDecision, Plan, Strategy, UsageError
 from cl_bench.integrations import Guarded
-from cl_bench.strategies.finetune import Finetune
-from cl_bench.strategies.gpm import GPM
+from cl_bench.strategies.baselines.finetune import Finetune
+from cl_bench.strategies.projection.gpm import GPM
 from cl_bench.subspace import ConfinedLinear, confinement
 
 WORDS = ("t5", "gpt2", "gpt_neox")

@@ -12,7 +12,7 @@ from toys import DIM, make_learner, make_stream
 from cl_bench.integrations.borrowed import Borrowed
 from cl_bench.learners import language
 from cl_bench.models import gpt, t5
-from cl_bench.strategies.finetune import Finetune
+from cl_bench.strategies.baselines.finetune import Finetune
 
 
 def begun(kind, model):

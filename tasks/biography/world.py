@@ -7,10 +7,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+import cl_bench.tasks.biography.pools as pools
 from cl_bench.contracts.language import IGNORE
 from cl_bench.data import MemoryData
 from cl_bench.tasks.arguments import require
-from cl_bench.tasks.biography import pools
 from cl_bench.tasks.biography.people import draw, populate
 from cl_bench.tasks.biography.templates import QUESTIONS, statements
 from cl_bench.tasks.biography.vocabulary import END, HOLE, PAD, VALUE, Vocabulary, fill
