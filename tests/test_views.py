@@ -14,15 +14,15 @@ from cl_bench.contracts import (
     Strategy,
     UsageError,
 )
+from cl_bench.data import MemoryData
 from cl_bench.experiment import Together, TrainLoader
 from cl_bench.federation.client import Turn, client_fit
 from cl_bench.federation.partition import ClientTask, Part
 from cl_bench.integrations import Guarded
-from cl_bench.strategies.replay.er import ER
 from cl_bench.strategies.baselines.finetune import Finetune
 from cl_bench.strategies.baselines.joint import Joint
+from cl_bench.strategies.replay.er import ER
 from cl_bench.tasks.augmented import Augmented, Crop, Flip, InTurn
-from cl_bench.data import MemoryData
 
 BOTH = Needs(sample_index=True, plain_view=True, engines=LOCAL_OR_FEDERATED)
 

@@ -28,7 +28,7 @@ from cl_bench.contracts import (
     split_batch,
 )
 from cl_bench.contracts.options import Count, Index, OnlyWith, Share, Strength
-from cl_bench.strategies.matrices import own_matrices
+from cl_bench.strategies.svd.matrices import own_matrices
 from cl_bench.subspace import (
     CosineSum,
     Kind,
