@@ -41,6 +41,9 @@ CSS = """
 """
 
 PAGES = {
+    "start/reproduce.md": "Reproduce a paper",
+    "start/finetune.md": "Fine-tune a language model",
+    "start/new_method.md": "Add a method",
     "tutorial.md": "Your own strategy in 15 minutes",
     "studies.md": "From one run to a study",
     "dashboard.md": "Weights & Biases",
@@ -81,9 +84,12 @@ def write_pages(folder: Path, data: Path | None = None) -> None:
     (folder / "extra.css").write_text(CSS)
     shutil.copytree(DOCS / "images", folder / "images")
     shutil.copy(DOCS / "notebook.ipynb", folder)
-    shutil.copytree(DOCS / "own_folder", folder / "own_folder")
-    for path in DOCS.glob("*.md"):
-        (folder / path.name).write_text(relinked(path.read_text()))
+    for name in ("own_folder", "results"):
+        shutil.copytree(DOCS / name, folder / name)
+    for path in [*DOCS.glob("*.md"), *DOCS.glob("start/*.md"), *DOCS.glob("lab/*.md")]:
+        target = folder / path.relative_to(DOCS)
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(relinked(path.read_text()))
     readme = (ROOT / "README.md").read_text()
     before, own, after = re.split(r"(?m)^## (?=Your own strategy|In your own training)", readme)
     (folder / "tutorial.md").write_text(tutorial(own))
@@ -105,14 +111,15 @@ def navigation(folder: Path) -> list[dict[str, Any]]:
         items = {p.relative_to(folder / group).with_suffix("").as_posix(): p for p in found}
         nav.append({title: [{n: p.relative_to(folder).as_posix()} for n, p in items.items()]})
     rest = sorted(p.name for p in folder.glob("*.md") if p.name not in {*PAGES, "index.md"})
-    return [*nav, {"More": rest}] if rest else nav
+    lab = ["results/README.md", *sorted(f"lab/{p.name}" for p in folder.glob("lab/*.md"))]
+    return [*nav, {"More": rest}, {"Figures": lab}]
 
 
 def relinked(text: str) -> str:
     """Links from the repository's root and to its code, as the site has them."""
     text = text.replace("](docs/", "](")
-    code = r"\]\(((?:\.\./)?(?:cl_bench|tasks|tests|conf|CITATION|LICENSE|Makefile)[^)]*)\)"
-    return re.sub(code, lambda m: f"]({REPOSITORY}/{m[1].removeprefix('../')})", text)
+    code = r"\]\((?:\.\./)*((?:cl_bench|tasks|tests|conf|CITATION|LICENSE|Makefile)[^)]*)\)"
+    return re.sub(code, rf"]({REPOSITORY}/\1)", text)
 
 
 def tutorial(readme: str) -> str:
