@@ -65,19 +65,17 @@ def test_every_result_is_shown_on_a_page(name):
     assert name in shown | beside | quoted
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "conf/experiment").glob("*.yaml")), ids=lambda p: p.stem
-)
-def test_an_experiment_quotes_the_published_row(path):
-    reference = yaml.safe_load(path.read_text()).get("reference")
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "conf/experiment").glob("*.yaml")))
+def test_an_experiment_quotes_the_published_row(name):
+    reference = yaml.safe_load((ROOT / f"conf/experiment/{name}.yaml").read_text()).get("reference")
     if reference is None:
         return
     published = [
         row
-        for name in RESULTS
-        if name.startswith("published/")
-        for row in tables.rows(name)
-        if row["id"] == path.stem
+        for file in RESULTS
+        if file.startswith("published/")
+        for row in tables.rows(file)
+        if row["id"] == name
     ]
     scores = {k: reference[k] for k in ("acc", "acc_std", "bwt", "bwt_std", "strategy", "seeds")}
     assert scores in [{k: row.get(k) for k in scores} for row in published]
@@ -85,11 +83,12 @@ def test_an_experiment_quotes_the_published_row(path):
 
 @pytest.mark.parametrize("name", RESULTS)
 def test_means_are_those_of_the_seeds(name):
+    """As far as two decimals tell: they move a mean by 0.005, a deviation by 0.006."""
     for row in tables.rows(name):
         for score, values in row.get("per_seed", {}).items():
             assert len(values) == len(row["seeds"])
-            assert np.mean(values) == pytest.approx(row[score], abs=0.0051)
-            assert np.std(values, ddof=1) == pytest.approx(row[f"{score}_std"], abs=0.0051)
+            assert np.mean(values) == pytest.approx(row[score], abs=0.0101)
+            assert np.std(values, ddof=1) == pytest.approx(row[f"{score}_std"], abs=0.0111)
 
 
 def test_a_page_that_differs_is_seen(tmp_path, monkeypatch):
@@ -112,7 +111,7 @@ def test_a_page_that_differs_is_seen(tmp_path, monkeypatch):
 def test_what_a_file_of_results_lacks_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     (tmp_path / "one.json").write_text('{"values": [], "command": null}')
-    with pytest.raises(ValueError, match="one.json: no commit, seeds, machine, date"):
+    with pytest.raises(ValueError, match=r"one\.json: no commit, seeds, machine, date"):
         list(tables.rows("one"))
 
 
