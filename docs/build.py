@@ -118,7 +118,7 @@ def navigation(folder: Path) -> list[dict[str, Any]]:
 def relinked(text: str) -> str:
     """Links from the repository's root and to its code, as the site has them."""
     text = text.replace("](docs/", "](")
-    code = r"\]\((?:\.\./)*((?:cl_bench|tasks|tests|conf|CITATION|LICENSE|Makefile)[^)]*)\)"
+    code = r"\]\((?:\.\./)*((?:cl_bench|tasks|tests|conf|README|CITATION|LICENSE|Makefile)[^)]*)\)"
     return re.sub(code, rf"]({REPOSITORY}/\1)", text)
 
 
