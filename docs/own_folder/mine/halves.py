@@ -20,7 +20,7 @@ class Halves(Strategy):
         self.share = share
 
     def setup(self, learner: Learner, task: Task) -> None:
-        """Draw the masks; a resumed run draws the same ones again."""
+        """Draw the masks; a resumed run draws them again."""
         rng = generator(learner.seed, "halves", task.index)
         self.masks = {
             name: torch.rand(p.shape, generator=rng) < self.share
