@@ -124,25 +124,8 @@ def relinked(text: str) -> str:
 
 def tutorial(readme: str) -> str:
     """The README's example, which the test suite runs as it is printed, with what comes around."""
-    return relinked(f"# {readme}") + TUTORIAL
-
-
-TUTORIAL = """
-## What to check next
-
-1. `python -m cl_bench --config-dir mine/conf` lists your strategy beside ours.
-2. Compare it with the bounds, on three seeds, with one command and one report:
-
-        PYTHONPATH=mine python -m cl_bench --config-dir mine/conf -m \\
-            +strategy=finetune,joint,halves +stream=permuted_digits seed=0,1,2 sweep_dir=runs/halves
-        python -m cl_bench.report runs/halves
-
-3. Look at the page: *what updates did* shows per layer whether your rule keeps out of the subspace
-   that old tasks live in, whatever it says it does.
-4. If a later task needs something from an earlier one, return it from `state_dict` as tensors and
-   plain values, and take it back in `load_state_dict`: runs are then resumed exactly.
-5. Write `mine/conf/search/halves.yaml` after one of ours before you tune anything by hand.
-"""
+    more = "A test, and what to check next: [add a method](start/new_method.md)."
+    return relinked(f"# {readme}\n{more}\n")
 
 
 def strategy_page(name: str, path: Path) -> str:

@@ -17,7 +17,7 @@ RotationSeed = Annotated[
 ]
 HeldOut = Annotated[Rows, OnlyWith("validation_fraction")]
 Permutations = Annotated[int, Range(least=1, most=100)]
-"""As many as there are distinct seeds for."""
+"""The number of distinct seeds."""
 Rotations = Annotated[int, Range(least=1, most=360)]
 Angle = Annotated[float, Range(above=0, most=360)]
 """In degrees."""

@@ -15,7 +15,7 @@ class SplitCIFAR100(Stream):
 
     Source: github.com/sahagobinda/GPM @ dc5ba5c, dataloader/cifar100.py: class order,
     normalisation, 5 % of each task's training images held out at random. Which images these are
-    cannot be the same: copies of the data set differ in the order of their rows.
+    differs from theirs: copies of the data set differ in the order of their rows.
 
     Args:
         num_tasks: how many (the papers' 10 or 20); None for as many as ``classes_per_task`` makes,

@@ -1,4 +1,4 @@
-"""Streams of tensors that are at hand: for data of your own, notebooks and tests."""
+"""Streams made of your tensors: for data of your own, notebooks and tests."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -113,7 +113,7 @@ def from_tensors(
         scenario: what is known at test time.
         labels: how ``y`` counts classes where each task has its own: through the ``stream``, each
             task's after those of the one before, or from 0 in every ``task``. In the scenario
-            ``domain`` all tasks have the same classes, from 0.
+            ``domain`` all tasks share their classes, from 0.
         names: of the tasks, each another.
         name: of the stream.
         metric: what the tasks' score is called.

@@ -18,7 +18,7 @@ def cache_directory() -> Path:
 
 
 def digest(tensors: dict[str, Tensor]) -> str:
-    """Sha256 (hex) over names, types, shapes and contents; the same on every machine."""
+    """Sha256 (hex) over names, types, shapes and contents; equal on every machine."""
     result = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         result.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

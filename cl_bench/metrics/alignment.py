@@ -1,4 +1,4 @@
-"""What an update did to subspaces: formulas on tensors."""
+"""Formulas that relate a weight update to subspaces."""
 
 import math
 

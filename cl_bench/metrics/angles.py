@@ -1,4 +1,4 @@
-"""Do two updates act in the same directions? Principal subspaces of weight changes, and angles.
+"""Principal subspaces of two weight changes, and the angles between them.
 
 Zheng et al., "Spurious Forgetting in Continual Learning of Language Models", ICLR 2025, compare the
 updates of two phases of training layer by layer. What they leave out and what an angle means
@@ -82,7 +82,7 @@ def null_angle(rank: int, dimension: int) -> float:
 
 
 def overlap_excess(basis: Tensor, other: Tensor) -> float:
-    """(overlap - r_A/m) / (1 - r_A/m): 1 for the same space, 0 for chance, below 0 for avoidance.
+    """(overlap - r_A/m) / (1 - r_A/m): 1 for one space, 0 for chance, below 0 for avoidance.
 
     NaN where U_A is all of R^m, which holds everything, or where either space is empty.
     """
@@ -122,7 +122,7 @@ def compare_subspaces(basis: Tensor, other: Tensor) -> dict[str, float]:
 
 
 def flat_cosine(update: Tensor, other: Tensor) -> float:
-    """<A, B> / (||A|| ||B||): 1 for the same direction, -1 for undoing; NaN if either is zero."""
+    """<A, B> / (||A|| ||B||): 1 for one direction, -1 for undoing; NaN if either is zero."""
     a, b = update.double().flatten(), other.double().flatten()
     norms = float(a.norm() * b.norm())
     return float(a @ b) / norms if norms > 0 else math.nan

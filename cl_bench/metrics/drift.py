@@ -1,4 +1,4 @@
-"""How hidden states of old inputs moved: H (n, d) before, H' (n, d) after, of the same n inputs.
+"""How hidden states of n old inputs moved: H (n, d) before, H' (n, d) after.
 
 Zheng et al., ICLR 2025, section 4, follow the leading principal component. Its angle alone is noise
 where the first two components are about as large: by Davis and Kahan sin(angle) is bounded by

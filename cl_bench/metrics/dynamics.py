@@ -50,14 +50,14 @@ def dynamics(
 
 
 def matched(old: Sequence[float], new: Sequence[float], level: float) -> int | None:
-    """Which evaluation strategies are compared at: the first that has the new task at ``level``.
+    """The first evaluation that has the new task at ``level``: there strategies are compared.
 
     A strategy that learns less also forgets less, so old tasks are compared where the new one is
     learned equally well.
 
     Args:
         old: scores of the old tasks.
-        new: scores of the new task at the same evaluations.
+        new: scores of the new task at those evaluations.
         level: score of the new task, in [0, 1].
 
     Returns:

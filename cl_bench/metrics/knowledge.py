@@ -1,4 +1,4 @@
-"""Is it lost, or only out of reach? Drops of accuracy split into knowledge and alignment.
+"""Drops of accuracy, split into lost knowledge and lost alignment.
 
 That a task's performance takes knowledge (the facts) and alignment (how the task is done with them)
 is the view of Zheng et al., ICLR 2025, and so is the treatment: of a task's two disjoint halves,
@@ -14,7 +14,7 @@ p the performance on that half before, and a star for right after the task was l
     spurious fraction     = 1 - max(D_K, 0) / D       1: nothing was lost but alignment
 
 That means something only if a model that never saw the second half's facts stays at chance under
-the same treatment (the control), and where there was a drop to explain.
+that treatment (the control), and where there was a drop to explain.
 """
 
 import math

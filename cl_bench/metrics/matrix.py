@@ -1,4 +1,4 @@
-"""The accuracy matrix and what is read off it.
+"""The accuracy matrix and its summaries.
 
 R has shape (T + 1, T) and holds scores in [0, 1]: R[i, j] is the score on the j-th task after i
 tasks were learned. Row 0 is before any training. The formulas below count tasks from 1 as the
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 Matrix = NDArray[np.float64]
 
 TASK_AWARE = "task_aware_accuracy"
-"""The measure beside a class-incremental score: the same samples with their task id known."""
+"""The measure beside a class-incremental score: its samples, with their task id known."""
 
 
 def empty_matrix(tasks: int) -> Matrix:
@@ -91,7 +91,7 @@ def intransigence(R: Matrix, joint: Matrix) -> float:
     Args:
         R: accuracy matrix of the method.
         joint: J, that of a model trained on tasks 1 ... k together for every k (strategy
-            ``joint``); same tasks in the same order.
+            ``joint``); R's tasks, in R's order.
 
     Raises:
         ValueError: the matrices differ in shape.

@@ -1,7 +1,7 @@
 """The plane through three sets of weights: theta(a, b) = theta_0 + a u + b v.
 
 The directions are u = theta_1 - theta_0 and v = theta_2 - theta_1, so that (0, 0), (1, 0) and
-(1, 1) are the three themselves. They are neither orthogonal nor of the same length: distances in
+(1, 1) are the three themselves. They are neither orthogonal nor of one length: distances in
 the plane mean nothing without :func:`describe_plane`.
 """
 

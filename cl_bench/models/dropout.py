@@ -8,8 +8,8 @@ class Dropout(nn.Dropout):
     """``nn.Dropout``, its mask from uniform numbers when on a CPU.
 
     Torch's Bernoulli numbers take a sixth of a training step of FOT's network there and a fifth of
-    AlexNet's (``tests/benchmarks/dropout.py``). The mask has the same distribution and follows the
-    same generator, with other draws. Elsewhere, and in place, this is ``nn.Dropout`` itself.
+    AlexNet's (``tests/benchmarks/dropout.py``). The mask has torch's distribution and follows
+    torch's generator, with other draws. Elsewhere, and in place, this is ``nn.Dropout`` itself.
     """
 
     def forward(self, input: Tensor) -> Tensor:

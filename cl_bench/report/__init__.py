@@ -1,4 +1,4 @@
-"""What people look at: tables for the terminal and figures, from a run's directory alone."""
+"""Tables, figures and pages, made from the directories of runs alone."""
 
 from cl_bench.report.alignment import curve_figure, landscape_figure, write_probe_figures
 from cl_bench.report.plots import accuracy_matrix_figure, forgetting_figure, write_figures

@@ -1,4 +1,4 @@
-"""Figures of what probes found: old tasks while a new one is learned, and loss landscapes."""
+"""Figures of probes: old tasks while a new one is learned, and loss landscapes."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -143,7 +143,7 @@ def landscape_figure(event: Event, task_names: Sequence[str], title: str = "") -
 
 
 def write_probe_figures(directory: Path | str) -> list[Path]:
-    """Draw what the probes of a run found, if there were any, from its files alone.
+    """Draw what the probes of a run recorded, if there were any, from its files alone.
 
     ``curve.png``, and ``landscape_<task>.png`` for every task that has one.
 

@@ -61,7 +61,7 @@ def model_card(directory: Path, learned: int, loading: str) -> str:
 
 
 def _marked(value: Any) -> Any:
-    """The same with every text escaped for Markdown, at any depth."""
+    """``value`` with every text escaped for Markdown, at any depth."""
     if isinstance(value, str):
         return markdown(printable(value))
     if isinstance(value, Mapping):

@@ -72,7 +72,7 @@ def budget_tables(block: Block, width: int) -> list[Table]:
 def _tables(
     block: Block, names: Sequence[str], columns: Mapping[str, Sequence[Text]], width: int
 ) -> list[Table]:
-    """As few tables as hold all columns, each no wider than the console; headings may wrap."""
+    """The fewest tables that hold all columns, none wider than the console; headings may wrap."""
     gap = 2
     begin = max(map(len, [*names, "strategy"])) + gap
     parts: list[list[str]] = [[]]
@@ -148,7 +148,7 @@ def spread(row: Row, metric: str, digits: int, signed: bool = False) -> str:
 
 
 def p_value(block: Block, row: Row) -> str:
-    """Of the row against the best one."""
+    """The p value of the row against the best one, as shown."""
     if row is block.best("acc"):
         return "best"
     found = block.comparisons.get(row.label)

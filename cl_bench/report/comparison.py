@@ -1,4 +1,4 @@
-"""Whether two runs came to the same: every number of their records, times left out."""
+"""The comparison of two runs: every number of their records, times left out."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from cl_bench.tracking.files import SUMMARY, read_json
 
 STORAGE = ("checkpoint_bytes", "weights_bytes")
 MEASURED = ("peak_memory_bytes", "peak_device_bytes", "inference_overhead")
-"""What no two runs measure alike."""
+"""Quantities that differ between any two runs."""
 
 CACHE = ("from_cache", "final_loss")
 """Of pre-training: whoever comes second finds the weights of the first."""
@@ -124,7 +124,7 @@ def _differing(what: str, a: Any, b: Any) -> list[Difference]:
 
 
 def _pairs(a: Any, b: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
-    """All values that are not the same."""
+    """All values that differ."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         for key in dict.fromkeys((*a, *b)):
             inner = f"{where}.{key}" if where else str(key)

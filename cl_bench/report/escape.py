@@ -35,7 +35,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def shown(value: Any) -> Any:
-    """The same with what a terminal would obey made visible in every text, at any depth."""
+    """``value`` with what a terminal would obey made visible in every text, at any depth."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, Mapping):

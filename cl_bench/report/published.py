@@ -44,7 +44,7 @@ class Verdict:
 
     @property
     def text(self) -> str:
-        """In words."""
+        """The verdict in words."""
         if math.isnan(self.ours):
             return "not measured"
         off = self.ours - self.published
@@ -61,7 +61,7 @@ class Verdict:
 
 
 def verdicts(row: Row) -> list[Verdict]:
-    """Of every number that the row's configuration names; none without a reference."""
+    """The verdict on every number that the row's configuration names; none without a reference."""
     if row.reference is None:
         return []
     return [judge(row.reference, k, 100 * row.mean(k)) for k in METRICS if k in row.reference]

@@ -1,7 +1,7 @@
 """Runs put side by side: which belong together.
 
-Runs that differ in their seed alone make a row. Rows can be compared where the stream is the same
-and what is known at test time is: they make a block.
+Runs that differ in their seed alone make a row. Rows with one stream, and one answer to
+whether the task id is known at test time, can be compared: they make a block.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -46,7 +46,7 @@ class Study:
     searches: list[Trial]
 
     def rows(self) -> Iterator[Row]:
-        """Of all blocks."""
+        """The rows of all blocks."""
         for block in self.blocks:
             yield from block.rows
 
@@ -142,7 +142,7 @@ def _rows(trials: Sequence[Trial], left_out: list[str]) -> list[Row]:
 
 
 def _one_a_seed(trials: Sequence[Trial], left_out: list[str]) -> list[Trial]:
-    """The latest of several runs with the same settings and seed."""
+    """The latest of several runs with equal settings and seed."""
     latest: dict[int, Trial] = {}
     for trial in sorted(trials, key=_started):
         if trial.seed in latest:

@@ -87,7 +87,7 @@ def summary_table(
     Args:
         summary: as :func:`cl_bench.metrics.summarise` returns it, in [0, 1].
         task_id_known: whether the task id was known at test time.
-        task_aware: the same of scores with the task id known, for a column of its own.
+        task_aware: ``summary`` of scores with the task id known, for a column of its own.
     """
     known = "known" if task_id_known else "not known"
     both = task_aware is not None

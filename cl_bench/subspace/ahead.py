@@ -1,9 +1,9 @@
 """Projecting inputs that are known before their step: several batches at once, once a task.
 
 A network's first layer gets slices of tensors that were fetched for many steps, rows of data that
-stays the same for the whole task. W x = W P x + W (I - P) x, and while W changes inside P only, the
+does not change during the task. W x = W P x + W (I - P) x, and while W changes inside P only, the
 second term is a constant of each input. So the layer may as well learn from P x, which costs no
-backward pass of its own, and P x is the same in every epoch.
+backward pass of its own, and P x does not change between epochs.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Keeping the weight changes of some layers out of a subspace of their inputs.
 
-Three places to do it, the same update for plain SGD:
+Three places to do it, one update under plain SGD:
 
 * ``gradient``: G <- G P after the backward pass.
 * ``input``: since G = delta^T x gives G P = delta^T (x P), keep x P for the weight gradient. The
@@ -201,7 +201,7 @@ class ConfinedLinear(nn.Linear):
             del linear.__dict__[name]
 
     def forward(self, x: Tensor) -> Tensor:
-        """As ``nn.Linear``; only the gradient of the weight differs."""
+        """``nn.Linear``'s output; only the gradient of the weight differs."""
         if not torch.is_grad_enabled() or _lifted.get():
             return F.linear(x, self.weight, self.bias)
         weight = self.weight

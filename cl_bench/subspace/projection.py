@@ -52,7 +52,7 @@ class Projection:
         return torch.addmm(rows, rows @ self._left, self._right, beta=self.scale, alpha=-self.scale)
 
     def inplace(self, rows: Tensor) -> Tensor:
-        """The same, written into ``rows``."""
+        """The projected rows, written into ``rows``."""
         if self._free:
             return torch.mm(rows @ self._left, self._right, out=rows)
         return rows.addmm_(rows @ self._left, self._right, beta=self.scale, alpha=-self.scale)

@@ -1,11 +1,11 @@
 """Learning inside a subspace through one small matrix: W moves there as W B (S - I) B^T.
 
-B (d x q) is orthonormal, S (q x q) starts at I, and W B is W's as it was when B was found. The
+B (d x q) is orthonormal, S (q x q) starts at I, and W B is that of W when B was chosen. The
 layer's weight is the effective one, W_eff = W + W B (S - I) B^T, all the time, so the network runs
 as it is, and no product enters its passes: with G = dL/dW_eff the chain rule gives
 dL/dS = (W B)^T (G B), once a step, and a step of S moves the weight by W B (S_new - S_old) B^T.
 
-Where an optimizer's step is linear in the gradients, S and the weight make the same one: then
+Where an optimizer's step is linear in the gradients, S and the weight make one step: then
 W B (dL/dS) B^T in the weight's gradient carries it along, with fewer products than to follow. A
 norm that gradients are clipped by then counts what is carried as well.
 """

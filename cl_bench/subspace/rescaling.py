@@ -35,7 +35,7 @@ class Scaling:
         change: S - I (q, q); None starts at zero.
 
     Attributes:
-        change: the same as a parameter; zero is exactly no effect.
+        change: S - I (q, q), a parameter; zero is exactly no effect.
     """
 
     def __init__(
@@ -232,6 +232,6 @@ def _image(layer: LinearMap, basis: Tensor) -> Tensor:
 
 
 def _rescaled(cls: type[nn.Module]) -> type[nn.Module]:
-    """``cls`` with an effective weight; under the same name, by which some layers are known."""
+    """``cls`` with an effective weight; under its name, by which some layers are known."""
     mixin = _RescaledConv if issubclass(cls, nn.Conv1d | nn.Conv2d) else _RescaledLinear
     return type(cls.__name__, (mixin, cls), {})

@@ -5,7 +5,7 @@ U_h^T W = S_h V_h^T go on to hold, the output for an input in span(V_h) stays as
 every output's components along U_h. ``left`` and ``right`` keep one side each. ``block`` takes out
 U_h U_h^T D V_h V_h^T alone: that is the formula in print, and protects neither side.
 
-Three parametrisations, each a class of its own with the same three methods. All learn from the
+Three parametrisations, each a class of its own with three methods in common. All learn from the
 dense gradient G of the weight, which the network's ordinary backward pass leaves in it, and leave
 an ordinary dense weight behind: nothing of them is in the network, which runs at its own speed.
 """
@@ -56,7 +56,7 @@ class Restriction:
     def on_rows(self, weight: Tensor) -> "Restriction":
         """Pi for processes that share out ``weight``: from its rows of D each gets those of Pi(D).
 
-        Left singular vectors are those that process 0 found.
+        Left singular vectors are those of process 0.
         """
         own, s = copy(self), self.split
         U_l = cut_rows(s.U_l, weight) if s.U_l is not None and self._cut_left else None
@@ -65,7 +65,7 @@ class Restriction:
         return own
 
     def _over_rows(self, part: Tensor) -> Tensor:
-        """The sum over all rows of W, from that over the rows at hand."""
+        """The sum over all rows of W, from that over the rows that this process holds."""
         return part if self._weight is None else summed(part, self._weight)
 
     def reduce(self, G: Tensor) -> Tensor:

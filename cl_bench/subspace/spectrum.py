@@ -50,7 +50,7 @@ class Split:
         return len(self.U_h), len(self.V_h)
 
     def to(self, device: torch.device) -> "Split":
-        """The same on ``device``."""
+        """A copy of the split on ``device``."""
         low = [None if x is None else x.to(device) for x in (self.U_l, self.V_l)]
         return Split(self.values.to(device), self.U_h.to(device), self.V_h.to(device), *low)
 
@@ -110,8 +110,8 @@ class Spectrum:
 def spectra(matrices: Sequence[Tensor]) -> Iterator[tuple[int, Spectrum]]:
     """Singular values and short-side vectors of matrices, equal shapes together.
 
-    Every process of a group is given those of the first: two devices may find different vectors
-    for values that are nearly the same.
+    Every process of a group is given those of the first: two devices may compute different vectors
+    for values that are nearly equal.
 
     Args:
         matrices: two-dimensional, of any floating dtype.

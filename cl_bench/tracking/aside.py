@@ -1,4 +1,4 @@
-"""Where files of a run go that it no longer stands on: beside the others, never deleted."""
+"""The folder for files that a run no longer uses: beside the others, never deleted."""
 
 import shutil
 import time

@@ -1,4 +1,4 @@
-"""Where a run happens: versions, platform, and the state of the code."""
+"""The environment of a run: versions, platform, and the state of the code."""
 
 import importlib.metadata
 import os

@@ -198,7 +198,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_required(path: Path) -> bytes:
-    """The same of a file that every run has.
+    """All of a text file that every run has.
 
     Raises:
         UsageError: as :func:`open_file`, and where there is no such run or file.
@@ -215,7 +215,7 @@ def read_required(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """The same as text; raises :class:`UsageError` where it is not UTF-8, too."""
+    """All of a text file of a run, as text; raises :class:`UsageError` if it is not UTF-8, too."""
     try:
         return read_required(path).decode()
     except UnicodeDecodeError as error:
@@ -249,7 +249,7 @@ def to_json(value: Mapping[str, Any], indent: int | None = None) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same with plain numbers, and None for those that JSON does not know."""
+    """``value`` with plain numbers, and None for those that JSON does not know."""
     if isinstance(value, Mapping):
         return {str(k): _finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Who writes a run's directory: one process at a time.
+"""The lock on a run's directory: one process writes it at a time.
 
 The kernel holds the lock (``flock``), for processes of other PID namespaces and containers too, and
 lets go of it when the process ends, however it ends. The file names the process, and its time of

@@ -1,4 +1,4 @@
-"""A logger that hangs must not hang the run."""
+"""A limit on the time that a logger may take from the run."""
 
 import queue
 import threading
@@ -31,7 +31,7 @@ SLOW_TOTAL_SECONDS = 300.0
 class Patient:
     """Hands every call to a sink in a thread of its own, and waits for it as long as stated above.
 
-    The run does wait for each call: what is sent, and when, is the same as without the thread. A
+    The run does wait for each call: what is sent, and when, does not depend on the thread. A
     sink that does not answer, or is slow for too long, raises ``TimeoutError``, and the record
     drops it as it drops a sink that fails.
 
@@ -49,27 +49,27 @@ class Patient:
         self._slow = 0.0
 
     def start(self, task_names: Sequence[str]) -> None:
-        """As the sink does, in time."""
+        """:meth:`Sink.start`, within the time for an opening."""
         self._call(lambda: self.sink.start(task_names), OPENING_SECONDS)
 
     def resume(self, events: Sequence[Event]) -> None:
-        """As the sink does, in time."""
+        """:meth:`Sink.resume`, within the time for an opening."""
         self._call(lambda: self.sink.resume(events), OPENING_SECONDS)
 
     def event(self, event: Event) -> None:
-        """As the sink does, in time."""
+        """:meth:`Sink.event`, within the time for a call."""
         self._call(lambda: self.sink.event(event))
 
     def finish(self, summary: Mapping[str, Any], task_names: Sequence[str], R: Matrix) -> None:
-        """As the sink does, in time."""
+        """:meth:`Sink.finish`, within the time for a call."""
         self._call(lambda: self.sink.finish(summary, task_names, R))
 
     def figures(self, paths: Sequence[Path]) -> None:
-        """As the sink does, in time."""
+        """:meth:`Sink.figures`, within the time for a call."""
         self._call(lambda: self.sink.figures(paths))
 
     def close(self, failed: bool) -> None:
-        """As the sink does, in time; not at all if it hangs."""
+        """:meth:`Sink.close`, within the time for a closing; not at all if the sink hangs."""
         try:
             self._call(lambda: self.sink.close(failed), CLOSING_SECONDS)
         finally:

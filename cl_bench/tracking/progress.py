@@ -1,4 +1,4 @@
-"""Where a run stands: a live line on a terminal, plain lines in a log.
+"""The progress of a run: a live line on a terminal, plain lines in a log.
 
 On a terminal, one line is redrawn at most four times a second and a permanent line appears per
 task. Anywhere else nothing is ever redrawn: a line per task, and a heartbeat every half minute.

@@ -1,4 +1,4 @@
-"""What a run has left in its directory."""
+"""Reading the directory of a run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -45,7 +45,7 @@
   :mod:`cl_bench.experiment.probes`.
 
 Tasks are indices from 0; a number that is not finite is null. A run that is resumed drops the
-events after its checkpoint and writes them again: apart from times they are the same. Those that
+events after its checkpoint and writes them again: apart from times they are equal. Those that
 were dropped stand in ``resumes.jsonl``.
 """
 
@@ -129,7 +129,7 @@ class Record:
 
     @property
     def chain(self) -> str:
-        """Of ``results.jsonl`` so far; with :attr:`position`, what a checkpoint belongs to."""
+        """The hash of ``results.jsonl`` so far; with :attr:`position`, a checkpoint's place."""
         return self._journal.chain
 
     @property
@@ -139,7 +139,7 @@ class Record:
 
     @property
     def task_aware(self) -> Matrix:
-        """The same with the task id known; all NaN where the stream has no such score beside it."""
+        """R with the task id known; all NaN where the stream has no such score beside it."""
         return self._tables.task_aware
 
     def require_lock(self) -> None:
@@ -259,7 +259,7 @@ class Record:
         self._event("clients", task=task, **lists, summary=dict(summary))
 
     def probe(self, probe: str, task: int, values: Mapping[str, Any], **details: Any) -> None:
-        """What a probe found during or after the task with index ``task``.
+        """What a probe measured during or after the task with index ``task``.
 
         Args:
             probe: its name.

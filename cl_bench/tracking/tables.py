@@ -12,14 +12,14 @@ Event = Mapping[str, Any]
 
 
 class Tables:
-    """Events entered one by one; live and rebuilt, the tables are the same.
+    """The tables of events that are entered one by one, while a run goes or afterwards.
 
     Args:
         task_names: columns of the accuracy matrix.
 
     Attributes:
         matrix: R so far, (T + 1, T), NaN where nothing was evaluated.
-        task_aware: the same with the task id known; all NaN where the stream has no such score
+        task_aware: R with the task id known; all NaN where the stream has no such score
             beside the other.
         last_row: of the matrix; -1 where there is none yet.
         layers: one mapping per task and layer.

@@ -1,4 +1,4 @@
-"""Whether a run's files are what the run wrote, before anybody goes by them."""
+"""Checks that a run's files are what the run wrote."""
 
 import csv
 import hashlib
@@ -30,7 +30,7 @@ WEIGHED_BYTES = 256 * 2**20
 
 
 def verified(directory: Path, task_names: Sequence[str] | None = None) -> list[Line]:
-    """The events of a run, once its files were found to be what the run wrote.
+    """The events of a run whose files are what the run wrote.
 
     Args:
         directory: of the run.

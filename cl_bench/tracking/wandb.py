@@ -5,9 +5,9 @@ Axes: ``eval/*`` and ``layers/*`` run over ``task``, the number of tasks learned
 event in ``results.jsonl``. The run's summary holds what ``summary.json`` holds (``acc``, ``bwt``,
 ...), which is what a sweep optimises.
 
-A run that is resumed goes on under the same id, kept in ``wandb_id.txt``. W&B loses what it
-had not written yet when a process is killed, so everything recorded before is sent again, the same
-under the same steps: online, what the server has is left out; offline, every process leaves a
+A run that is resumed goes on under its id, kept in ``wandb_id.txt``. W&B loses what it
+had not written yet when a process is killed, so everything recorded before is sent again, under
+its former steps: online, what the server has is left out; offline, every process leaves a
 segment of its own in ``wandb``, the last one is complete, and ``wandb sync`` takes them in order.
 """
 

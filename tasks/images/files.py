@@ -99,7 +99,7 @@ def locate(wanted: Wanted) -> Located:
     """Find the data, from ``data_dir`` if given and else from the hub.
 
     Raises:
-        UsageError: at once, if it is not there: with the layout that is expected, what was found
+        UsageError: at once, if it is not there: with the layout that is expected, what is there
             instead and an embedded stream to use.
     """
     if wanted.data_dir is not None:
@@ -143,7 +143,7 @@ def _class_images(split: Path) -> list[Path]:
 
 
 def _content_hash(folder: Path, files: list[Path]) -> str:
-    """Sha256 over relative names and contents: a copy elsewhere is the same data."""
+    """Sha256 over relative names and contents: a copy elsewhere has an equal one."""
 
     def of(path: Path) -> str:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Labels of a data set's splits as numbers that mean the same class in both."""
+"""Labels of a data set's splits as numbers that mean one class in both."""
 
 from typing import Any
 

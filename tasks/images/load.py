@@ -1,4 +1,4 @@
-"""From a data set that was found to an :class:`ImageSource`."""
+"""Loading a labelled image data set as an :class:`ImageSource`."""
 
 import hashlib
 import json

@@ -30,7 +30,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Images and labels, the same for every task.
+    """Images and labels that all tasks share.
 
     Attributes:
         train: training images.

@@ -134,7 +134,7 @@ class ImageTask(Task):
         return self._test.materialise() if self.in_memory else self._test
 
     def sample(self, n: int, seed: int) -> Batch:
-        """As :meth:`Task.sample`, without making the whole training set for a few rows."""
+        """:meth:`Task.sample`, without making the whole training set for a few rows."""
         data: Data = (self._held() if self._held else None) or self._train
         order = torch.randperm(len(data), generator=generator(seed, "sample", self.index))
         return data[order[:n]]

@@ -28,7 +28,7 @@ class Unchanged:
 
 @dataclass(frozen=True)
 class Permutation:
-    """Moves pixels, all channels alike.
+    """Moves pixels, in one order for all channels.
 
     Attributes:
         order: int64 (h * w,); output pixel ``j`` is input pixel ``order[j]``, row by row.

@@ -24,13 +24,13 @@ def normalised(text: str) -> str:
 
 
 def exact_match(text: str, right: str, given: str) -> float:
-    """1 where both are the same once normalised."""
+    """1 where both are equal once normalised."""
     found = normalised(given)
     return float(bool(found) and found == normalised(right))
 
 
 def verbatim(text: str, right: str, given: str) -> float:
-    """1 where both are the same but for white space around them: points, signs and case count.
+    """1 where both are equal but for white space around them: points, signs and case count.
 
     TRACE's own accuracy compares the strings as they are (its metrics.py).
     """
@@ -38,7 +38,7 @@ def verbatim(text: str, right: str, given: str) -> float:
 
 
 def first_letter(text: str, right: str, given: str) -> float:
-    """1 where the first characters are the same: TRACE's ScienceQA, explanations left aside."""
+    """1 where the first characters are equal: TRACE's ScienceQA, explanations left aside."""
     return float(given.strip()[:1] != "" and given.strip()[:1] == right.strip()[:1])
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cl_bench.contracts import Origin, UsageError
-from tasks.text import Example, TextStream, TextTask
+from cl_bench.tasks.text import Example, TextStream, TextTask
 
 SPLITS = ("train", "validation", "test")
 
