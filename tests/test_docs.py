@@ -76,3 +76,28 @@ def test_the_site_is_whole_and_fetches_nothing(build, pages, tmp_path):
             r"<(?:script|link|img)[^>]*(?:src|href)=[\"']?(https?://[^\"' >]+)", html
         )
         assert [u for u in loaded if "cl-bench" not in u] == [], name
+
+
+def links():
+    """(page, target) of every link in docs to a file of the repository, with its anchor."""
+    for page in sorted(DOCS.rglob("*.md")):
+        for target in re.findall(r"\]\(([^)\s:]+)\)", page.read_text()):
+            yield page, target
+
+
+def test_links_of_the_docs_lead_somewhere():
+    for page, target in links():
+        file, _, anchor = target.partition("#")
+        path = (page.parent / file).resolve() if file else page
+        assert path.exists(), f"{page.relative_to(DOCS)}: {target}"
+        if anchor:
+            heads = re.findall(r"(?m)^#+ (.+)$", path.read_text())
+            named = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+            assert anchor in named, f"{page.relative_to(DOCS)}: {target}"
+
+
+def test_architecture_says_where_to_add_what():
+    page = (DOCS / "architecture.md").read_text()
+    lines = page.split("## Where to add what\n")[1].split("\n## ")[0].strip().splitlines()
+    kinds = [re.match(r"- \*\*An? (\w+)\*\*: .*\]\(\.\./.+\.py\)", line)[1] for line in lines]
+    assert kinds == ["strategy", "stream", "metric", "probe", "engine"]
