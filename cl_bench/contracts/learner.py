@@ -1,6 +1,7 @@
 """The learner as a strategy sees it: services, no geometry."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
@@ -127,6 +128,9 @@ class Learner(Protocol):
 
     def __call__(self, batch: Batch, head: int | None = None) -> Tensor:
         """Logits for a batch, from the head that serves it or from ``head``."""
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Inside, the network is in evaluation mode; afterwards as it was, module by module."""
 
     def features(self, batch: Batch, bare: bool = False) -> Tensor:
         """What the output layer reads, in the mode that the network is in.

@@ -110,7 +110,7 @@ class Borrowed(NetworkServices):
         """Raise :class:`UsageError` unless the model takes the first rows of ``sample``."""
         rows = self._to_device({name: value[:2] for name, value in sample.items()})
         try:
-            with torch.no_grad(), self._evaluating():
+            with torch.no_grad(), self.evaluating():
                 self(rows)
         except UsageError:
             raise
@@ -206,12 +206,12 @@ class Borrowed(NetworkServices):
     def performance(self, batch: Batch) -> float:
         """Share of the batch whose most likely class is right."""
         batch = self._to_device(batch)
-        with torch.no_grad(), self._evaluating():
+        with torch.no_grad(), self.evaluating():
             return float((self(batch).argmax(1) == _labels(batch)).double().mean())
 
     def draw_labels(self, batch: Batch, generator: torch.Generator) -> Batch:
         """The batch with labels drawn from the model's own predictions."""
-        with torch.no_grad(), self._evaluating():
+        with torch.no_grad(), self.evaluating():
             likelihood = self(self._to_device(batch)).softmax(1).cpu()
         drawn = torch.multinomial(likelihood, 1, generator=generator).squeeze(1)
         return {**batch, "y": drawn.to(_labels(batch).device)}
@@ -301,7 +301,8 @@ class Borrowed(NetworkServices):
         return self._model.parameters(recurse)
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> Iterator[None]:
+        """Inside, the network is in evaluation mode."""
         with same_modes(self._model):
             # Not by eval(): held norms would take that for what their owner asked of them.
             for module in self._model.modules():
@@ -312,7 +313,7 @@ class Borrowed(NetworkServices):
     def _as_in_training(self) -> Iterator[None]:
         with same_modes(self._model), own_buffers(self._model):
             if not self._model.training:
-                for module in self._model.modules():  # not by train(), as in _evaluating
+                for module in self._model.modules():  # not by train(), as in evaluating
                     module.training = module not in self.held_norms
             yield
 

@@ -104,7 +104,7 @@ class Classifier(BaseLearner):
     def draw_labels(self, batch: Batch, generator: torch.Generator) -> Batch:
         """The batch with ``y`` drawn from the model's own predictions."""
         batch = self._to_device(batch)
-        with torch.no_grad(), self._evaluating():
+        with torch.no_grad(), self.evaluating():
             likelihood = self.answer(batch, self.task).softmax(1).cpu()
         drawn = torch.multinomial(likelihood, 1, generator=generator).squeeze(1)
         return {**batch, "y": drawn.to(batch["y"].device)}

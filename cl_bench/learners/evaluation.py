@@ -103,7 +103,7 @@ class Evaluation(Objective):
         if batch is None:
             return
         batch = self._to_device(batch)
-        with torch.no_grad(), self._evaluating():
+        with torch.no_grad(), self.evaluating():
             known = self.finite(self(batch), batch).all()
         if float(average_(known.float())) < 1:
             raise self._diverged("outputs for training data are not finite")
@@ -125,6 +125,6 @@ class Evaluation(Objective):
     def performance(self, batch: Batch) -> float:
         """Mean score over the batch at the current weights; no side effects."""
         batch = self._to_device(batch)
-        with torch.no_grad(), self._evaluating():
+        with torch.no_grad(), self.evaluating():
             out = self.answer(batch, self.task)
             return float(self.score(out, batch).where(self.finite(out, batch), math.nan).mean())

@@ -288,7 +288,7 @@ class NetworkServices:
         """Second moments of the layers' inputs over the batches, in evaluation mode."""
         with ExitStack() as within:
             within.enter_context(torch.no_grad())
-            within.enter_context(self._evaluating())
+            within.enter_context(self.evaluating())
             if dropout:
                 within.enter_context(dropping(self.network))
             moments = within.enter_context(tapped(layers, into))
@@ -320,7 +320,7 @@ class NetworkServices:
         def value(batch: Batch) -> Tensor:
             return of_outputs(self(batch), batch)
 
-        looking = self._evaluating() if mode == "eval" else self._as_in_training()
+        looking = self.evaluating() if mode == "eval" else self._as_in_training()
         with unconfined(), looking, torch.enable_grad():
             parameters = self.named_trainable()
             if per_sample and (self.by_batch or mode == "train"):
@@ -334,7 +334,8 @@ class NetworkServices:
             }
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> Iterator[None]:
+        """Inside, the network is in evaluation mode."""
         with same_modes(self.network):
             self.network.eval()
             yield

@@ -88,7 +88,7 @@ def plain_optimizer(learner: BaseLearner, parameters: list[nn.Parameter], rate: 
 def _reading(learner: BaseLearner, task: Task | None) -> Iterator[None]:
     with (
         torch.no_grad(),
-        learner._evaluating(),
+        learner.evaluating(),
         learner.strategy.inference(learner, learner.told(task)),
         _precision(learner),
     ):

@@ -140,8 +140,9 @@ class SharedServices(NetworkServices):
         return sharding.whole(moments) if self.sharded else moments
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        with super()._evaluating(), self.put_together():
+    def evaluating(self) -> Iterator[None]:
+        """Inside, the network is in evaluation mode, and put together."""
+        with super().evaluating(), self.put_together():
             yield
 
     @contextmanager

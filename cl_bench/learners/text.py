@@ -130,7 +130,7 @@ class LanguageLearner(BaseLearner):
             eos_token_id=self.end,
             decoder_start_token_id=start,
         )
-        with self._evaluating():
+        with self.evaluating():
             tokens = self._generated(batch, {"generation_config": settings})
         return [self.prompts.text(row) for row in tokens.cpu()]
 
@@ -265,7 +265,7 @@ class LanguageLearner(BaseLearner):
     def draw_labels(self, batch: Batch, generator: torch.Generator) -> Batch:
         """The batch with every label drawn from the prediction after the true tokens before it."""
         moved = self._to_device(batch)
-        with torch.no_grad(), self._evaluating():
+        with torch.no_grad(), self.evaluating():
             logits, wanted = self.targets(self(moved), moved)
         likelihood, learned = logits.float().softmax(2).cpu(), (wanted != IGNORE).cpu()
         drawn = torch.multinomial(likelihood[learned], 1, generator=generator).squeeze(1)

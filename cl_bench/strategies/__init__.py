@@ -1,39 +1,33 @@
 """Update rules, a family a folder, one file a method: ``from cl_bench.strategies import GPM``.
 
-A method is imported when somebody asks for it: none pulls in another's packages.
+A method is imported when somebody asks for it, and none pulls in another's packages. Nobody lists
+them: a class is looked for in the files of the families.
 """
 
+import re
+from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-MODULES = {
-    "AdamNSCL": "projection.adam_nscl",
-    "AdaptiveSVD": "svd.adaptive_svd",
-    "ER": "replay.er",
-    "EWC": "penalty.ewc",
-    "FOT": "federated.fot",
-    "FedAvg": "federated.fedavg",
-    "FedProx": "federated.fedprox",
-    "Finetune": "baselines.finetune",
-    "Freeze": "isolation.freeze",
-    "GPM": "projection.gpm",
-    "IncLoRA": "lowrank.inc_lora",
-    "Joint": "baselines.joint",
-    "OLoRA": "lowrank.o_lora",
-    "ROGO": "projection.rogo",
-    "SGP": "projection.sgp",
-    "SeqLoRA": "lowrank.seq_lora",
-    "TRGP": "projection.trgp",
-    "TaskVector": "merging.task_vector",
-}
-"""Where in this package each class is."""
+FAMILIES = Path(__file__).parent
+
+
+@cache
+def modules() -> dict[str, str]:
+    """Where in this package each class is that a family defines, by its name."""
+    found = {}
+    for path in sorted(FAMILIES.glob("*/*.py")):
+        for name in re.findall(r"^class ([A-Z]\w*)\(", path.read_text("utf-8"), re.MULTILINE):
+            found[name] = f"{path.parent.name}.{path.stem}"
+    return found
 
 
 def __getattr__(name: str) -> Any:
-    if name not in MODULES:
+    if name not in modules():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{MODULES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{modules()[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *MODULES})
+    return sorted({*globals(), *modules()})
