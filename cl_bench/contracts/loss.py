@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-Count = int | Tensor
-"""A number of terms; a tensor () where it is counted on a device, so that nobody waits for it."""
+Count = int | float | Tensor
+"""A number of terms, or the sum of their weights; a tensor () where it is counted on a device, so
+that nobody waits for it."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,7 @@ class Loss:
 
     Attributes:
         sum: of the terms, ().
-        count: of the terms: samples, or labelled tokens.
+        count: of the terms: samples, labelled tokens, or the sum of their weights.
     """
 
     sum: Tensor
@@ -30,5 +32,7 @@ class Loss:
 
 
 def some(count: Count) -> Count:
-    """The count as something to divide by: at least 1."""
-    return count.clamp_min(1) if isinstance(count, Tensor) else max(count, 1)
+    """The count as something to divide by: 1 where there is nothing to count."""
+    if isinstance(count, Tensor):
+        return torch.where(count > 0, count, torch.ones_like(count))
+    return count if count > 0 else 1

@@ -53,10 +53,11 @@ def _samples(batch: Batch) -> int:
 
 
 def _counts(terms: Sequence[Count]) -> Tensor:
-    """int64 (n,)."""
+    """int64 (n,), float64 where terms have weights."""
     where = next((count.device for count in terms if isinstance(count, Tensor)), None)
     if where is None:
-        return torch.tensor(terms, dtype=torch.int64)
+        weighted = any(isinstance(count, float) for count in terms)
+        return torch.tensor(terms, dtype=torch.float64 if weighted else torch.int64)
     return torch.stack([torch.as_tensor(count, device=where) for count in terms])
 
 
@@ -84,7 +85,7 @@ class Objective(NetworkServices):
         self.learned_steps = 0
         self._losses: list[Tensor] = []
         self._terms: list[Count] = []
-        self._loss_sum, self._loss_count = 0.0, 0
+        self._loss_sum, self._loss_count = 0.0, 0.0
         self._step = Seen()
 
     @property
@@ -156,7 +157,7 @@ class Objective(NetworkServices):
             return found.mean, found.count
         own = torch.as_tensor(found.count, dtype=torch.float64, device=found.sum.device)
         terms = average_(own * (not idle)) * world()
-        return found.sum * ((not idle) * world() / some(terms)), terms.long()
+        return found.sum * ((not idle) * world() / some(terms)), terms
 
     def _watch(self, loss: Tensor) -> None:
         self._losses.append(loss.detach())
@@ -181,15 +182,15 @@ class Objective(NetworkServices):
         terms = _counts(self._terms).to(losses)
         self.learned_steps += len(self._losses)
         self._loss_sum += float((losses * terms).sum())
-        self._loss_count += int(terms.sum())
+        self._loss_count += float(terms.sum())
         self._losses.clear()
         self._terms.clear()
 
     def epoch_loss(self) -> float:
         """Mean training loss since the last call, over samples or labelled tokens."""
         self.flush_losses()
-        mean = self._loss_sum / max(1, self._loss_count)
-        self._loss_sum, self._loss_count = 0.0, 0
+        mean = self._loss_sum / (self._loss_count or 1.0)
+        self._loss_sum, self._loss_count = 0.0, 0.0
         return mean
 
     @property
