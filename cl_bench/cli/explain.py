@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cl_bench.cli.listing import options
 from cl_bench.errors import UsageError
 
-ADDED = ("strategy", "stream", "experiment", "also", "federation")
+ADDED = ("strategy", "stream", "experiment", "also", "federation", "backbone")
 """Groups without a default: ``+`` names their first choice."""
 
 
@@ -104,6 +104,7 @@ def refuse_lists(overrides: Sequence[str]) -> str | None:
             "trainer",
             "logger",
             "federation",
+            "backbone",
             "schedule",
             "experiment",
             "search",

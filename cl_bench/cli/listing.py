@@ -10,6 +10,7 @@ from rich.text import Text
 GROUPS = {
     "strategy": ("strategies", "+strategy=", "what an update may do"),
     "stream": ("streams", "+stream=", "the tasks, one after another"),
+    "backbone": ("backbones", "+backbone=", "frozen, its features kept; model=features or an mlp"),
     "schedule": ("schedules", "schedule=", "the learning rate within a task"),
     "model": ("models", "model=", "a stream brings its default"),
     "experiment": ("experiments", "+experiment=", "a published setting and its numbers"),

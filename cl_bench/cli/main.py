@@ -162,12 +162,14 @@ def _all_finished(sweep: Path) -> int:
 
 
 def _on_a_run(arguments: Sequence[str]) -> Callable[[Sequence[str]], bool] | None:
-    """What ``resume=``, ``reproduce=`` or ``export=`` calls, which tells whether all is well."""
+    """What ``resume=``, ``reproduce=``, ``export=``, ``features=`` call; says if all is well."""
     words = [a.partition("=")[0] for a in arguments]
     if "reproduce" in words:
         return reproduce
     if "export" in words:
         return _export
+    if "features" in words:
+        return _extract
     return _resume if "resume" in words else None
 
 
@@ -176,6 +178,14 @@ def _export(arguments: Sequence[str]) -> bool:
         from cl_bench.cli.export import export  # torch loads here
 
     export(arguments)
+    return True
+
+
+def _extract(arguments: Sequence[str]) -> bool:
+    with deferred():
+        from cl_bench.cli.extract import extract
+
+    extract(arguments)
     return True
 
 

@@ -43,9 +43,11 @@ from cl_bench.experiment.faults import memory_explained
 from cl_bench.experiment.identity import SinkFactory
 from cl_bench.experiment.reopen import Resume
 from cl_bench.experiment.trainers import TrainerFactory
+from cl_bench.features import FeatureStream
 from cl_bench.federation import Federation, check_federation, check_shares
 from cl_bench.learners import BaseLearner
 from cl_bench.learners.guards import refuse_half_precision
+from cl_bench.parallel.ranks import rank
 from cl_bench.tracking import wandb_sink
 
 
@@ -134,6 +136,8 @@ def _tasks(
     cfg, given = asked.cfg, asked.given
     with memory_explained(settings.loop, settings.evaluation.batch_size):
         stream = given["stream"] if "stream" in given else build_stream(cfg.stream, strategy)
+        if "backbone" in cfg:
+            stream = FeatureStream(stream, build(cfg.backbone), _say)
         stream = for_search(stream, settings.search)
     federation = build(cfg.federation) if "federation" in cfg else None
     schedule = settings.loop.schedule
@@ -144,6 +148,12 @@ def _tasks(
         check_federation(federation, name, strategy, stream, cfg.trainer, schedule)
     check_tasks(stream, validated=isinstance(schedule, Plateau))
     return stream, federation
+
+
+def _say(line: str) -> None:
+    """What takes long before there is a display; said by one of several processes."""
+    if rank() == 0:
+        print(line, flush=True)
 
 
 def _learner(asked: Request, settings: RunSettings, stream: Stream, optimizer: Any) -> BaseLearner:
@@ -188,7 +198,7 @@ def _check_learner(asked: Request, parts: Parts) -> None:
 
 def _made_of(cfg: DictConfig) -> dict[str, Callable[..., Any]]:
     """What parts of the configuration, which all have been made by now, are made into."""
-    places = [*NODES, "federation", *(f"also.{name}" for name in cfg.get("also") or ())]
+    places = [*NODES, "federation", "backbone", *(f"also.{name}" for name in cfg.get("also") or ())]
     nodes = {place: OmegaConf.select(cfg, place) for place in places}
     targets = {
         place: get_object(node._target_)

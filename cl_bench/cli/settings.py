@@ -134,6 +134,8 @@ def require_nodes(cfg: DictConfig, given: Mapping[str, Any]) -> None:
     added = {f"also.{n}": (node, f"+also={n}") for n, node in (cfg.get("also") or {}).items()}
     if "federation" in cfg:
         added["federation"] = (cfg.federation, "+federation=small")
+    if "backbone" in cfg:
+        added["backbone"] = (cfg.backbone, "+backbone=efficientnet_lite0")
     for name, (node, word) in added.items():
         if not isinstance(node, DictConfig) or "_target_" not in node:
             raise UsageError(f"{name} has settings, but is not named: add {word}")

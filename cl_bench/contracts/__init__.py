@@ -27,7 +27,7 @@ from cl_bench.contracts.stream import (
     Stream,
     Task,
 )
-from cl_bench.contracts.task import augmented, batch_sizes, split_batch
+from cl_bench.contracts.task import Samples, Side, Stored, augmented, batch_sizes, split_batch
 
 __all__ = [
     "IGNORE",
@@ -51,9 +51,12 @@ __all__ = [
     "PromptStream",
     "Protect",
     "Recovery",
+    "Samples",
     "Scenario",
+    "Side",
     "State",
     "Statistics",
+    "Stored",
     "Strategy",
     "Stream",
     "Task",

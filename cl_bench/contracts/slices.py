@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_bench.contracts.task import Batch, Data, Recovery, Task, augmented
+from cl_bench.contracts.task import Batch, Data, Recovery, Side, Stored, Task, augmented
 
 
 class RenumberedData:
@@ -111,6 +111,14 @@ class RenumberedTask(Task):
     def probes(self) -> Mapping[str, Data]:
         """Further data that is scored beside the matrix."""
         return {name: self._seen(data) for name, data in self.task.probes.items()}
+
+    def stored(self, side: Side) -> Stored | None:
+        """As of the task, with labels of the slice."""
+        found = self.task.stored(side)
+        if found is None:
+            return None
+        labels = self._seen(_Drawn(found.labels))[found.rows]
+        return replace(found, labels=labels)
 
     def sample(self, n: int, seed: int) -> Batch:
         """The samples that the task draws in its own stream."""

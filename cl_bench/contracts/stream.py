@@ -2,9 +2,12 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, overload
+
+import torch
 
 from cl_bench.contracts.checking import checked
 from cl_bench.contracts.errors import UsageError
@@ -73,9 +76,13 @@ class Stream(Sequence[Task]):
 
     Attributes:
         pretraining: what comes before the first task, if anything.
+        facts: further plain values for the record, such as the backbone that makes its inputs.
+        input_dtype: of ``x``.
     """
 
     pretraining: Pretraining | None = None
+    facts: Mapping[str, Any] = MappingProxyType({})
+    input_dtype: torch.dtype = torch.float32
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """The options of every stream are checked against their annotations."""

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -59,6 +59,44 @@ def augmented(data: Data, seed: int) -> Data | None:
     make = getattr(data, "augmented", None)
     found: Data | None = None if make is None else make(seed)
     return found
+
+
+Side = Literal["train", "validation", "test"]
+
+
+class Samples(Protocol):
+    """All that a corpus holds on one side, as it is stored: before a stream makes inputs of it.
+
+    ``samples[index]`` gives images as float32 (n, channels, height, width) in [0, 1], and texts as
+    a list of n strings.
+    """
+
+    @property
+    def kind(self) -> Literal["image", "text"]:
+        """Which of the two."""
+
+    @property
+    def identity(self) -> str:
+        """Names content and order; the same in every stream of the same data."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Tensor) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Data of a task as rows of what is stored, which tasks and streams share.
+
+    Attributes:
+        samples: all of them.
+        rows: int64 (n,), which are the task's.
+        labels: what a batch of all n holds beside its input: ``y`` and perhaps ``task``.
+    """
+
+    samples: Samples
+    rows: Tensor
+    labels: Batch
 
 
 @dataclass(frozen=True)
@@ -144,6 +182,10 @@ class Task(ABC):
     def probes(self) -> Mapping[str, Data]:
         """Further data that is scored whenever :attr:`test` is, beside the matrix."""
         return {}
+
+    def stored(self, side: Side) -> Stored | None:
+        """The data of a side as it is stored; None where the stream does not tell."""
+        return None
 
     def sample(self, n: int, seed: int) -> Batch:
         """``n`` training samples (fewer if the task has fewer), uniform, without replacement."""

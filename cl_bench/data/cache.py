@@ -1,12 +1,14 @@
 """Tensors that are slow to make, kept in ``$CL_BENCH_CACHE`` (default ``~/.cache/cl_bench``)."""
 
+import contextlib
 import hashlib
 import os
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -44,6 +46,37 @@ def cached(identity: str, build: Callable[[], dict[str, Tensor]]) -> tuple[dict[
     fingerprint = digest(tensors)
     _write(path, tensors, fingerprint)
     return tensors, fingerprint
+
+
+def present(identity: str) -> tuple[dict[str, Tensor], str] | None:
+    """What :func:`cached` would find: tensors and digest; None, said where a file is damaged."""
+    return _read(cache_directory() / f"{identity}.safetensors")
+
+
+@contextlib.contextmanager
+def alone(name: str, otherwise: str) -> Iterator[None]:
+    """Nobody else makes the same thing meanwhile; where no lock can be had, a warning.
+
+    Args:
+        name: of the thing.
+        otherwise: what runs at the same time do without a lock.
+    """
+    lock = FileLock(cache_directory() / f"{name}.lock")
+    try:
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        warnings.warn(
+            f"cannot lock {lock.lock_file} ({error}); runs at the same time {otherwise}: set "
+            "CL_BENCH_CACHE to a writable folder",
+            stacklevel=3,
+        )
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str] | None:

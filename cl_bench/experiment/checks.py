@@ -84,7 +84,7 @@ def check_batch(stream: Stream, task: Task, batch: object, split: str) -> None:
             f"{KEYS[missing[0]]}"
         )
     n = len(batch["x"]) if batch["x"].ndim else 0
-    form = {"x": (torch.float32, stream.input_shape), "y": (torch.int64, ())}
+    form = {"x": (stream.input_dtype, stream.input_shape), "y": (torch.int64, ())}
     if "task" in batch:
         form["task"] = (torch.int64, ())
     for name, (dtype, shape) in form.items():

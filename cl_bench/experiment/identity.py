@@ -83,6 +83,7 @@ def describe_data(stream: Stream) -> dict[str, Any]:
         "modality": stream.modality,
         "input_shape": list(stream.input_shape),
         "fingerprint": stream.fingerprint,
+        **({"facts": dict(stream.facts)} if stream.facts else {}),
         "tasks": [
             {
                 "name": task.name,

@@ -5,7 +5,6 @@ they depend on: text, recipe, network, initial weights, seed and precision. They
 learner's initial weights, so a strategy that starts tasks afresh starts them here.
 """
 
-import contextlib
 import hashlib
 import json
 import time
@@ -15,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import lightning
-from filelock import FileLock
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
@@ -23,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import IterableDataset
 
 from cl_bench.contracts import Batch, Loss, Pretraining, UsageError, derive_seed
-from cl_bench.data import cache_directory, cached, digest
+from cl_bench.data import alone, cached, digest
 from cl_bench.experiment.interrupts import without_signals
 from cl_bench.experiment.trainers import (
     TrainerFactory,
@@ -95,7 +93,7 @@ def pretrain(
         return {k: v.detach().cpu().clone() for k, v in learner.state_dict().items()}
 
     name = _identity(learner, recipe, seed, precision)
-    with _alone(name):
+    with alone(f"pretrained-{name}", "each pre-train"):
         weights, fingerprint = cached(f"pretrained-{name}", build)
     learner.load_state_dict(weights)
     learner.remember_initial_state()
@@ -118,27 +116,6 @@ def _identity(learner: BaseLearner, recipe: Pretraining, seed: int, precision: s
 
 def _nothing(seed: int) -> Iterator[Batch]:
     yield from ()
-
-
-@contextlib.contextmanager
-def _alone(name: str) -> Iterator[None]:
-    """Nobody else makes the same weights meanwhile; where no lock can be had, both make them."""
-    lock = FileLock(cache_directory() / f"pretrained-{name}.lock")
-    try:
-        cache_directory().mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        warnings.warn(
-            f"cannot lock {lock.lock_file} ({error}); runs at the same time each pre-train: set "
-            "CL_BENCH_CACHE to a writable folder",
-            stacklevel=3,
-        )
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _train(

@@ -120,10 +120,9 @@ def check_federation(
             f"strategy {name!r} ({type(strategy).__name__}) says that it runs in federations and "
             "is no cl_bench.contracts.FederatedStrategy: make it one"
         )
-    if stream.modality != "image":
+    if stream.modality == "text":
         raise UsageError(
-            f"federations learn image streams so far, stream {stream.name!r} is of "
-            f"{stream.modality}s"
+            f"federations tell classes apart so far, stream {stream.name!r} asks for words"
         )
     if federation.engine == "flower" and strategy.private:
         raise UsageError(

@@ -120,9 +120,8 @@ def _dry_run(model: nn.Module, stream: Stream) -> tuple[int, list[str]]:
     model.eval()
     found: list[Tensor] = []
     try:
-        lonely = need_company(
-            model, lambda: found.append(model(torch.zeros(2, *stream.input_shape))), 2
-        )
+        x = torch.zeros(2, *stream.input_shape, dtype=stream.input_dtype)
+        lonely = need_company(model, lambda: found.append(model(x)), 2)
     except (RuntimeError, ValueError) as error:
         raise UsageError(
             f"the model does not accept inputs of shape {stream.input_shape} that stream "

@@ -3,7 +3,9 @@
 from cl_bench.models.alexnet_cl import AlexNetCL
 from cl_bench.models.cnn import SmallCNN
 from cl_bench.models.dropout import Dropout
+from cl_bench.models.efficientnet_lite import efficientnet_lite0
 from cl_bench.models.gpt import gpt
+from cl_bench.models.identity import Identity
 from cl_bench.models.lenet import LeNet
 from cl_bench.models.mlp import MLP
 from cl_bench.models.pretrained import pretrained
@@ -14,9 +16,11 @@ __all__ = [
     "MLP",
     "AlexNetCL",
     "Dropout",
+    "Identity",
     "LeNet",
     "ResNet18Small",
     "SmallCNN",
+    "efficientnet_lite0",
     "gpt",
     "pretrained",
     "t5",

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -245,7 +246,11 @@ def _task(
         if empty:
             raise UsageError(f"task {name!r}: classes {empty} have no {remedy}")
 
-    task = index if task_id else None
+    def data(side: Literal["train", "test"], rows: Tensor, y: Tensor) -> ImageData:
+        pixels = source.train if side == "train" else source.test
+        name = f"{source.fingerprint} {side}"
+        return ImageData(pixels, rows, y[rows], view, index if task_id else None, name)
+
     return ImageTask(
         name=name,
         index=index,
@@ -254,9 +259,9 @@ def _task(
         labels=labels,
         class_names=[source.class_names[label] for label in labels] if source.class_names else (),
         origin=source.origin,
-        train=ImageData(source.train, train_rows, train_y[train_rows], view, task),
-        validation=ImageData(source.train, validation_rows, train_y[validation_rows], view, task),
-        test=ImageData(source.test, test_rows, test_y[test_rows], view, task),
+        train=data("train", train_rows, train_y),
+        validation=data("train", validation_rows, train_y),
+        test=data("test", test_rows, test_y),
         in_memory=source.in_memory,
     )
 

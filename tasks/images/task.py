@@ -3,16 +3,42 @@
 import weakref
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cl_bench.contracts.randomness import generator
 from cl_bench.contracts.stream import Batch, Data, Origin, Task
+from cl_bench.contracts.task import Side, Stored
 from cl_bench.data import MemoryData
 from cl_bench.tasks.augmented import Augmented, Transform
 from cl_bench.tasks.images.source import Pixels, row_chunks
 from cl_bench.tasks.images.views import View
+
+
+class StoredImages:
+    """All images of a side, arranged, before they are normalised.
+
+    Args:
+        pixels: uint8 images.
+        view: with what is done to them, and the pixel value that becomes 1.
+        name: of their content, such as a source's fingerprint and the side.
+    """
+
+    kind: Literal["image"] = "image"
+
+    def __init__(self, pixels: Pixels, view: View, name: str) -> None:
+        self.pixels = pixels
+        self.view = view
+        self.identity = f"{name} {view.arrange.identity}".strip()
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """float32 (n, c, h, w) in [0, 1]."""
+        return self.view.arrange(self.pixels[index]).float() / self.view.maximum
 
 
 class ImageData:
@@ -24,19 +50,29 @@ class ImageData:
         y: int64 (n,) their positions in the stream's label space.
         view: uint8 images to float32 inputs.
         task: index to add under ``task``, where the task id is known at test time.
+        name: of the images' content and order.
     """
 
     def __init__(
-        self, pixels: Pixels, rows: Tensor, y: Tensor, view: View, task: int | None
+        self, pixels: Pixels, rows: Tensor, y: Tensor, view: View, task: int | None, name: str
     ) -> None:
         self.pixels = pixels
         self.rows = rows
         self.y = y
         self.view = view
         self.task = task
+        self.name = name
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def stored(self) -> Stored:
+        """The same as rows of all the images."""
+        labels = {"y": self.y}
+        if self.task is not None:
+            labels["task"] = torch.full_like(self.y, self.task)
+        return Stored(StoredImages(self.pixels, self.view, self.name), self.rows, labels)
 
     def __getitem__(self, index: Tensor) -> Batch:
         """``x`` float32 (n, c, h, w), ``y`` int64 (n,) and perhaps ``task`` int64 (n,)."""
@@ -132,6 +168,11 @@ class ImageTask(Task):
     def test(self) -> Data:
         """Test data, kept once made: it is evaluated after every task."""
         return self._test.materialise() if self.in_memory else self._test
+
+    def stored(self, side: Side) -> Stored:
+        """The images of a side as they are stored."""
+        data = {"train": self._train, "validation": self._validation, "test": self._test}
+        return data[side].stored
 
     def sample(self, n: int, seed: int) -> Batch:
         """:meth:`Task.sample`, without making the whole training set for a few rows."""

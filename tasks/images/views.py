@@ -8,11 +8,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, pad
 
+from cl_bench.data import digest
 from cl_bench.tasks.images.source import ImageSource, Moments
 
 
 class Arrangement(Protocol):
-    """Images (n, c, h, w) in, images (n, c', h', w') of one shape out, each on its own."""
+    """Images (n, c, h, w) in, images (n, c', h', w') of one shape out, each on its own.
+
+    Attributes:
+        identity: names what is done; empty where nothing is.
+    """
+
+    @property
+    def identity(self) -> str:
+        """Names what is done."""
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """The arranged images."""
@@ -20,6 +29,8 @@ class Arrangement(Protocol):
 
 class Unchanged:
     """The images as they are."""
+
+    identity = ""
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """``pixels`` itself."""
@@ -36,6 +47,11 @@ class Permutation:
 
     order: Tensor
 
+    @property
+    def identity(self) -> str:
+        """By the order."""
+        return f"permuted {digest({'order': self.order})}"
+
     def __call__(self, pixels: Tensor) -> Tensor:
         """(n, c, h, w) of any type, permuted."""
         flat = pixels.flatten(2)
@@ -51,6 +67,11 @@ class Rotation:
     """
 
     degrees: float
+
+    @property
+    def identity(self) -> str:
+        """By the angle."""
+        return f"rotated {self.degrees!r}"
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """float32 (n, c, h, w) of uint8 or float ``pixels``."""
@@ -77,6 +98,11 @@ class Framed:
     """
 
     shape: tuple[int, int, int]
+
+    @property
+    def identity(self) -> str:
+        """By the shape."""
+        return f"framed {self.shape}"
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """(n, *shape), of the type of ``pixels``."""

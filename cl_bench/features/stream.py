@@ -1,0 +1,120 @@
+"""A stream seen through a frozen backbone: inputs are features."""
+
+import hashlib
+import json
+import weakref
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from cl_bench.contracts import Data, Side, Stored, Stream, Task, UsageError
+from cl_bench.data import MemoryData
+from cl_bench.features.backbone import Backbone
+from cl_bench.features.store import FeatureStore
+
+SIDES: tuple[Side, ...] = ("train", "validation", "test")
+
+
+class FeatureTask(Task):
+    """A task whose inputs are features (n, d).
+
+    Args:
+        task: whose samples they are.
+        sides: its data as it is stored, with the features of each.
+    """
+
+    def __init__(self, task: Task, sides: dict[Side, tuple[Stored, FeatureStore]]) -> None:
+        self.name, self.index, self.classes = task.name, task.index, task.classes
+        self.head, self.metric, self.epochs = task.head, task.metric, task.epochs
+        self.rate, self.facts, self.origin = task.rate, task.facts, task.origin
+        self._sides = sides
+        self._held: weakref.ref[MemoryData] | None = None
+
+    def _data(self, side: Side) -> MemoryData:
+        stored, store = self._sides[side]
+        return MemoryData({"x": store[stored.rows], **stored.labels})
+
+    @property
+    def train(self) -> Data:
+        """Training data: tensors that live as long as somebody holds them."""
+        data = self._held() if self._held else None
+        if data is None:
+            data = self._data("train")
+            self._held = weakref.ref(data)
+        return data
+
+    @cached_property
+    def validation(self) -> Data:
+        """Held-out training data; may be empty."""
+        return self._data("validation")
+
+    @cached_property
+    def test(self) -> Data:
+        """Test data, kept once made."""
+        return self._data("test")
+
+
+class FeatureStream(Stream):
+    """The tasks of a stream, their inputs replaced by what a frozen backbone makes of them.
+
+    All features that the tasks need are computed, or read from the cache, when it is made.
+
+    Args:
+        stream: tells what is stored (:meth:`~cl_bench.contracts.Task.stored`).
+        backbone: makes the features.
+        say: is told what takes long.
+
+    Raises:
+        UsageError: the stream does not tell, has a network pre-trained, or stores what the backbone
+            does not take.
+    """
+
+    def __init__(
+        self, stream: Stream, backbone: Backbone, say: Callable[[str], None] = print
+    ) -> None:
+        if stream.pretraining is not None:
+            raise UsageError(
+                f"backbone: stream {stream.name!r} pre-trains its own network; leave +backbone out"
+            )
+        stores: dict[str, FeatureStore] = {}
+        tasks = []
+        for task in stream:
+            sides: dict[Side, tuple[Stored, FeatureStore]] = {}
+            for side in SIDES:
+                stored = task.stored(side)
+                if stored is None:
+                    raise UsageError(
+                        f"backbone: stream {stream.name!r} does not tell what its samples are "
+                        "before it makes inputs of them; use one of images or texts with classes"
+                    )
+                name = stored.samples.identity
+                if name not in stores:
+                    stores[name] = FeatureStore(backbone, stored.samples, say)
+                sides[side] = (stored, stores[name])
+            tasks.append(FeatureTask(task, sides))
+        for store in stores.values():
+            _fill(store, tasks)
+        parts = [stream.fingerprint, *sorted(store.fingerprint for store in stores.values())]
+        super().__init__(
+            stream.name,
+            tasks,
+            stream.scenario,
+            (next(iter(stores.values())).width,),
+            hashlib.sha256(json.dumps(parts).encode()).hexdigest(),
+            modality="features",
+            task_id_at_test=stream.task_id_at_test,
+        )
+        self.facts = {"backbone": backbone.facts()}
+
+
+def _fill(store: FeatureStore, tasks: list[FeatureTask]) -> None:
+    """Have at hand what the tasks need of one store, all at once."""
+    rows: list[Tensor] = [
+        stored.rows
+        for task in tasks
+        for stored, of in task._sides.values()
+        if of is store and len(stored.rows)
+    ]
+    store.require(torch.cat(rows))
