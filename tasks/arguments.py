@@ -8,6 +8,7 @@ from cl_bench.contracts.options import OnlyWith, Range, shown
 Rows = Literal["first", "random"]
 """Which rows become validation data."""
 Order = Literal["fixed", "random"]
+ClassOrder = Literal["fixed", "random", "seed_1993"]
 OrderSeed = Annotated[int, Range(least=0, below=2**32)]
 SplitSeed = Annotated[
     OrderSeed, OnlyWith("class_order", ("random",)), OnlyWith("validation_split", ("random",))

@@ -9,7 +9,8 @@ from cl_bench.contracts.options import PartShare, Range
 from cl_bench.contracts.stream import Scenario, Stream
 from cl_bench.tasks.arguments import HeldOut, OrderSeed
 from cl_bench.tasks.cifar100 import load_cifar100
-from cl_bench.tasks.images.arrange import Holdout, Part, class_tasks, ordered
+from cl_bench.tasks.images.arrange import Holdout, Part, class_tasks
+from cl_bench.tasks.images.increments import ordered
 from cl_bench.tasks.images.source import Moments
 from cl_bench.tasks.images.views import Unchanged
 

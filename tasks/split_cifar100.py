@@ -4,7 +4,7 @@ from typing import Literal
 
 from cl_bench.contracts.options import Count, PartShare
 from cl_bench.contracts.stream import Scenario, Stream
-from cl_bench.tasks.arguments import HeldOut, Order, SplitSeed
+from cl_bench.tasks.arguments import ClassOrder, HeldOut, SplitSeed
 from cl_bench.tasks.augmented import Crop, Flip, InTurn
 from cl_bench.tasks.cifar100 import load_cifar100
 from cl_bench.tasks.images.arrange import Holdout, split_tasks
@@ -23,13 +23,19 @@ class SplitCIFAR100(Stream):
         classes_per_task: how many classes each; None to divide all 100 evenly among ``num_tasks``.
         scenario: ``task`` (a head each, task id known), ``class`` (a head each, unknown) or
             ``domain`` (one head, every task's classes numbered from 0).
-        class_order: ``fixed`` (0, 1, ...) or ``random``.
+        class_order: ``fixed`` (0, 1, ...), ``random`` or ``seed_1993``, that of class-incremental
+            papers since iCaRL.
+        first_classes: of the first task; None for as many as the others. With 50 and
+            ``num_tasks`` null, ``classes_per_task`` 10, class-incremental papers' B50 in steps of
+            10; B0 in steps of 10 needs neither.
         order_seed: of the random order of classes and of a random validation split.
         validation_fraction: share of each task's training data held out.
         validation_split: hold out the ``first`` or ``random`` rows of each task.
         augment: what training does to its images, anew in every epoch: ``none``, or ``crop_flip``
             (a window of 32x32 pixels in the image with 4 more around it, flipped in half of the
             cases). What strategies look at by themselves and evaluation data is never augmented.
+        train_per_class: the first so many training images of every class; None for all 500.
+        test_per_class: the same of test images; None for all 100.
         data_dir: folder with CIFAR-100 (see ``load_cifar100``); None for the hub.
 
     Raises:
@@ -42,17 +48,29 @@ class SplitCIFAR100(Stream):
         num_tasks: Count | None = 10,
         classes_per_task: Count | None = None,
         scenario: Scenario = "task",
-        class_order: Order = "fixed",
+        class_order: ClassOrder = "fixed",
+        first_classes: Count | None = None,
         order_seed: SplitSeed = 0,
         validation_fraction: PartShare = 0.05,
         validation_split: HeldOut = "random",
         augment: Literal["none", "crop_flip"] = "none",
+        train_per_class: Count | None = None,
+        test_per_class: Count | None = None,
         data_dir: str | None = None,
     ) -> None:
-        holdout = Holdout(validation_fraction, validation_split, order_seed)
+        holdout = Holdout(
+            validation_fraction, validation_split, order_seed, train_per_class, test_per_class
+        )
         source = load_cifar100(data_dir)
         tasks = split_tasks(
-            source, num_tasks, classes_per_task, order_seed, holdout, scenario, class_order
+            source,
+            num_tasks,
+            classes_per_task,
+            order_seed,
+            holdout,
+            scenario,
+            class_order,
+            first_classes,
         )
         if augment == "crop_flip":
             for task in tasks:

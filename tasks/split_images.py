@@ -5,7 +5,7 @@ from typing import Literal
 
 from cl_bench.contracts.options import Count, PartShare
 from cl_bench.contracts.stream import Scenario, Stream
-from cl_bench.tasks.arguments import Angle, HeldOut, Order, OrderSeed, require
+from cl_bench.tasks.arguments import Angle, ClassOrder, HeldOut, Order, OrderSeed, require
 from cl_bench.tasks.images.arrange import Holdout, permuted_tasks, rotated_tasks, split_tasks
 from cl_bench.tasks.images.files import Wanted
 from cl_bench.tasks.images.load import load_images
@@ -41,13 +41,17 @@ class SplitImages(Stream):
         classes_per_task: split: how many classes each; None to divide all evenly. If both are set
             the stream may leave classes out.
         scenario: split: ``task`` (the default), ``class`` or ``domain``. Others: ``domain``.
-        class_order: split: ``fixed`` (the default) or ``random``.
+        class_order: split: ``fixed`` (the default), ``random``, or ``seed_1993`` (100 or 200
+            classes).
+        first_classes: split: of the first task; None for as many as the others.
         identity_first: permuted: leave the first task's pixels where they are (default false).
         max_angle: rotated: in (0, 360] degrees, itself not reached (default 180).
         angle_order: rotated: ``fixed`` (growing, the default) or ``random``.
         order_seed: of permutations, random orders and a random validation split.
         validation_fraction: share of each task's training data held out.
         validation_split: hold out the ``first`` or ``random`` rows.
+        train_per_class: the first so many training rows of every class; None for all.
+        test_per_class: the same of test rows.
         licence: of the data, for the record.
         citation: of the data, for the record.
 
@@ -74,17 +78,21 @@ class SplitImages(Stream):
         num_tasks: Count | None = None,
         classes_per_task: Count | None = None,
         scenario: Scenario | None = None,
-        class_order: Order | None = None,
+        class_order: ClassOrder | None = None,
+        first_classes: Count | None = None,
         identity_first: bool | None = None,
         max_angle: Angle | None = None,
         angle_order: Order | None = None,
         order_seed: OrderSeed = 0,
         validation_fraction: PartShare = 0.1,
         validation_split: HeldOut = "random",
+        train_per_class: Count | None = None,
+        test_per_class: Count | None = None,
         licence: str = "unknown: see the source",
         citation: str = "unknown: see the source",
     ) -> None:
         _applies(how, "split", classes_per_task=classes_per_task, class_order=class_order)
+        _applies(how, "split", first_classes=first_classes)
         _applies(how, "permuted", identity_first=identity_first)
         _applies(how, "rotated", max_angle=max_angle, angle_order=angle_order)
         scenario = scenario or ("task" if how == "split" else "domain")
@@ -95,7 +103,9 @@ class SplitImages(Stream):
             hub = {"dataset": dataset, "revision": revision, "config_name": config_name}
             for key, value in hub.items():
                 require(value is None, key, value, "data_dir is used instead: set one of the two")
-        holdout = Holdout(validation_fraction, validation_split, order_seed)
+        holdout = Holdout(
+            validation_fraction, validation_split, order_seed, train_per_class, test_per_class
+        )
         source = load_images(
             Wanted(
                 dataset,
@@ -125,6 +135,7 @@ class SplitImages(Stream):
                 holdout,
                 scenario,
                 class_order or "fixed",
+                first_classes,
             )
         elif how == "permuted":
             tasks = permuted_tasks(source, count, order_seed, holdout, bool(identity_first))

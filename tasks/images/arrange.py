@@ -1,5 +1,6 @@
 """Arranging one image source into tasks: permuted, rotated or split by class."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,7 +12,8 @@ from torch import Tensor
 from cl_bench.contracts.errors import UsageError
 from cl_bench.contracts.randomness import generator
 from cl_bench.contracts.stream import Scenario
-from cl_bench.tasks.arguments import Order, Rows, require
+from cl_bench.tasks.arguments import ClassOrder, Order, Rows, require
+from cl_bench.tasks.images.increments import first_of_each, increments, ordered
 from cl_bench.tasks.images.source import ImageSource
 from cl_bench.tasks.images.task import ImageData, ImageTask
 from cl_bench.tasks.images.views import Arrangement, Permutation, Rotation, Unchanged, View, view_of
@@ -36,17 +38,22 @@ class Part:
 
 @dataclass(frozen=True)
 class Holdout:
-    """Which training rows of a task become its validation data.
+    """Which rows of a task there are, and which of them become its validation data.
 
     Attributes:
         fraction: share of the rows, in [0, 1), rounded down.
         split: the ``first`` rows (GPM's and HAT's protocol) or ``random`` ones.
         seed: of the random choice; a stream passes its ``order_seed``.
+        train_per_class: the first so many training rows of every class, of which validation data
+            is taken; None for all.
+        test_per_class: the first so many test rows of every class; None for all.
     """
 
     fraction: float
     split: Rows
     seed: int
+    train_per_class: int | None = None
+    test_per_class: int | None = None
 
     def carve(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """``rows`` (n,) as (training, validation), each in the order of ``rows``."""
@@ -131,7 +138,9 @@ def split_tasks(
     order_seed: int,
     holdout: Holdout,
     scenario: Scenario,
-    class_order: Order,
+    class_order: ClassOrder,
+    first_classes: int | None = None,
+    classes: Sequence[int] | None = None,
 ) -> list[ImageTask]:
     """Tasks with classes of their own.
 
@@ -144,18 +153,25 @@ def split_tasks(
         holdout: the validation rule, applied within each task.
         scenario: ``task`` and ``class`` give task i the positions [i k, (i + 1) k) and head i;
             ``domain`` numbers every task's classes from 0 on one head.
-        class_order: ``fixed`` (as in the data set) or ``random``.
+        class_order: ``fixed`` (as in the data set), ``random`` or ``seed_1993``.
+        first_classes: of the first task, where it has more (or fewer) than the others.
+        classes: the data set's labels that there are tasks of; None for all.
 
     Raises:
         UsageError: if the classes cannot be divided like that.
     """
-    num_tasks, size = _divide(source.num_classes, num_tasks, classes_per_task)
-    if size == 1:
+    labels = list(range(source.num_classes)) if classes is None else list(classes)
+    sizes = increments(len(labels), num_tasks, classes_per_task, first_classes)
+    if 1 in sizes:
         remedy = "one class a task leaves nothing to decide there; use fewer tasks or class"
         require(scenario == "class", "scenario", scenario, remedy)
-    order = ordered(source.num_classes, "class_order", class_order, order_seed)
-    groups = [order[i * size : (i + 1) * size] for i in range(num_tasks)]
-    parts = [Part(_split_name(i, labels), source, labels) for i, labels in enumerate(groups)]
+    if len(set(sizes)) > 1:
+        remedy = f"domain has one head for all, and tasks have {sizes} classes; use class or task"
+        require(scenario != "domain", "scenario", scenario, remedy)
+    order = [labels[i] for i in ordered(len(labels), "class_order", class_order, order_seed)]
+    stops = list(itertools.accumulate(sizes))
+    groups = [order[stop - size : stop] for size, stop in zip(sizes, stops, strict=True)]
+    parts = [Part(_split_name(i, group), source, group) for i, group in enumerate(groups)]
     return class_tasks(parts, scenario, holdout)
 
 
@@ -230,7 +246,8 @@ def _task(
     position = torch.full((source.num_classes,), -1)
     position[labels] = torch.tensor(classes)
     train_y, test_y = position[source.train_labels], position[source.test_labels]
-    all_rows, test_rows = (torch.nonzero(y >= 0).flatten() for y in (train_y, test_y))
+    all_rows = first_of_each(train_y, holdout.train_per_class)
+    test_rows = first_of_each(test_y, holdout.test_per_class)
     train_rows, validation_rows = holdout.carve(all_rows)
     for y, rows, remedy in (
         (train_y, all_rows, "training samples: check the data, or leave the class out"),
@@ -264,41 +281,6 @@ def _task(
         test=data("test", test_rows, test_y),
         in_memory=source.in_memory,
     )
-
-
-def _divide(
-    num_classes: int, num_tasks: int | None, classes_per_task: int | None
-) -> tuple[int, int]:
-    """(number of tasks, classes a task)."""
-    have = f"the data set has {num_classes} classes"
-    if num_tasks is None and classes_per_task is None:
-        raise UsageError(
-            f"stream.num_tasks=null: {have}; set stream.num_tasks or stream.classes_per_task"
-        )
-    if classes_per_task is not None:
-        remedy = f"{have}; choose from 1 to {num_classes}"
-        require(1 <= classes_per_task <= num_classes, "classes_per_task", classes_per_task, remedy)
-    if num_tasks is None:
-        assert classes_per_task is not None
-        remedy = f"{have}; choose a divisor, or set stream.num_tasks too to leave classes out"
-        divides = num_classes % classes_per_task == 0
-        require(divides, "classes_per_task", classes_per_task, remedy)
-        return num_classes // classes_per_task, classes_per_task
-    if classes_per_task is None:
-        remedy = f"{have}; choose a divisor, or set stream.classes_per_task to leave classes out"
-        require(num_classes % num_tasks == 0, "num_tasks", num_tasks, remedy)
-        return num_tasks, num_classes // num_tasks
-    remedy = f"{have}, too few for {classes_per_task} a task; lower it or stream.classes_per_task"
-    require(num_tasks * classes_per_task <= num_classes, "num_tasks", num_tasks, remedy)
-    return num_tasks, classes_per_task
-
-
-def ordered(count: int, key: str, how: Order, order_seed: int) -> list[int]:
-    """``range(count)``, ``fixed`` or in the ``random`` order that ``order_seed`` gives ``key``."""
-    if how == "fixed":
-        return list(range(count))
-    order: list[int] = torch.randperm(count, generator=generator(order_seed, key)).tolist()
-    return order
 
 
 def _split_name(index: int, labels: list[int]) -> str:
