@@ -13,6 +13,7 @@ class SplitDigits(Stream):
     Args:
         num_tasks: how many; None for as many as ``classes_per_task`` makes, fewer leave some out.
         classes_per_task: how many classes each; None to divide all ten evenly among ``num_tasks``.
+        first_classes: of the first task; None for as many as the others.
         scenario: ``task`` (a head each, task id known), ``class`` (a head each, unknown) or
             ``domain`` (one head, every task's classes numbered from 0).
         class_order: ``fixed`` (0, 1, ...) or ``random``.
@@ -28,6 +29,7 @@ class SplitDigits(Stream):
         self,
         num_tasks: Count | None = None,
         classes_per_task: Count | None = 2,
+        first_classes: Count | None = None,
         scenario: Scenario = "task",
         class_order: Order = "fixed",
         order_seed: SplitSeed = 0,
@@ -37,6 +39,13 @@ class SplitDigits(Stream):
         holdout = Holdout(validation_fraction, validation_split, order_seed)
         source = load_digits()
         tasks = split_tasks(
-            source, num_tasks, classes_per_task, order_seed, holdout, scenario, class_order
+            source,
+            num_tasks,
+            classes_per_task,
+            order_seed,
+            holdout,
+            scenario,
+            class_order,
+            first_classes,
         )
         super().__init__("split_digits", tasks, scenario, source.shape, source.fingerprint)

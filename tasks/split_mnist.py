@@ -13,6 +13,7 @@ class SplitMNIST(Stream):
     Args:
         num_tasks: how many; None for as many as ``classes_per_task`` makes, fewer leave some out.
         classes_per_task: how many classes each; None to divide all ten evenly among ``num_tasks``.
+        first_classes: of the first task; None for as many as the others.
         scenario: ``task`` (a head each, task id known), ``class`` (a head each, unknown) or
             ``domain`` (one head, every task's classes numbered from 0).
         class_order: ``fixed`` (0, 1, ...) or ``random``.
@@ -30,6 +31,7 @@ class SplitMNIST(Stream):
         self,
         num_tasks: Count | None = None,
         classes_per_task: Count | None = 2,
+        first_classes: Count | None = None,
         scenario: Scenario = "task",
         class_order: Order = "fixed",
         order_seed: SplitSeed = 0,
@@ -40,6 +42,13 @@ class SplitMNIST(Stream):
         holdout = Holdout(validation_fraction, validation_split, order_seed)
         source = load_mnist(data_dir, alternative="split_digits")
         tasks = split_tasks(
-            source, num_tasks, classes_per_task, order_seed, holdout, scenario, class_order
+            source,
+            num_tasks,
+            classes_per_task,
+            order_seed,
+            holdout,
+            scenario,
+            class_order,
+            first_classes,
         )
         super().__init__("split_mnist", tasks, scenario, source.shape, source.fingerprint)

@@ -25,9 +25,11 @@ from cl_bench.cli.objects import (
 from cl_bench.contracts import Strategy, Stream, UsageError
 from cl_bench.contracts.options import shown
 from cl_bench.experiment import Cosine, Plateau, Together, quiet_lightning
+from cl_bench.features import Backbone
 
 __all__ = [
     "build",
+    "build_backbone",
     "build_model",
     "build_optimizer",
     "build_schedule",
@@ -74,6 +76,14 @@ def build_stream(cfg: DictConfig, strategy: Strategy) -> Stream:
     told = {"task_id_at_test": True} if left_open and strategy.needs.task_id_at_test else {}
     stream: Stream = build(cfg, **told)
     return stream
+
+
+def build_backbone(cfg: DictConfig) -> Backbone:
+    """The frozen network that a configuration names: the same in every run, whatever its seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        backbone: Backbone = build(cfg)
+    return backbone
 
 
 def build_model(cfg: DictConfig, stream: Stream) -> nn.Module:

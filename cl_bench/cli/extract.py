@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from cl_bench.cli.build import build, build_stream
+from cl_bench.cli.build import build_backbone, build_stream
 from cl_bench.cli.compose import composed
 from cl_bench.contracts import Strategy, UsageError
 from cl_bench.features import FeatureStream
@@ -28,5 +28,5 @@ def extract(arguments: Sequence[str]) -> None:
         if group not in cfg:
             raise UsageError(f"{WORD}: no {group} is named; add one, +{group}={example}")
     stream = build_stream(cfg.stream, Strategy())
-    made = FeatureStream(stream, build(cfg.backbone))
+    made = FeatureStream(stream, build_backbone(cfg.backbone))
     print(f"features of {made.name}: {made.input_shape[0]} a sample; {made.fingerprint}")

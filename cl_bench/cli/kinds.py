@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from cl_bench.contracts import Protect, Strategy, Stream, UsageError
 from cl_bench.experiment import Cosine, Plateau
-from cl_bench.features import Backbone
+from cl_bench.features import Backbone, BaseTraining
 from cl_bench.federation import Federation
 from cl_bench.learners import BaseLearner
 from cl_bench.tasks.text import Prompt
@@ -55,7 +55,7 @@ SLOTS = {
         (Trainer,),
         (Parallel, Precision, ClusterEnvironment, CheckpointIO, LayerSync),
     ),
-    "backbone": Kind("a backbone", (Backbone,), (nn.Module,)),
+    "backbone": Kind("a backbone", (Backbone,), (nn.Module, BaseTraining)),
     "federation": Kind("a federation", (Federation,), (Optimizer,)),
 }
 """By top-level key of the configuration; nothing else in it is made from a ``_target_``."""

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cl_bench.cli.build import (
     build,
+    build_backbone,
     build_model,
     build_optimizer,
     build_strategy,
@@ -137,7 +138,7 @@ def _tasks(
     with memory_explained(settings.loop, settings.evaluation.batch_size):
         stream = given["stream"] if "stream" in given else build_stream(cfg.stream, strategy)
         if "backbone" in cfg:
-            stream = FeatureStream(stream, build(cfg.backbone), _say)
+            stream = FeatureStream(stream, build_backbone(cfg.backbone), _say)
         stream = for_search(stream, settings.search)
     federation = build(cfg.federation) if "federation" in cfg else None
     schedule = settings.loop.schedule

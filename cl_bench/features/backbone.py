@@ -3,7 +3,8 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -11,9 +12,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from cl_bench.contracts import Origin, Samples, UsageError
+from cl_bench.contracts import Origin, Samples, Stored, UsageError
 from cl_bench.contracts.options import Count, OnlyWith
 from cl_bench.data import digest
+from cl_bench.features.base import BaseTraining, train_on_base
 from cl_bench.learners.batch_norm import by_batch
 from cl_bench.tasks.text.tokens import load_tokens
 
@@ -30,6 +32,7 @@ class Backbone(ABC):
         network: inputs to features (n, ...); put into evaluation mode.
         batch_size: samples that go through it at a time.
         device: ``auto`` takes a GPU where there is one.
+        base: how it learns the stream's first task before it is frozen; None: it stays as it is.
 
     Raises:
         UsageError: what the network says of a sample depends on the batch it stands in.
@@ -37,7 +40,9 @@ class Backbone(ABC):
 
     kind: Literal["image", "text"]
 
-    def __init__(self, network: nn.Module, batch_size: Count, device: str) -> None:
+    def __init__(
+        self, network: nn.Module, batch_size: Count, device: str, base: BaseTraining | None
+    ) -> None:
         for name in by_batch(network):
             raise UsageError(
                 f"backbone.network: layer {name!r} normalises by the batch, so that a sample has "
@@ -45,6 +50,7 @@ class Backbone(ABC):
             )
         self.device = _device(device)
         self.batch_size = batch_size
+        self.base = base
         self.network = network.eval().requires_grad_(False)
 
     @abstractmethod
@@ -54,6 +60,24 @@ class Backbone(ABC):
     @abstractmethod
     def inputs(self, samples: Any) -> Tensor:
         """What the network takes, of samples as :class:`~cl_bench.contracts.Samples` gives them."""
+
+    def prepare(self, first: Stored, say: Callable[[str], None]) -> None:
+        """Learn the stream's first task, where :attr:`base` says so. To be called once, before all.
+
+        Args:
+            first: its training data.
+            say: is told what takes long.
+        """
+        if self.base is None:
+            return
+
+        def inputs(rows: Tensor) -> Tensor:
+            return self.inputs(first.samples[rows])
+
+        name = f"{self.layer} {json.dumps(dict(self.settings()))}"
+        self.network.requires_grad_(True)
+        train_on_base(self.network, first, inputs, self.base, name, say)
+        self.network.eval().requires_grad_(False)
 
     @cached_property
     def weights(self) -> str:
@@ -83,7 +107,10 @@ class Backbone(ABC):
             "source": origin.source if origin else "unknown",
             "licence": origin.licence if origin else "unknown",
             "citation": origin.citation if origin else "unknown",
-            "trained_on": getattr(self.network, "trained_on", None) or "unknown",
+            **({"base": asdict(self.base)} if self.base else {}),
+            "trained_on": "the stream's first task"
+            if self.base
+            else getattr(self.network, "trained_on", None) or "unknown",
         }
 
     @torch.inference_mode()
@@ -122,6 +149,7 @@ class ImageBackbone(Backbone):
         std: the same.
         batch_size: images that go through the network at a time.
         device: ``auto`` takes a GPU where there is one.
+        base: how the network learns the stream's first task before it is frozen; None: not at all.
     """
 
     kind = "image"
@@ -135,8 +163,9 @@ class ImageBackbone(Backbone):
         std: Sequence[float] = (0.229, 0.224, 0.225),
         batch_size: Count = 64,
         device: str = "auto",
+        base: BaseTraining | None = None,
     ) -> None:
-        super().__init__(network, batch_size, device)
+        super().__init__(network, batch_size, device, base)
         if not len(mean) == len(std) > 0 or min(std) <= 0:
             raise UsageError(
                 f"backbone.mean={list(mean)}, backbone.std={list(std)}: one number a channel in "
@@ -184,6 +213,7 @@ class TextBackbone(Backbone):
         length: most tokens of a text, special ones included; what is longer loses its end.
         batch_size: texts that go through the network at a time.
         device: ``auto`` takes a GPU where there is one.
+        base: how the network learns the stream's first task before it is frozen; None: not at all.
 
     Raises:
         UsageError: there is no such tokenizer.
@@ -198,8 +228,9 @@ class TextBackbone(Backbone):
         length: Count = 128,
         batch_size: Count = 64,
         device: str = "auto",
+        base: BaseTraining | None = None,
     ) -> None:
-        super().__init__(network, batch_size, device)
+        super().__init__(network, batch_size, device, base)
         name = tokenizer or getattr(network, "tokenizer", None)
         if name is None:
             raise UsageError("backbone.tokenizer=null: the network brings none; name one")

@@ -78,6 +78,9 @@ class FeatureStream(Stream):
             raise UsageError(
                 f"backbone: stream {stream.name!r} pre-trains its own network; leave +backbone out"
             )
+        first = stream[0].stored("train")
+        if first is not None:
+            backbone.prepare(first, say)
         stores: dict[str, FeatureStore] = {}
         tasks = []
         for task in stream:

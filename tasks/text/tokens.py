@@ -12,7 +12,7 @@ from cl_bench.contracts.errors import UsageError
 from cl_bench.hub import hub_reachable
 
 BYTES = "bytes"
-"""Name of the tokenizer that needs no files: token b + 1 stands for byte b, 0 pads."""
+"""Name of the tokenizer that needs no files: b + 1 stands for byte b, 257 begins a text, 0 pads."""
 
 
 class Tokens(Protocol):
@@ -35,14 +35,14 @@ class Tokens(Protocol):
 class ByteTokens:
     """UTF-8 bytes."""
 
-    identity, pad, size = BYTES, 0, 257
+    identity, pad, size = BYTES, 0, 258
 
     def __call__(self, texts: Sequence[str], length: int) -> Tensor:
         """int64 (n, length)."""
         ids = torch.zeros(len(texts), length, dtype=torch.int64)
         for row, text in zip(ids, texts, strict=True):
-            found = torch.frombuffer(bytearray(text.encode()[:length]), dtype=torch.uint8)
-            row[: len(found)] = found.long() + 1
+            found = [256, *text.encode()][:length]
+            row[: len(found)] = torch.tensor(found) + 1
         return ids
 
 
