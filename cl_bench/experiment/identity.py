@@ -91,6 +91,7 @@ def describe_data(stream: Stream) -> dict[str, Any]:
                 "first_class": task.classes.start,
                 "head": task.head,
                 "metric": task.metric,
+                "test_samples": len(task.scored),
                 "source": task.origin.source,
                 "licence": task.origin.licence,
                 "citation": task.origin.citation,

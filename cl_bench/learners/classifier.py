@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cl_bench.contracts import Batch, Stream, UsageError, derive_seed
 from cl_bench.learners.batch_norm import need_company
 from cl_bench.learners.module import BaseLearner
-from cl_bench.metrics import TASK_AWARE
+from cl_bench.metrics import ANSWERED, TASK_AWARE
 from cl_bench.optimizers import OptimizerFactory
 
 
@@ -90,11 +90,13 @@ class Classifier(BaseLearner):
         return (out.argmax(1) == batch["y"]).double()
 
     def details(self, out: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        """Where classes of all tasks compete, the score with those of other tasks left out."""
+        """Where classes of all tasks compete: the score without other tasks', and who answers."""
         if self.scenario != "class":
             return {}
         owner = self.head_of_class[batch["y"]]
-        return {TASK_AWARE: self.score(self._of_heads(out, owner), batch)}
+        answered = self.head_of_class[out.argmax(1)]
+        shares = {f"{ANSWERED}{i}": (answered == i).double() for i in range(self.seen_heads)}
+        return {TASK_AWARE: self.score(self._of_heads(out, owner), batch), **shares}
 
     def _of_heads(self, logits: Tensor, heads: Tensor) -> Tensor:
         """Logits (n, seen) with the classes of other heads than each sample's (n,) left out."""

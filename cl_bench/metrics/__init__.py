@@ -24,6 +24,15 @@ from cl_bench.metrics.drift import (
     shift_in_top,
 )
 from cl_bench.metrics.dynamics import dynamics, matched, rebound, steps_to_half, trough
+from cl_bench.metrics.incremental import (
+    ANSWERED,
+    by_task_and_by_sample,
+    dense_summary,
+    min_accuracy,
+    recency_bias,
+    stability_gap,
+    worst_case_accuracy,
+)
 from cl_bench.metrics.knowledge import alignment_ratio, at_chance, drops, spurious_fraction
 from cl_bench.metrics.matrix import (
     SUMMARIES,
@@ -45,6 +54,7 @@ from cl_bench.metrics.matrix import (
 )
 
 __all__ = [
+    "ANSWERED",
     "SUMMARIES",
     "TASK_AWARE",
     "Matrix",
@@ -53,9 +63,11 @@ __all__ = [
     "average_accuracy",
     "average_incremental_accuracy",
     "backward_transfer",
+    "by_task_and_by_sample",
     "compare_subspaces",
     "component_angle",
     "component_gap",
+    "dense_summary",
     "diagonal",
     "drift",
     "drops",
@@ -69,17 +81,20 @@ __all__ = [
     "learning_accuracy",
     "linear_cka",
     "matched",
+    "min_accuracy",
     "null_angle",
     "overlap",
     "overlap_excess",
     "principal_directions",
     "principal_subspace",
     "rebound",
+    "recency_bias",
     "relative_change",
     "share_inside",
     "shift_in_top",
     "so_far",
     "spurious_fraction",
+    "stability_gap",
     "steps_to_half",
     "subspace_angles",
     "summarise",
@@ -87,4 +102,5 @@ __all__ = [
     "trough",
     "unprotected_by_chance",
     "unprotected_share",
+    "worst_case_accuracy",
 ]

@@ -19,7 +19,7 @@ import numpy as np
 from cl_bench.metrics import Matrix, forgetting_per_task
 from cl_bench.report.compare import FLAG, KNOWN, p_value, remarks, spread
 from cl_bench.report.escape import script, shown
-from cl_bench.report.quantities import COSTS, METRICS, format_cost
+from cl_bench.report.quantities import COSTS, METRICS, MORE, format_cost
 from cl_bench.report.rows import Block, Row
 from cl_bench.report.study import Study, differences
 from cl_bench.report.tables import EXPLANATIONS
@@ -57,6 +57,7 @@ def page_data(study: Study, paths: Iterable[Path | str]) -> dict[str, Any]:
     explanations = {key: meaning for key, (_, meaning) in EXPLANATIONS.items()}
     explanations["intransigence"] = INTRANSIGENCE
     explanations["task_aware_acc"] = TOLD
+    explanations |= {key: meaning for key, (_, meaning) in MORE.items()}
     runs = [trial for row in study.rows() for trial in row.trials]
     return {
         "version": VERSION,
@@ -115,6 +116,7 @@ def _row(block: Block, row: Row) -> dict[str, Any]:
         "p": p_value(block, row),
         "matrix": _spread(R)["mean"],
         "matrix_std": _spread(R)["std"],
+        "confusion": _confusion(row),
         "seen": _spread(seen),
         "forgetting": _spread(forgotten),
         "layers": _layers(row, T),
@@ -124,6 +126,15 @@ def _row(block: Block, row: Row) -> dict[str, Any]:
         "reference": _reference(row),
         "command": row.trials[0].command,
     }
+
+
+def _confusion(row: Row) -> list[Any] | None:
+    """How tasks are taken for one another at the end, in percent; None where a run does not say."""
+    found = [trial.run.confusion for trial in row.trials]
+    told = [100 * matrix for matrix in found if matrix is not None]
+    if len(told) < len(found) or len({m.shape for m in told}) != 1:
+        return None
+    return _numbers(np.mean(told, axis=0))
 
 
 def _layers(row: Row, tasks: int) -> dict[str, dict[str, Any]]:

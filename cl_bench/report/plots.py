@@ -159,8 +159,39 @@ def forgetting_figure(R: Matrix, task_names: Sequence[str], title: str = "") -> 
     return figure
 
 
+def confusion_figure(C: Matrix, task_names: Sequence[str], title: str = "") -> Figure:
+    """How tasks are taken for one another, as a heatmap in percent.
+
+    Args:
+        C: (T, T), share of the samples of a task (row) whose answer is a class of another (column).
+        task_names: of the tasks.
+        title: what run it is.
+    """
+    T = len(C)
+    cell = 0.55 if T <= 12 else 0.42
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(max(4.6, cell * T + 3.0), max(3.4, 0.75 * cell * T + 2.0))
+        axes = figure.add_subplot()
+        axes.imshow(np.ma.masked_invalid(C), cmap=HEAT, vmin=0, vmax=1, aspect="auto")
+        for i, j in np.argwhere(np.isfinite(C)):
+            text = f"{100 * C[i, j]:.0f}"
+            colour = cell_colours(C[i, j])[1]
+            axes.text(j, i, text, ha="center", va="center", fontsize=8.0, color=colour)
+        names = list(task_names[:T])
+        axes.set_xticks(range(T), names)
+        _tilt_if_crowded(axes, names, (figure.get_figwidth() - 2.3) / T)
+        axes.set_yticks(range(T), names)
+        axes.set_xlabel("taken for")
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        _titles(axes, "Confusion by task (%)", title)
+    return figure
+
+
 def write_figures(directory: Path | str) -> list[Path]:
     """Draw ``accuracy_matrix.png`` and ``forgetting.png`` from a run's files alone.
+
+    A run that says how tasks are taken for one another has ``confusion_by_task.png`` too.
 
     Returns:
         The files.
@@ -173,6 +204,10 @@ def write_figures(directory: Path | str) -> list[Path]:
         "accuracy_matrix.png": accuracy_matrix_figure(run.matrix, run.task_names, _caption(run)),
         "forgetting.png": forgetting_figure(run.matrix, run.task_names, _caption(run)),
     }
+    if run.confusion is not None and len(run.confusion):
+        figures["confusion_by_task.png"] = confusion_figure(
+            run.confusion, run.task_names, _caption(run)
+        )
     paths = []
     for name, figure in figures.items():
         picture = io.BytesIO()

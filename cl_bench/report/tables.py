@@ -11,6 +11,7 @@ from rich.text import Text
 from cl_bench.errors import printable
 from cl_bench.metrics import Matrix, summarise, tasks_learned
 from cl_bench.report.plots import cell_colours
+from cl_bench.report.quantities import MORE
 from cl_bench.tracking import read_run
 
 WIDTH = 100
@@ -81,6 +82,7 @@ def summary_table(
     summary: Mapping[str, float],
     task_id_known: bool,
     task_aware: Mapping[str, float] | None = None,
+    more: Mapping[str, float] | None = None,
 ) -> Table:
     """Summaries with what they mean.
 
@@ -88,6 +90,7 @@ def summary_table(
         summary: as :func:`cl_bench.metrics.summarise` returns it, in [0, 1].
         task_id_known: whether the task id was known at test time.
         task_aware: ``summary`` of scores with the task id known, for a column of its own.
+        more: those of :data:`MORE` that the run has.
     """
     known = "known" if task_id_known else "not known"
     both = task_aware is not None
@@ -101,6 +104,9 @@ def summary_table(
     for key, (name, meaning) in EXPLANATIONS.items():
         columns = [summary] if task_aware is None else [summary, task_aware]
         table.add_row(name, *(_percent(key, column[key]) for column in columns), meaning)
+    for key, (name, meaning) in MORE.items():
+        if more and key in more:
+            table.add_row(name, _percent(key, more[key]), *([""] if both else []), meaning)
     return table
 
 
@@ -123,7 +129,8 @@ def print_run(directory: Path | str, console: Console | None = None) -> None:
     console.print(matrix_table(run.matrix, run.task_names, min(console.width, WIDTH)))
     console.print()
     told = summarise(run.task_aware) if np.isfinite(run.task_aware).any() else None
-    console.print(summary_table(summarise(run.matrix), run.task_id_known, told))
+    summary = summarise(run.matrix)
+    console.print(summary_table(summary, run.task_id_known, told, run.incremental))
 
 
 def _cell(score: float, learned: bool, fresh: bool, decimals: int) -> Text:

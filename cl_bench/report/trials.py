@@ -13,7 +13,7 @@ from cl_bench.contracts import UsageError
 from cl_bench.errors import printable
 from cl_bench.metrics import summarise
 from cl_bench.report.escape import shown
-from cl_bench.report.quantities import COSTS
+from cl_bench.report.quantities import COSTS, MORE
 from cl_bench.tracking import Run, read_run
 from cl_bench.tracking.aside import SUPERSEDED
 from cl_bench.tracking.files import (
@@ -80,6 +80,7 @@ class Trial:
         return {
             **summarise(self.run.matrix),
             "task_aware_acc": math.nan if told is None else float(told),
+            **{key: self.run.incremental.get(key, math.nan) for key in MORE},
         }
 
     def layers(self) -> list[dict[str, str]]:

@@ -83,7 +83,7 @@ def open_record(
     try:
         for name, text in files.items():
             write_atomically(path / name, text.encode())
-        record = Record(lock, [], task_names, task_id_known, facts or {}, sinks)
+        record = Record(lock, [], task_names, task_id_known, facts or {}, sinks, data=data)
         record.begin({name: digest(text.encode()) for name, text in files.items()})
     except BaseException:
         # Nothing happened here yet: the same directory can be given again.
@@ -137,7 +137,9 @@ def resume_record(
             position, seconds, source = find(lines)
         kept = [line for line in lines if line.end <= position]
         dropped = [line.event for line in lines[len(kept) :]]
-        record = Record(lock, kept, task_names, task_id_known, facts or {}, sinks, seconds)
+        record = Record(
+            lock, kept, task_names, task_id_known, facts or {}, sinks, seconds, data=data
+        )
         forget_scratch(path)
         _note(path, source, dropped)
         record.go_on([line.event for line in kept])

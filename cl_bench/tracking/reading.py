@@ -1,7 +1,7 @@
 """Reading the directory of a run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class Run:
             it ended: it is still running, or was killed.
         facts: stream, strategy, seed and whatever else the run was opened with.
         task_aware: R with the task id known, of class-incremental runs; else all NaN.
+        incremental: summaries beside the matrix's, by name, where the run has what they need.
+        confusion: how tasks learned so far are taken for one another, (t, t); None where not told.
     """
 
     directory: Path
@@ -44,6 +46,8 @@ class Run:
     status: str
     facts: dict[str, Any]
     task_aware: Matrix
+    incremental: Mapping[str, float] = field(default_factory=dict)
+    confusion: Matrix | None = None
 
     @property
     def title(self) -> str:
@@ -125,6 +129,8 @@ def read_run(directory: Path | str) -> Run:
         status="unfinished" if ended == "started" else ended,
         facts=facts,
         task_aware=tables.task_aware,
+        incremental=tables.incremental(read_json(path / DATA) or {}),
+        confusion=tables.last_confusion,
     )
 
 

@@ -29,7 +29,8 @@
 * ``evaluation``: ``row`` (tasks learned), ``task`` (index of the task just learned, or null),
   ``task_name``, ``scores`` {task name: value}, ``task_id_known``, ``seconds`` and, where a stream
   has more to measure, ``details`` {task name: {measure: value}}. Class-incremental streams have
-  ``task_aware_accuracy`` there: the score with the task id known, beside the one without.
+  ``task_aware_accuracy`` there: the score with the task id known, beside the one without; and
+  ``answered_as/<i>``: the share of samples whose answer is a class of task i.
 * ``epoch``: ``task``, ``epoch`` (from 1), ``train_loss``, ``learning_rate``, ``seconds``,
   ``steps``.
 * ``layers``: ``task``, ``layers`` {layer: {quantity: value}}.
@@ -91,6 +92,7 @@ class Record:
         facts: Mapping[str, Any],
         sinks: Sequence[Sink],
         seconds: float = 0.0,
+        data: Mapping[str, Any] | None = None,
     ) -> None:
         self.directory = lock.path.parent
         self.task_names = list(task_names)
@@ -98,6 +100,7 @@ class Record:
         self._lock = lock
         self._tables = Tables(task_names)
         self._facts = dict(facts)
+        self._data = dict(data or {})
         self._sinks = Sinks(sinks, self.directory)
         self._files: dict[str, str] = {}
         self._finished = False
@@ -283,11 +286,14 @@ class Record:
         Returns:
             The summary.
         """
+        confusion = self._tables.last_confusion
         summary = {
             "status": status,
             **self._facts,
             **summarise(self.matrix),
             **task_aware_summary(self.task_aware),
+            **self._tables.incremental(self._data),
+            **({} if confusion is None else {"confusion_by_task": confusion.tolist()}),
             "tasks": len(self.task_names),
             "tasks_learned": tasks_learned(self.matrix),
             "task_id_known": self.task_id_known,

@@ -5,7 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from cl_bench.metrics import TASK_AWARE, Matrix, empty_matrix, summarise
+from cl_bench.metrics import (
+    ANSWERED,
+    TASK_AWARE,
+    Matrix,
+    by_task_and_by_sample,
+    dense_summary,
+    empty_matrix,
+    recency_bias,
+    so_far,
+    summarise,
+    tasks_learned,
+)
 from cl_bench.tracking.files import to_cell, to_csv
 
 Event = Mapping[str, Any]
@@ -23,6 +34,9 @@ class Tables:
             beside the other.
         last_row: of the matrix; -1 where there is none yet.
         layers: one mapping per task and layer.
+        confusion: by row of the matrix, (T, T): the share of a task's samples (rows) whose answer
+            is a class of another (columns); NaN where that is not told.
+        curves: evaluations inside of each task: steps, and scores on the tasks up to it.
     """
 
     def __init__(self, task_names: Sequence[str]) -> None:
@@ -31,6 +45,8 @@ class Tables:
         self.task_aware: Matrix = empty_matrix(len(self.task_names))
         self.last_row = -1
         self.layers: list[dict[str, Any]] = []
+        self.confusion: dict[int, Matrix] = {}
+        self.curves: list[list[tuple[int, Matrix]]] = [[] for _ in self.task_names]
 
     def take(self, event: Event) -> None:
         """Enter an event as a reader gets it."""
@@ -41,12 +57,56 @@ class Tables:
                 column = self.task_names.index(name)
                 self.matrix[row, column] = np.nan if score is None else score
             for name, measures in (event.get("details") or {}).items():
+                column = self.task_names.index(name)
                 score = measures.get(TASK_AWARE)
                 if score is not None:
-                    self.task_aware[row, self.task_names.index(name)] = score
+                    self.task_aware[row, column] = score
+                for other in range(len(self.task_names)):
+                    share = measures.get(f"{ANSWERED}{other}")
+                    if share is not None:
+                        blank = np.full((len(self.task_names),) * 2, np.nan)
+                        self.confusion.setdefault(row, blank)[column, other] = share
+        elif event["event"] == "probe" and event["probe"] == "curve":
+            self._take_curve(event)
         elif event["event"] == "layers":
             for layer, values in event["layers"].items():
                 self.layers.append({"task": event["task"], "layer": layer, **values})
+
+    def _take_curve(self, event: Event) -> None:
+        task, step = event["task"], event.get("step")
+        scores = [event["values"].get(name) for name in self.task_names[: task + 1]]
+        if task >= len(self.task_names) or not isinstance(step, int) or not all(map(_real, scores)):
+            return  # a probe of another kind of that name; nothing of ours
+        values = np.array([np.nan if s is None else s for s in scores], dtype=np.float64)
+        self.curves[task].append((step, values))
+
+    def incremental(self, data: Mapping[str, Any]) -> dict[str, float]:
+        """Summaries that depend on more than the matrix, of the tasks learned so far.
+
+        Class-incremental runs have accuracies by task and by sample and the recency bias; what was
+        evaluated inside of tasks has min-ACC, WC-ACC and the stability gap.
+
+        Args:
+            data: of the run, as ``data.json`` has it.
+        """
+        done, R = tasks_learned(self.matrix), so_far(self.matrix)
+        if done == 0:
+            return {}
+        found: dict[str, float] = {}
+        samples = _test_samples(data)[:done]
+        if data.get("scenario") == "class" and len(samples) == done:
+            found |= by_task_and_by_sample(R, samples)
+            confusion = self.last_confusion
+            if confusion is not None:
+                found["recency_bias"] = recency_bias(confusion)
+        return found | dense_summary(R, self.curves[:done])
+
+    @property
+    def last_confusion(self) -> Matrix | None:
+        """How the t tasks learned so far are taken for one another, (t, t); None if not told."""
+        done = tasks_learned(self.matrix)
+        last = self.confusion.get(done)
+        return None if last is None else last[:done, :done]
 
     def matrix_csv(self) -> bytes:
         """The accuracy matrix as ``accuracy_matrix.csv`` holds it."""
@@ -65,3 +125,15 @@ def task_aware_summary(R: Matrix) -> dict[str, float]:
     if not np.isfinite(R).any():
         return {}
     return {f"task_aware_{name}": value for name, value in summarise(R).items()}
+
+
+def _real(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _test_samples(data: Mapping[str, Any]) -> list[int]:
+    """Of each task, as ``data.json`` has them; none where one is not told, as by older versions."""
+    tasks = data.get("tasks")
+    told = [t.get("test_samples") if isinstance(t, Mapping) else None for t in tasks or ()]
+    counts = [n for n in told if type(n) is int and n > 0]
+    return counts if len(counts) == len(told) else []

@@ -207,8 +207,16 @@ class WandbSink:
         self._log({f"{where}/{k}": v for k, v in values.items()}, curve_step=event["step"])
 
     def finish(self, summary: Mapping[str, Any], task_names: Sequence[str], R: Matrix) -> None:
-        """Put the summary where sweeps look, and the accuracy matrix into a table."""
-        self.logger.experiment.summary.update(_numbers(summary))
+        """Put the summary where sweeps look, and matrices into tables."""
+        plain = {k: v for k, v in summary.items() if k != "confusion_by_task"}
+        self.logger.experiment.summary.update(_numbers(plain))
+        if confusion := summary.get("confusion_by_task"):
+            names = task_names[: len(confusion)]
+            self.logger.log_table(
+                "confusion_by_task",
+                columns=["task", *names],
+                data=[[n, *row] for n, row in zip(names, confusion, strict=True)],
+            )
         self.logger.log_table(
             "accuracy_matrix",
             columns=["after_task", *task_names],

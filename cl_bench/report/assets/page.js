@@ -297,6 +297,20 @@
     return made;
   }
 
+  function confusions(block) {
+    const told = block.rows.filter((row) => row.confusion);
+    if (!told.length) return null;
+    const rows = told.map((row) => heatmap(row.label, () => ({
+      z: row.confusion, x: block.tasks, y: block.tasks, range: [0, 100], text: block.tasks.length <= 10,
+      xTitle: "taken for", yTitle: "task", customdata: row.confusion.map((r) => r.map(() => "")),
+      hover: "%{y} taken for %{x}: %{z:.1f} %<extra></extra>",
+    }), 320));
+    const made = card("Confusion by task", "Share of a task's samples (rows) whose answer is a class of another task (columns), at the end, mean over seeds. A dark last column is recency bias.",
+      el("div", { class: "grid", style: "--cell:330px" }, ...rows));
+    made.classList.add("long");
+    return made;
+  }
+
   function layerNames(block, quantity) {
     return [...new Set(block.rows.flatMap((row) => Object.keys(row.layers[quantity] || {})))];
   }
@@ -383,7 +397,7 @@
     const parts = [
       results(block), published(block),
       el("div", { class: "two" }, plane(block), mean(block)),
-      forgetting(block), overTime(block), matrices(block),
+      forgetting(block), overTime(block), matrices(block), confusions(block),
       perLayer(block, "rank", "Rank of what each strategy protects", "Directions per layer, for strategies that keep a basis.", "rank", 1, { rangemode: "tozero" }),
       perLayer(block, "capacity_left", "Capacity left", "Share of each layer's input directions that are still free.", "free (%)", 100, { range: [0, 102] }),
       perLayer(block, "input_rank", "Rank of old inputs", "Measured alike for every strategy: directions that hold the old tasks' input energy.", "rank", 1, { rangemode: "tozero" }),
