@@ -4,10 +4,12 @@ from typing import Literal
 
 from cl_bench.contracts.options import Count, PartShare
 from cl_bench.contracts.stream import Scenario, Stream
-from cl_bench.tasks.arguments import ClassOrder, HeldOut, SplitSeed
+from cl_bench.tasks.arguments import ClassOrder, HeldOut, SplitSeed, require
 from cl_bench.tasks.augmented import Crop, Flip, InTurn
 from cl_bench.tasks.cifar100 import load_cifar100
 from cl_bench.tasks.images.arrange import Holdout, split_tasks
+from cl_bench.tasks.images.imagenet import among_imagenet
+from cl_bench.tasks.images.source import ImageSource
 
 
 class SplitCIFAR100(Stream):
@@ -36,6 +38,9 @@ class SplitCIFAR100(Stream):
             cases). What strategies look at by themselves and evaluation data is never augmented.
         train_per_class: the first so many training images of every class; None for all 500.
         test_per_class: the same of test images; None for all 100.
+        classes: ``all`` 100, or those ``without_imagenet``'s: the 37 whose names are not among the
+            names of ImageNet's classes (:data:`cl_bench.tasks.images.imagenet.CRITERION`), for
+            backbones that were trained on it.
         data_dir: folder with CIFAR-100 (see ``load_cifar100``); None for the hub.
 
     Raises:
@@ -56,6 +61,7 @@ class SplitCIFAR100(Stream):
         augment: Literal["none", "crop_flip"] = "none",
         train_per_class: Count | None = None,
         test_per_class: Count | None = None,
+        classes: Literal["all", "without_imagenet"] = "all",
         data_dir: str | None = None,
     ) -> None:
         holdout = Holdout(
@@ -71,8 +77,16 @@ class SplitCIFAR100(Stream):
             scenario,
             class_order,
             first_classes,
+            None if classes == "all" else _without_imagenet(source),
         )
         if augment == "crop_flip":
             for task in tasks:
                 task.augment = InTurn((Crop(4), Flip()))
         super().__init__("split_cifar100", tasks, scenario, source.shape, source.fingerprint)
+
+
+def _without_imagenet(source: ImageSource) -> list[int]:
+    found = among_imagenet(source.class_names)
+    remedy = "the data does not name its classes; use data that does, or all"
+    require(found is not None, "classes", "without_imagenet", remedy)
+    return [label for label, among in enumerate(found or ()) if not among]

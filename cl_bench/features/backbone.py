@@ -144,7 +144,8 @@ class ImageBackbone(Backbone):
     Args:
         network: images (n, 3, h, w) to features.
         side: height and width that images are brought to, aspect ratio not kept; None keeps theirs.
-        interpolation: how; with an antialiasing filter where an image shrinks.
+        interpolation: how; ``bilinear`` and ``bicubic`` as Pillow does, with an antialiasing filter
+            where an image shrinks.
         mean: per channel, pixels counted from 0 to 1.
         std: the same.
         batch_size: images that go through the network at a time.
@@ -198,7 +199,7 @@ class ImageBackbone(Backbone):
                 (self.side, self.side),
                 mode=self.interpolation,
                 align_corners=False if smooth else None,
-                antialias=smooth and min(x.shape[2:]) > self.side,
+                antialias=smooth,  # where an image grows: Pillow's kernel, which torch's is not
             ).clamp(0, 1)
         mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
         return ((x - mean) / std).contiguous(memory_format=torch.channels_last)

@@ -12,6 +12,7 @@ from torch import Tensor
 from cl_bench.contracts import Data, Side, Stored, Stream, Task, UsageError
 from cl_bench.data import MemoryData
 from cl_bench.features.backbone import Backbone
+from cl_bench.features.overlap import overlap
 from cl_bench.features.store import FeatureStore
 
 SIDES: tuple[Side, ...] = ("train", "validation", "test")
@@ -109,7 +110,9 @@ class FeatureStream(Stream):
             modality="features",
             task_id_at_test=stream.task_id_at_test,
         )
-        self.facts = {"backbone": backbone.facts()}
+        trained_on = getattr(backbone.network, "trained_on", None)
+        shared = overlap(None if backbone.base else trained_on, stream)
+        self.facts = {**stream.facts, "backbone": {**backbone.facts(), "overlap": shared}}
 
 
 def _fill(store: FeatureStore, tasks: list[FeatureTask]) -> None:

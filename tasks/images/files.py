@@ -14,6 +14,7 @@ from typing import Any
 from cl_bench.contracts.errors import UsageError
 from cl_bench.data import cache_directory
 from cl_bench.hub import hub_reachable
+from cl_bench.tasks.images.idx import find_idx, open_idx
 
 IMAGE_SUFFIXES = {
     ".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
@@ -62,7 +63,8 @@ class Wanted:
         each = f"subfolders {', '.join(self.subfolders)}, each " if self.subfolders else ""
         return (
             f"a folder with {each}{'with ' if each else ''}train*.parquet and {test}*.parquet "
-            f"(columns {image}, {label}) or with train/<class>/*.png and {test}/<class>/*.png"
+            f"(columns {image}, {label}), with train/<class>/*.png and {test}/<class>/*.png, or "
+            "with MNIST's four IDX files (train-images-idx3-ubyte.gz, ...)"
         )
 
     def names(self, column: str) -> list[str]:
@@ -132,6 +134,13 @@ def _locate_folder(wanted: Wanted, folder: Path) -> Located:
         files = [path for paths in images.values() for path in paths]
         return Located(
             _content_hash(folder, files), str(folder), lambda _: _open_folders(images, wanted)
+        )
+    if (idx := find_idx(folder)) is not None:
+        files = [path for pair in idx.values() for path in pair]
+        return Located(
+            _content_hash(folder, files),
+            str(folder),
+            lambda _: open_idx(idx, wanted.image_column, wanted.label_column),
         )
     names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
