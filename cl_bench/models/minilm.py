@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from cl_bench.contracts import Origin, UsageError
 from cl_bench.contracts.checking import checked
+from cl_bench.contracts.options import Count
 from cl_bench.models.pooling import Pooling, pooled
 from cl_bench.models.weights import PACKAGE, package_file
 
@@ -49,6 +50,7 @@ class Block(nn.Module):
         return changed
 
 
+@checked("model.")
 class MiniLM(nn.Module):
     """Features (n, width) of token ids.
 
@@ -59,7 +61,7 @@ class MiniLM(nn.Module):
         depth: blocks.
         width: of a position's vector.
         heads: attention heads of a block.
-        vocabulary: number of tokens; 0 pads.
+        tokens: how many there are; 0 pads.
         positions: the longest text.
         pooling: of positions that hold something.
     """
@@ -71,16 +73,18 @@ class MiniLM(nn.Module):
 
     def __init__(
         self,
-        depth: int = 6,
-        width: int = 384,
-        heads: int = 12,
-        vocabulary: int = 30522,
-        positions: int = 512,
+        depth: Count = 6,
+        width: Count = 384,
+        heads: Count = 12,
+        tokens: Count = 30522,
+        positions: Count = 512,
         pooling: Pooling = "mean",
     ) -> None:
         super().__init__()
+        if width % heads:
+            raise UsageError(f"model.heads={heads}: must divide model.width={width}")
         self.pooling = pooling
-        self.words = nn.Embedding(vocabulary, width)
+        self.words = nn.Embedding(tokens, width)
         self.positions = nn.Embedding(positions, width)
         self.norm = nn.LayerNorm(width, eps=1e-12)
         self.body = nn.ModuleList(Block(width, heads, 4 * width) for _ in range(depth))
