@@ -300,16 +300,22 @@ def modules_of(config: Any) -> list[Any]:
     return list(found.values())
 
 
+def chosen(known: dict[Any, Any], config: Any) -> list[Any]:
+    """Entries of a table that the configuration names; all where it names none."""
+    words = [v for v in config.values() if isinstance(v, str)]
+    return [known[w] for w in words if w in known] or list(known.values())
+
+
 def origin_of_module(config: Any) -> str:
     """Licence and citation as constants beside the stream, where its data is not at hand."""
     said = []
     for found in modules_of(config):
         for value in vars(found).values():
-            for one in value.values() if isinstance(value, dict) else [value]:
+            for one in chosen(value, config) if isinstance(value, dict) else [value]:
                 if isinstance(one, Origin):
                     said.append((one.source, one.licence, one.citation))
-                elif hasattr(one, "hub_id") and hasattr(one, "licence"):
-                    said.append((one.hub_id, one.licence, one.citation))
+                elif hasattr(one, "citation") and hasattr(one, "licence"):
+                    said.append((getattr(one, "hub_id", ""), one.licence, one.citation))
         if isinstance(getattr(found, "LICENCE", None), str):
             hub = getattr(found, "HUB_ID", "")
             said.append(

@@ -5,13 +5,14 @@ from dataclasses import replace
 from cl_bench.contracts.errors import UsageError
 from cl_bench.contracts.options import Count, PartShare
 from cl_bench.contracts.stream import Scenario, Stream
+from cl_bench.tasks import five_datasets
 from cl_bench.tasks.arguments import HeldOut, Order, SplitSeed
-from cl_bench.tasks.five_datasets import KNOWN
 from cl_bench.tasks.images.arrange import Holdout, split_tasks
 from cl_bench.tasks.images.files import Wanted
 from cl_bench.tasks.images.load import load_images
 from cl_bench.tasks.images.source import Moments
 
+KNOWN = five_datasets.KNOWN["fashion_mnist"]
 NAMES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
     "Ankle boot",
@@ -54,11 +55,10 @@ class SplitFashionMNIST(Stream):
         validation_split: HeldOut = "random",
         data_dir: str | None = None,
     ) -> None:
-        known = KNOWN["fashion_mnist"]
         source = load_images(
-            Wanted(known.hub_id, data_dir, "split_digits"),
-            licence=known.licence,
-            citation=known.citation,
+            Wanted(KNOWN.hub_id, data_dir, "split_digits"),
+            licence=KNOWN.licence,
+            citation=KNOWN.citation,
             grayscale=True,
             moments=MOMENTS,
         )

@@ -12,12 +12,12 @@ from torch import nn
 from cl_bench.contracts import UsageError
 from cl_bench.features import FeatureStream, ImageBackbone
 from cl_bench.features.overlap import overlap
-from tasks.cil_images import KNOWN, CILImages
-from tasks.five_datasets import FiveDatasets
-from tasks.images.imagenet import among_imagenet, imagenet_names
-from tasks.split_cifar100 import SplitCIFAR100
-from tasks.split_digits import SplitDigits
-from tasks.split_fashion_mnist import SplitFashionMNIST
+from cl_bench.tasks.cil_images import KNOWN, CILImages
+from cl_bench.tasks.five_datasets import FiveDatasets
+from cl_bench.tasks.images.imagenet import among_imagenet, imagenet_names
+from cl_bench.tasks.split_cifar100 import SplitCIFAR100
+from cl_bench.tasks.split_digits import SplitDigits
+from cl_bench.tasks.split_fashion_mnist import SplitFashionMNIST
 
 
 @pytest.fixture(autouse=True)

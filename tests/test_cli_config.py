@@ -72,7 +72,7 @@ def test_keys_and_defaults_are_the_constructors(path):
         return
     target = get_object(config["_target_"])
     defaults = defaults_of(target)
-    sizes = ("gpt", "pythia", "t5_", "llama")
+    sizes = ("gpt", "pythia", "t5_", "llama", "text_tiny")
     if path.stem.startswith(sizes) or path.stem == "resnet18_small_84":
         # Sizes of one architecture, or names on the hub.
         assert set(config) - {"_target_"} <= set(defaults)
