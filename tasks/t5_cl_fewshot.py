@@ -10,7 +10,7 @@ from typing import Literal
 from cl_bench.contracts.options import Count
 from cl_bench.contracts.stream import Origin
 from cl_bench.tasks.arguments import require
-from cl_bench.tasks.text.benchmark import ORDERS, SOURCES, folder_of, read_rows
+from cl_bench.tasks.text.benchmark import ORDERS, SOURCES, folder_of, origin_of, read_rows
 from cl_bench.tasks.text.codec import BYTES
 from cl_bench.tasks.text.prompt import Prompt
 from cl_bench.tasks.text.stream import TextStream
@@ -99,7 +99,15 @@ class FewShot(TextStream):
                 for split in names
             }
             tasks.append(
-                text_task(name, index, rows, source.category, source.labels, prompt, ORIGIN)
+                text_task(
+                    name,
+                    index,
+                    rows,
+                    source.category,
+                    source.labels,
+                    prompt,
+                    origin_of(name, ORIGIN.source, ORIGIN),
+                )
             )
         super().__init__(
             "t5_cl_fewshot", tasks, tokenizer, prompt_length, answer_length, prompt.task_tag

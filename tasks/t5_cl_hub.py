@@ -4,7 +4,7 @@ A different draw than CL_Benchmark's, so scores compare with published ones only
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -14,7 +14,7 @@ from cl_bench.contracts.options import Count, PartShare, Seed
 from cl_bench.contracts.randomness import generator
 from cl_bench.contracts.stream import Origin
 from cl_bench.tasks.t5_cl import OFFLINE
-from cl_bench.tasks.text.benchmark import ORDERS, SOURCES
+from cl_bench.tasks.text.benchmark import ORDERS, SOURCES, origin_of
 from cl_bench.tasks.text.codec import BYTES
 from cl_bench.tasks.text.prompt import Prompt
 from cl_bench.tasks.text.stream import TextStream
@@ -112,7 +112,7 @@ class HubText(TextStream):
             each = -(-test_samples // len(source.labels))
             test = _draw(name, "test", found, source.labels, each, split_seed)[:test_samples]
             train, validation = carve(train, name, validation_fraction, split_seed)
-            origin = replace(ORIGIN, source=f"{found.dataset} on the Hugging Face hub")
+            origin = origin_of(name, f"{found.dataset} on the Hugging Face hub", ORIGIN)
             rows = {"train": train, "validation": validation, "test": test}
             made.append(
                 text_task(name, index, rows, source.category, source.labels, prompt, origin)  # type: ignore[arg-type]

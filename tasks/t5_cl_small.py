@@ -5,7 +5,6 @@ A task is here only because, learned alone, it beats the majority class by 15 po
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Annotated
 
 import torch
@@ -14,7 +13,7 @@ from cl_bench.contracts.errors import UsageError
 from cl_bench.contracts.options import Count, Index, Range, Seed
 from cl_bench.contracts.randomness import generator
 from cl_bench.tasks.arguments import require
-from cl_bench.tasks.text.benchmark import ORIGIN, SOURCES, find_files, folder_of, read_rows
+from cl_bench.tasks.text.benchmark import SOURCES, find_files, folder_of, origin_of, read_rows
 from cl_bench.tasks.text.codec import WordCodec
 from cl_bench.tasks.text.prompt import Prompt
 from cl_bench.tasks.text.stream import TextStream
@@ -93,10 +92,15 @@ class SmallText(TextStream):
         labels = [label for name in FROM for label in SOURCES[name].labels]
         read = (text for name in FROM for text, _ in rows[name]["train"])
         codec = WordCodec(read, vocabulary, labels)
-        origin = replace(ORIGIN, source=f"{folder}, divided anew")
         made = [
             text_task(
-                name, i, rows[name], SOURCES[name].category, SOURCES[name].labels, prompt, origin
+                name,
+                i,
+                rows[name],
+                SOURCES[name].category,
+                SOURCES[name].labels,
+                prompt,
+                origin_of(name, f"{folder}, divided anew"),
             )
             for i, name in enumerate(names)
         ]

@@ -146,3 +146,12 @@ def test_a_classifier_learns_texts(cli, folder):
     assert summary["acc"] == 1
     data = json.loads(open("out/data.json").read())  # noqa: SIM115
     assert data["tasks"][0]["facts"]["class_names"] == ["animal", "building"]
+
+
+def test_every_corpus_says_its_own_licence():
+    from cl_bench.tasks.text.benchmark import origin_of
+
+    news, stars = (origin_of(name, "here") for name in ("agnews", "amazon"))
+    assert news.licence.startswith("research and other non-commercial use (AG's corpus)")
+    assert stars.licence.startswith("amazon: terms of its own")
+    assert news.source == stars.source == "here"

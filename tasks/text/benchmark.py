@@ -30,6 +30,23 @@ ORIGIN = Origin(
 )
 
 
+LICENCES: Mapping[str, str] = {"agnews": "research and other non-commercial use (AG's corpus)"}
+"""Of corpora whose terms are known here; CL_Benchmark states none of a corpus of its own."""
+
+
+def origin_of(name: str, source: str, collection: Origin = ORIGIN) -> Origin:
+    """Where the data of one corpus comes from, with its own licence.
+
+    Args:
+        name: of the corpus.
+        source: where its rows were read.
+        collection: that it is a part of.
+    """
+    unknown = f"{name}: terms of its own, which the collection does not state"
+    licence = f"{LICENCES.get(name, unknown)}; collection: {collection.licence}"
+    return replace(collection, source=source, licence=licence)
+
+
 @dataclass(frozen=True)
 class Source:
     """A task of the benchmark.
@@ -250,7 +267,7 @@ def benchmark_tasks(
                     f"another); get it from {REPOSITORY} at commit {COMMIT[:7]}, or learn what is "
                     "there with stream.verify=false"
                 )
-        origin = replace(ORIGIN, source=str(folder))
+        origin = origin_of(name, str(folder))
         train, validation = carve(rows["train"], name, validation_fraction, split_seed)
         tasks.append(
             text_task(
