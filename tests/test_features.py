@@ -3,6 +3,7 @@
 import json
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -238,6 +239,14 @@ def test_every_strategy_learns_on_features_from_the_command_line(cli, tmp_path):
         data = json.loads((run / "data.json").read_text())
         assert (data["input_shape"], data["modality"]) == ([5], "features")
         assert data["facts"]["backbone"]["layer"] == "test_features.Net: output"
+    status, _, error = cli(f"export={run}")
+    assert (status, "backbone.network._target_=test_features.Net" in error) == (2, True)
+    status, _, error = cli(f"export={run}", f"trust={Path(__file__).parent}")
+    assert status == 0, error
+    assert (
+        "Inputs are features that a frozen network"
+        in next(run.glob("export/*/README.md")).read_text()
+    )
     status, _, error = cli("features=all", *words)
     assert (status, "features=only" in error) == (2, True)
     status, _, error = cli("features=only", "+stream=split_digits")

@@ -146,6 +146,11 @@ def test_a_classifier_learns_texts(cli, folder):
     assert summary["acc"] == 1
     data = json.loads(open("out/data.json").read())  # noqa: SIM115
     assert data["tasks"][0]["facts"]["class_names"] == ["animal", "building"]
+    status, _, error = cli("export=out")
+    assert status == 0, error
+    network = torch.export.load("out/export/task0002/network.pt2").module()
+    logits = network(load_tokens("bytes", "")(["a plant number 3"], 24))
+    assert logits.shape == (1, 4)
 
 
 def test_every_corpus_says_its_own_licence():

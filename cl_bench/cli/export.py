@@ -266,7 +266,8 @@ def _write_program(
     network = Network(model, linear).eval()
     _load(network, weights)
     shape = tuple(order.data["input_shape"])
-    example = torch.rand(3, *shape)
+    tokens = order.data.get("modality") == "tokens"
+    example = torch.ones(3, *shape, dtype=torch.int64) if tokens else torch.rand(3, *shape)
     try:
         program = torch.export.export(
             network, (example,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},)
@@ -283,7 +284,7 @@ def _write_program(
     return (
         "## Loading\n\nThe network, architecture and weights, in plain PyTorch:\n\n```python\n"
         f'import torch\n\nnetwork = torch.export.load("{PROGRAM}").module()\n'
-        f"logits = network(x)  # x: float32 ({shown})\n```\n\n"
+        f"logits = network(x)  # x: {'int64' if tokens else 'float32'} ({shown})\n```\n\n"
         f"`{WEIGHTS}` holds the same weights under the names `backbone.*` and `heads.<i>.*`, for "
         "`safetensors.torch.load_file`. Inputs are what the stream's tasks give: their scaling, "
         f"and whatever a task does to them, belong to it. The program computes as in evaluation: "

@@ -113,7 +113,7 @@ class Backbone(ABC):
             else getattr(self.network, "trained_on", None) or "unknown",
         }
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def features(self, samples: Samples, rows: Tensor) -> Tensor:
         """float32 (len(rows), d) of the samples at ``rows``, on the CPU.
 

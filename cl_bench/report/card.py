@@ -47,6 +47,7 @@ def model_card(directory: Path, learned: int, loading: str) -> str:
         "no use any more: these are the weights that it left, as an ordinary network. The full "
         "configuration is in `run.yaml`.",
         loading,
+        _backbone(data),
         "## What it can do",
         f"Row {learned} of the run's accuracy matrix: scores on test data after {learned} task(s). "
         f"Which task a sample comes from was **{known}** at test time.",
@@ -58,6 +59,19 @@ def model_card(directory: Path, learned: int, loading: str) -> str:
         f"Fingerprint of the data: `{data['fingerprint']}`.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _backbone(data: Mapping[str, Any]) -> str:
+    """Whose features the inputs are; nothing where they are the stream's own."""
+    backbone = (data.get("facts") or {}).get("backbone")
+    if not backbone:
+        return ""
+    return (
+        f"Inputs are features that a frozen network, which is not part of this, makes of the "
+        f"stored samples: {backbone.get('layer')}, weights {backbone.get('weights_sha256')} "
+        f"({backbone.get('source')}; {backbone.get('licence')}), preprocessing "
+        f"{backbone.get('preprocessing')}."
+    )
 
 
 def _marked(value: Any) -> Any:
