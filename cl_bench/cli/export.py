@@ -28,6 +28,7 @@ from cl_bench.experiment.checkpoint import (
     read_checkpoint,
 )
 from cl_bench.experiment.weights import TaskWeights, damaged, encoded, read_weights
+from cl_bench.learners.text import body_and_head
 from cl_bench.metrics import tasks_learned
 from cl_bench.report.card import heads_section, model_card
 from cl_bench.tracking import read_matrix, read_results
@@ -237,20 +238,32 @@ def _model(order: Order) -> Any:
 def _write_pretrained(order: Order, model: Any, weights: Mapping[str, Tensor], folder: Path) -> str:
     body = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
     head = {k.removeprefix("heads.0."): v for k, v in weights.items() if k.startswith("heads.0.")}
-    _load(model.base_model, body)
-    _load(model.get_output_embeddings(), head)
+    for part, its in zip(body_and_head(model), (body, head), strict=True):
+        _load(part, its)
     model.save_pretrained(folder)
-    with order.run.surroundings():
-        stream = build(order.run.cfg.stream)
-    vocabulary = list(getattr(stream, "vocabulary", ()))
-    write_atomically(folder / "vocabulary.json", json.dumps(vocabulary, indent=0).encode())
     name = type(model).__name__
     return (
         "## Loading\n\n```python\n"
         f"from transformers import {name}\n\n"
         f'model = {name}.from_pretrained("{order.target.name}")\n```\n\n'
+        f"{_vocabulary(order, folder)} There is one head, over the whole vocabulary."
+    )
+
+
+def _vocabulary(order: Order, folder: Path) -> str:
+    """Write down what tokens stand for, where that is known; returns what the card says of it."""
+    if "_target_" not in order.run.cfg.stream:
+        made = order.run.cfg.stream.get(OBJECT)
+        return (
+            f"The stream was an object of Python code ({made}), which knows what tokens stand for."
+        )
+    with order.run.surroundings():
+        stream = build(order.run.cfg.stream)
+    vocabulary = list(getattr(stream, "vocabulary", ()))
+    write_atomically(folder / "vocabulary.json", json.dumps(vocabulary, indent=0).encode())
+    return (
         "Token i stands for the text at position i of `vocabulary.json`; a sequence is those texts "
-        "joined. There is one head, over the whole vocabulary."
+        "joined."
     )
 
 

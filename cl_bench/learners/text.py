@@ -20,6 +20,15 @@ CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """What transformers' models call that which they do to logits behind the output layer."""
 
 
+def body_and_head(model: Any) -> tuple[nn.Module, nn.Module]:
+    """What a learner calls the backbone of one of transformers' models, and its output layer."""
+    head: nn.Module = model.get_output_embeddings()
+    body: nn.Module = model.base_model
+    if body is model:  # T5 keeps no module of everything but its output layer
+        body = nn.ModuleDict({name: m for name, m in model.named_children() if m is not head})
+    return body, head
+
+
 class LanguageLearner(BaseLearner):
     """One of transformers' models with an output layer over a vocabulary.
 
@@ -59,12 +68,7 @@ class LanguageLearner(BaseLearner):
             )
         super().__init__(stream, optimizer, batch_size, seed, pack)
         whole: Any = model
-        head = whole.get_output_embeddings()
-        body = whole.base_model
-        if body is model:  # T5 keeps no module of everything but its output layer
-            children = {name: m for name, m in model.named_children() if m is not head}
-            body = nn.ModuleDict(children)
-        self.backbone = body
+        self.backbone, head = body_and_head(whole)
         self.heads = nn.ModuleList([head])
         # Not registered: its parameters are those of backbone and head.
         self._model = (whole,)
