@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_bench.report.published import judge
-from cl_bench.report.study import METRICS
+from cl_bench.report.quantities import METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs/results"
