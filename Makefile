@@ -33,7 +33,7 @@ test: $(VENV)/.dev ## set up, then run the tests
 
 test-flower: $(VENV)-flower/.flower ## federations over Flower, whose pins want an environment of their own
 	FLWR_TELEMETRY_ENABLED=0 RAY_USAGE_STATS_ENABLED=0 \
-		$(VENV)-flower/bin/python -m pytest tests/test_flower.py
+		$(VENV)-flower/bin/python -m pytest tests/federation/test_flower.py
 
 test-slow: $(VENV)/.dev ## set up, then run the tests that take minutes each (about half an hour)
 	$(BIN)/python -m pytest -m slow

@@ -180,9 +180,8 @@ def serve(tree):
 def results(directory):
     """Everything that came of a run, by name."""
     import torch
+    from helpers.runs import flat
     from safetensors.torch import load_file
-
-    from runs import flat
 
     found = {"matrix": (directory / "accuracy_matrix.csv").read_text()}
     for path in sorted((directory / "weights").glob("*.safetensors")):

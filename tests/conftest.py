@@ -9,6 +9,7 @@ import torch
 from hypothesis import settings
 
 from cl_bench.cli.main import main
+from cl_bench.subspace import confinement
 
 DATA_AT_HAND = Path(
     os.environ.get("CL_BENCH_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data"
@@ -30,6 +31,20 @@ def own_wandb_service():
     os.environ.pop("WANDB_SERVICE", None)
     yield
     os.environ.pop("WANDB_SERVICE", None)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Runs draw no figures."""
+    module = sys.modules["cl_bench.experiment.conduct"]
+    for name in ("write_figures", "write_probe_figures"):
+        monkeypatch.setattr(module, name, lambda directory: [])
+
+
+@pytest.fixture
+def always_inputs(monkeypatch):
+    """Project inputs wherever that is possible, however small the layer."""
+    monkeypatch.setattr(confinement, "WORTHWHILE", float("-inf"))
 
 
 @pytest.fixture

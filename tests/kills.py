@@ -28,10 +28,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from helpers.runs import differences, final_weights
 from hydra.utils import get_class
 from omegaconf import OmegaConf
-
-from runs import differences, final_weights
 
 ROOT = Path(__file__).parent.parent
 SMALL = (

@@ -1,0 +1,216 @@
+"""Runs for ``tests/parallel/test_together.py``, in as many processes as torchrun starts, or in one.
+
+python -m torch.distributed.run --standalone --nproc-per-node=2 \\
+    tests/helpers/together.py DIR double|single
+"""
+
+import functools
+import itertools
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from lightning import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from texts import make_learner as make_text_learner
+from texts import make_stream as make_texts
+from torch import nn
+from torch.optim import SGD, Adam
+from toys import DIM, WIDTH, make_stream, mlp
+
+from cl_bench.experiment import (
+    AlignmentSettings,
+    CheckpointSettings,
+    EvalSettings,
+    Identity,
+    LoopSettings,
+    Together,
+    conduct,
+)
+from cl_bench.learners import Classifier
+from cl_bench.parallel.ranks import rank, world
+from cl_bench.strategies.baselines.finetune import Finetune
+from cl_bench.strategies.baselines.joint import Joint
+from cl_bench.strategies.isolation.freeze import Freeze
+from cl_bench.strategies.lowrank.inc_lora import IncLoRA
+from cl_bench.strategies.lowrank.o_lora import OLoRA
+from cl_bench.strategies.lowrank.seq_lora import SeqLoRA
+from cl_bench.strategies.merging.task_vector import TaskVector
+from cl_bench.strategies.penalty.ewc import EWC
+from cl_bench.strategies.projection.adam_nscl import AdamNSCL
+from cl_bench.strategies.projection.gpm import GPM
+from cl_bench.strategies.projection.rogo import ROGO
+from cl_bench.strategies.projection.sgp import SGP
+from cl_bench.strategies.projection.trgp import TRGP
+from cl_bench.strategies.replay.er import ER
+from cl_bench.strategies.svd.adaptive_svd import AdaptiveSVD
+from cl_bench.subspace import own_rows
+
+BATCH, SAMPLES, EPOCHS = 8, 75, 5  # ten steps an epoch, the last with three samples
+
+sgd = functools.partial(SGD, lr=0.05)
+momentum = functools.partial(SGD, lr=0.02, momentum=0.9, weight_decay=1e-3)
+adam = functools.partial(Adam, lr=3e-3)
+few = {"samples": 21}
+words = functools.partial(AdaptiveSVD, parametrisation="dense_projected", exclude=("*relative*",))
+CASES: dict = {
+    "finetune": (Finetune, sgd, {}),
+    "finetune-batch_norm": (Finetune, momentum, {"batch_norm": True}),
+    "gpm-batch_norm": (functools.partial(GPM, 0.9, **few), sgd, {"batch_norm": True}),
+    "finetune-clipped": (Finetune, momentum, {"gradient_clip_val": 0.5}),
+    "joint": (Joint, sgd, {}),
+    "ewc": (functools.partial(EWC, 5.0, **few), sgd, {}),
+    "er": (functools.partial(ER, 20), sgd, {}),
+    "freeze": (functools.partial(Freeze, n_blocks=1), momentum, {}),
+    "task_vector": (functools.partial(TaskVector, alpha=0.5), sgd, {}),
+    "gpm": (functools.partial(GPM, 0.9, **few), sgd, {}),
+    "gpm-adam": (functools.partial(GPM, 0.9, **few), adam, {}),
+    "gpm-by-layer": (functools.partial(GPM, 0.9, samples=[7, 21, 3]), sgd, {}),
+    "sgp": (functools.partial(SGP, threshold=0.9, **few), sgd, {}),
+    "trgp": (
+        functools.partial(TRGP, threshold=0.8, trust=0.1, **few),
+        momentum,
+        {"scenario": "task"},
+    ),
+    "rogo": (functools.partial(ROGO, threshold=0.97, cosine=0.5, strength=0.1, **few), sgd, {}),
+    "rogo-adam": (
+        functools.partial(ROGO, threshold=0.97, cosine=0.5, strength=0.1, **few),
+        adam,
+        {},
+    ),
+    "adam_nscl": (functools.partial(AdamNSCL, 50.0), adam, {}),
+    "adaptive_svd": (AdaptiveSVD, adam, {}),
+    "adaptive_svd-dense": (
+        functools.partial(AdaptiveSVD, parametrisation="dense_projected"),
+        adam,
+        {},
+    ),
+    "adaptive_svd-factored": (
+        functools.partial(AdaptiveSVD, parametrisation="factored"),
+        sgd,
+        {},
+    ),
+    "o_lora": (functools.partial(OLoRA, rank=2, dropout=0.0, targets="all"), adam, {}),
+    "inc_lora": (functools.partial(IncLoRA, rank=2, dropout=0.0, targets="all"), adam, {}),
+    "seq_lora": (functools.partial(SeqLoRA, rank=2, dropout=0.0, targets="all"), adam, {}),
+    "gpm+er": (lambda: Together({"gpm": GPM(0.9, **few), "er": ER(20)}), sgd, {}),
+    "gpm-t5": (functools.partial(GPM, 0.7, samples=9), adam, {"family": "t5"}),
+    "gpm-gpt2": (functools.partial(GPM, 0.7, samples=9), momentum, {"family": "gpt2"}),
+    "rogo-t5": (
+        functools.partial(ROGO, threshold=0.7, cosine=0.5, strength=0.1, samples=9),
+        adam,
+        {"family": "t5"},
+    ),
+    "adaptive_svd-t5": (words, adam, {"family": "t5"}),
+    "adaptive_svd-gpt2": (words, adam, {"family": "gpt2"}),
+    "o_lora-t5": (functools.partial(OLoRA, rank=2, dropout=0.0), adam, {"family": "t5"}),
+    "o_lora-gpt2": (functools.partial(OLoRA, rank=2, dropout=0.0), adam, {"family": "gpt2"}),
+    "accumulated": (functools.partial(GPM, 0.9, **few), sgd, {"accumulate_grad_batches": 2}),
+}
+
+
+def run(name, directory, samples=SAMPLES, batch=BATCH, dtype=torch.float64, seed=0, **more):
+    """Learn two tasks; returns what must not depend on the number of processes."""
+    make, optimizer, options = CASES[name]
+    options = {**options, **more}
+    sharded, accelerator = options.pop("sharded", False), options.pop("accelerator", "cpu")
+    family = options.pop("family", None)
+    if family:
+        batch //= 2  # what is left over then is a single sample
+        stream, thrifty = make_texts(), options.pop("gradient_checkpointing", False)
+        learner = make_text_learner(
+            family, stream, optimizer=optimizer, gradient_checkpointing=thrifty
+        )
+        learner.batch_size = batch
+    else:
+        stream = make_stream(options.pop("scenario", "domain"), tasks=2, n=samples, seed=seed)
+        for task in stream:
+            task.data.tensors["x"] = task.data.tensors["x"].to(dtype)
+        network = mlp(bias=True)
+        if options.pop("batch_norm", False):
+            torch.manual_seed(1)
+            first, second = nn.Linear(DIM, WIDTH), nn.Linear(WIDTH, WIDTH)
+            network = nn.Sequential(first, nn.BatchNorm1d(WIDTH), nn.ReLU(), second, nn.ReLU())
+        learner = Classifier(stream, network, optimizer, batch, seed)
+    learner.to(dtype)
+    learner.remember_initial_state()
+    strategy = make()
+
+    def trainer(**more):
+        several = ModelParallelStrategy() if sharded else "ddp"  # an object serves one Trainer
+        return Trainer(
+            accelerator=accelerator,
+            strategy=several if world() > 1 else "auto",
+            devices=world(),
+            max_epochs=EPOCHS,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **options,
+            **more,
+        )
+
+    result = conduct(
+        stream,
+        strategy,
+        learner,
+        trainer,
+        Identity("toy", name, "seed: 0\n", "python -m cl_bench"),
+        loop=LoopSettings(seed, batch),
+        evaluation=EvalSettings(),
+        alignment=AlignmentSettings(samples=20, batches=2),
+        checkpoint=CheckpointSettings(every_steps=None),
+        run_dir=directory,
+        sharded=sharded,
+    )
+    held = sum(own_rows(p.detach()).numel() for p in learner.parameters())
+    bases = strategy.memory if isinstance(strategy, GPM) else {}
+    learner.eval()
+    with torch.no_grad(), learner.put_together():
+        known = [t if learner.task_id_at_test else None for t in stream]
+        predictions = []
+        for task, told in zip(stream, known, strict=True):
+            with strategy.inference(learner, told):
+                everything = task.train[torch.arange(len(task.train))]
+                predictions.append(learner(everything).argmax(-1))
+    return {
+        "weights": {k: v.detach().clone() for k, v in learner.weights().items()},
+        "bases": {k: v @ v.t() for k, v in bases.items()},
+        "predictions": predictions,
+        "matrix": torch.from_numpy(result.matrix),
+        "world": world(),
+        "held": held,
+        "relaxed": sum(q for q, _ in strategy.turned.values()) if isinstance(strategy, ROGO) else 0,
+        "steps": result.summary["optimizer_steps"],
+    }
+
+
+SHARDABLE = [name for name, (make, _, _) in CASES.items() if make().needs.shardable]
+
+
+SINGLE, SEEDS = ("gpm", "er"), (0, 1, 2)
+
+
+def single(seed):
+    """Options of a run in single precision."""
+    return {"dtype": torch.float32, "seed": seed}
+
+
+def main(directory, precision):
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    for kind in ("ddp", "fsdp"):
+        if precision == "double":
+            names = CASES if kind == "ddp" else SHARDABLE
+            wanted = [(name, name, {}) for name in names]
+        else:
+            wanted = [(f"{n}{s}", n, single(s)) for n, s in itertools.product(SINGLE, SEEDS)]
+        for place, name, options in wanted:
+            found = run(name, directory / f"{place}-{kind}", sharded=kind == "fsdp", **options)
+            torch.save(found, directory / f"{place}-{kind}-rank{rank()}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,596 @@
+"""O-LoRA and its degenerate cases: penalties, pairs, what is left at the end of a task."""
+
+import copy
+import functools
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from biographies import batch_of, make_causal, make_model, world
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning import Trainer
+from texts import prompts
+from torch.optim import SGD, AdamW
+
+from cl_bench.cli.build import build
+from cl_bench.cli.export import export
+from cl_bench.cli.run import run_config
+from cl_bench.contracts import Protect, UsageError
+from cl_bench.experiment import (
+    AlignmentSettings,
+    CheckpointSettings,
+    EvalSettings,
+    Identity,
+    LoopSettings,
+    Together,
+    conduct,
+    seed_training,
+)
+from cl_bench.experiment.checks import check_pair
+from cl_bench.experiment.probes import LandscapeSettings, ProbeSettings, UpdateSettings
+from cl_bench.learners import Causal, language
+from cl_bench.metrics import share_inside
+from cl_bench.models import t5
+from cl_bench.strategies.baselines.finetune import Finetune
+from cl_bench.strategies.lowrank.inc_lora import IncLoRA
+from cl_bench.strategies.lowrank.o_lora import OLoRA
+from cl_bench.strategies.lowrank.seq_lora import SeqLoRA
+from cl_bench.strategies.penalty.ewc import EWC
+from cl_bench.strategies.replay.er import ER
+from cl_bench.subspace import merged_parameters
+from cl_bench.tasks.permuted_digits import PermutedDigits
+from cl_bench.tracking import read_results
+from runs import differences, final_weights
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+ROOT = Path(__file__).parents[3]
+ARCHITECTURES = {"gpt_neox": "attention.query_key_value", "gpt2": "attn.c_attn"}
+inc_lora = functools.partial(IncLoRA, rank=2)
+seq_lora = functools.partial(SeqLoRA, rank=2)
+o_lora = functools.partial(OLoRA, rank=2)
+
+
+def steps(learner, strategy, task, count=3, boundary=True):
+    """A task in a plain loop, dropout and all; up to its boundary or through it."""
+    seed_training(task.index)
+    learner.begin(task, strategy)
+    learner.train()
+    optimizer = learner.configure_optimizers()
+    for i in range(count):
+        batch = batch_of(task.train, *(n % len(task.train) for n in range(8 * i, 8 * i + 8)))
+        optimizer.zero_grad()
+        learner.training_step(batch, i).backward()
+        strategy.constrain(learner)
+        optimizer.step()
+    if boundary:
+        strategy.consolidate(learner, task, strategy.collect(learner, task))
+        strategy.release(learner)
+    return optimizer
+
+
+def logits(learner):
+    learner.eval()
+    with torch.no_grad():
+        return learner(world()[0].sample(6, 0))
+
+
+def targets(learner, architecture):
+    return {
+        m.name: m.merged().clone()
+        for m in learner.layers(Protect(bias="free"))
+        if m.name.endswith(ARCHITECTURES[architecture])
+    }
+
+
+# -- the penalties ------------------------------------------------------------------------------
+
+
+def penalty_of(strategy, pasts, pairs):
+    """Of layers with these old and these new matrices, without a network around them."""
+
+    class Layer:
+        def __init__(self, A, B):
+            self.lora_A = {"task1": torch.nn.Linear(1, 1)}
+            self.lora_B = {"task1": torch.nn.Linear(1, 1)}
+            self.lora_A["task1"].weight = torch.nn.Parameter(A)
+            self.lora_B["task1"].weight = torch.nn.Parameter(B)
+
+    strategy.past = {str(i): A for i, A in enumerate(pasts)}
+    strategy.layers = {str(i): Layer(A, B) for i, (A, B) in enumerate(pairs)}
+    strategy._pair = "task1"
+    strategy._strengths = (strategy.lambda1, strategy.lambda2)
+    trained = [w for name in strategy.layers for w in strategy._weights(name)]
+    return strategy.penalty(None, {}, None), trained
+
+
+@given(st.integers(0, 1000), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4))
+def test_the_penalty_is_the_sum_over_pairs_layers_and_entries(seed, layers, tasks, rank):
+    rng = torch.Generator().manual_seed(seed)
+    draw = functools.partial(torch.randn, generator=rng, dtype=torch.float64)
+    old = [[draw(rank, 7) for _ in range(tasks)] for _ in range(layers)]
+    new = [(draw(rank, 7), draw(5, rank)) for _ in range(layers)]
+    strategy = OLoRA(rank=rank, lambda1=0.5, lambda2=0.3)
+    value, trained = penalty_of(strategy, [torch.cat(As) for As in old], new)
+    overlaps = sum(
+        float((A_i @ A.t()).abs().sum()) for As, (A, _) in zip(old, new, strict=True) for A_i in As
+    )
+    norms = sum(float(w.norm()) for pair in new for w in pair)
+    assert float(value.detach()) == pytest.approx(0.5 * overlaps + 0.3 * norms)
+    value.backward()
+    for As, (A, B), gA, gB in zip(old, new, trained[::2], trained[1::2], strict=True):
+        expected = 0.5 * sum((A_i @ A.t()).sign().t() @ A_i for A_i in As) + 0.3 * A / A.norm()
+        torch.testing.assert_close(gA.grad, expected)
+        torch.testing.assert_close(gB.grad, 0.3 * B / B.norm())
+        assert not any(A_i.requires_grad for A_i in As)
+
+
+def test_pairs_that_read_different_inputs_cost_nothing_and_equal_ones_do():
+    old, new = torch.zeros(2, 6), torch.zeros(2, 6)
+    old[:, :3], new[:, 3:] = 1.0, 1.0
+    B = torch.zeros(4, 2)
+    apart, (A, _) = penalty_of(OLoRA(rank=2), [old], [(new, B)])
+    assert apart.item() == 0.0
+    apart.backward()
+    assert float(A.grad.abs().sum()) == 0.0
+    equal, _ = penalty_of(OLoRA(rank=2), [old], [(old.clone(), B)])
+    assert equal.item() == pytest.approx(0.5 * float((old @ old.t()).abs().sum()))
+
+
+def test_norms_have_a_gradient_where_b_is_zero():
+    value, (A, B) = penalty_of(
+        OLoRA(rank=2, lambda1=0.0, lambda2=0.1), [], [(torch.ones(2, 6), torch.zeros(4, 2))]
+    )
+    value.backward()
+    assert A.grad.isfinite().all()
+    assert B.grad.eq(0).all()
+
+
+def test_strengths_go_by_task_name():
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        patterns = (
+            "strategy.lambda1={read_*: 0, *: 5}",
+            "strategy.lambda2={read_about: 0.2, *: 0}",
+        )
+        strategy = build(hydra.compose("config", ["+strategy=o_lora", *patterns]).strategy)
+    learner = make_causal()
+    learner.begin(world()[0], strategy)
+    assert strategy._strengths == (0.0, 0.2)
+    strategy.release(learner)
+    learner.begin(world()[1], strategy)
+    assert strategy._strengths == (5.0, 0.0)
+
+
+# -- what is trained ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("make", [o_lora, seq_lora])
+def test_the_pair_alone_is_trained_and_every_target_learns(architecture, make):
+    learner, strategy = make_causal(architecture, dropout=0.1), make()
+    for task in world():
+        before = {n: p.detach().clone() for n, p in learner.named_parameters()}
+        optimizer = steps(learner, strategy, task, boundary=False)
+        trained = {p for group in optimizer.param_groups for p in group["params"]}
+        named = learner.named_trainable()
+        assert set(named.values()) == trained
+        assert {n.rpartition(".lora_")[0] for n in named} == set(strategy.layers)
+        assert {
+            n.rpartition(".weight")[0]
+            for n in before
+            if ARCHITECTURES[architecture] in n and "weight" in n
+        } == set(strategy.layers)
+        assert all(p.grad is not None and p.grad.abs().max() > 0 for p in trained)
+        frozen = {n: p for n, p in learner.named_parameters() if p not in trained}
+        assert all(p.grad is None for p in frozen.values())
+        if task.index == 0:
+            for name, p in frozen.items():
+                assert torch.equal(p, before[name.replace(".base_layer", "")])
+        strategy.consolidate(learner, task, strategy.collect(learner, task))
+        strategy.release(learner)
+
+
+def test_earlier_pairs_stay_and_rank_grows_with_tasks():
+    learner, strategy = make_causal(), o_lora()
+    first = targets(learner, "gpt_neox")
+    for t, task in enumerate(world()):
+        steps(learner, strategy, task)
+        changes = {n: w - first[n] for n, w in targets(learner, "gpt_neox").items()}
+        assert {int(torch.linalg.matrix_rank(c, atol=1e-6)) for c in changes.values()} == {
+            2 * (t + 1)
+        }
+        for name, values in strategy.metrics().items():
+            assert values["lora_rank"] == 2 * (t + 1) == len(strategy.past[name])
+            assert ("lora_overlap" in values) == (t > 0)
+            assert 0 < values.get("lora_overlap", 0.5) < 1
+
+
+def test_the_penalty_keeps_pairs_apart():
+    overlaps = []
+    for strength in (0.0, 5.0):
+        learner, strategy = make_causal(), OLoRA(rank=2, lambda1=strength)
+        for task in world():
+            steps(learner, strategy, task, count=20)
+        overlaps.append([v["lora_overlap"] for v in strategy.metrics().values()])
+    free, apart = overlaps
+    assert all(a < 0.7 * f for f, a in zip(free, apart, strict=True))
+
+
+def test_a_pair_moves_only_what_its_rows_read():
+    learner, strategy = make_causal(), inc_lora()
+    for t, task in enumerate(world()):
+        before = targets(learner, "gpt_neox")
+        steps(learner, strategy, task)
+        for name, after in targets(learner, "gpt_neox").items():
+            rows = strategy.past[name][2 * t : 2 * t + 2]
+            basis = torch.linalg.qr(rows.t())[0]
+            assert share_inside(after - before[name], basis) == pytest.approx(1, abs=1e-5)
+
+
+def plain_peft(optimizer, shared):
+    """The same by PEFT's own adapters, all of them kept apart and active."""
+    learner = make_causal(optimizer=optimizer)
+    seed_training(0)
+    config = peft.LoraConfig(
+        r=2, lora_alpha=32, lora_dropout=0.0, target_modules=["query_key_value"]
+    )
+    tuner = peft.LoraModel(learner, config, "task0")
+    for t, task in enumerate(world()):
+        if t and not shared:
+            seed_training(t)
+            tuner.peft_config["task1"] = copy.copy(config)
+            tuner.inject_adapter(learner, "task1")
+            for module in learner.modules():
+                if isinstance(module, peft.tuners.lora.LoraLayer):
+                    module.set_adapter(["task0", "task1"])
+        latest = f"task{0 if shared else t}"
+        trained = [p for n, p in learner.named_parameters() if latest in n]
+        for p in learner.parameters():
+            p.requires_grad_(False)
+        for p in trained:
+            p.requires_grad_(True)
+        steps = optimizer(trained)
+        learner.train()
+        for i in range(3):
+            batch = batch_of(task.train, *range(8 * i, 8 * i + 8))
+            steps.zero_grad()
+            learner.loss(learner(batch), batch).backward()
+            steps.step()
+    return merged_parameters(learner) if shared else _all_merged(learner, tuner)
+
+
+def _all_merged(learner, tuner):
+    tuner.merge_and_unload(adapter_names=["task0", "task1"])
+    return {n: p.detach() for n, p in learner.named_parameters()}
+
+
+@pytest.mark.parametrize("make", [inc_lora, seq_lora])
+def test_it_learns_what_adapters_of_peft_that_are_kept_apart_learn(make):
+    optimizer = functools.partial(SGD, lr=0.1)
+    learner, strategy = make_causal(optimizer=optimizer), make(dropout=0.0)
+    for task in world():
+        steps(learner, strategy, task)
+    expected = plain_peft(optimizer, shared=make is seq_lora)
+    start = make_causal().state_dict()
+    moved = [float((w.detach() - start[n]).norm()) for n, w in learner.named_parameters()]
+    assert sum(moved) > 0.01
+    for name, weight in learner.named_parameters():
+        torch.testing.assert_close(weight.detach(), expected[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [o_lora, seq_lora])
+def test_a_network_without_pretraining_may_learn_its_first_task_whole(make):
+    plain, learner = make_causal(), make_causal()
+    steps(plain, Finetune(), world()[0])
+    strategy = make(full_first=True)
+    steps(learner, strategy, world()[0])
+    start = {n: p.detach().clone() for n, p in learner.named_parameters()}
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(parameter, start[name])
+    steps(learner, strategy, world()[1])
+    moved = {n for n, p in learner.named_parameters() if not torch.equal(p, start[n])}
+    assert moved == {n for n in start if n.endswith("query_key_value.weight")}
+    assert {v["lora_rank"] for v in strategy.metrics().values()} == {2}
+
+
+# -- the end of a task --------------------------------------------------------------------------
+
+
+def boundary_gap(strategy, architecture="gpt_neox"):
+    """How far logits move where a task ends, and where the next begins, against how far it came."""
+    learner = make_causal(architecture)
+    names, start = list(learner.state_dict()), logits(learner)
+    steps(learner, strategy, world()[0], boundary=False)
+    trained = logits(learner)
+    assert "lora_A" in "".join(learner.state_dict())
+    strategy.consolidate(learner, world()[0], {})
+    strategy.release(learner)
+    assert list(learner.state_dict()) == names
+    merged = logits(learner)
+    optimizer = steps(learner, strategy, world()[1], count=0, boundary=False)
+    assert not optimizer.state
+    again = logits(learner)
+    scale = float((trained - start).abs().max())
+    assert scale > 1e-3
+    return max(float((x - trained).abs().max()) for x in (merged, again)) / scale
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("make", [o_lora, inc_lora, seq_lora])
+def test_merged_the_model_is_what_it_was_and_the_next_task_begins_there(make, architecture):
+    assert boundary_gap(make(), architecture) < 1e-4
+
+
+def test_training_thrown_away_at_the_boundary_would_be_noticed(monkeypatch):
+    """Negative control: PEFT's ``unload`` puts back what was there before the adapters."""
+    nothing = torch.zeros(())
+    monkeypatch.setattr("cl_bench.strategies.lowrank.pairs.added_weight", lambda layer: nothing)
+    assert boundary_gap(inc_lora()) > 0.5
+
+
+@pytest.mark.skipif(not hasattr(peft, "OSFConfig"), reason="this PEFT has no OSF")
+@pytest.mark.parametrize(("end", "kept"), [("unload", False), ("merge_and_unload", True)])
+def test_the_task_switch_that_peft_shows_for_osf_discards_the_training(end, kept):
+    """Its documented loop (train, ``unload``, wrap again) begins every task where it all began."""
+    learner = make_causal()
+    start = logits(learner)
+    config = peft.OSFConfig(effective_rank=4, target_modules=["query_key_value"])
+    model = peft.get_peft_model(learner.backbone, config)
+    optimizer = AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(3):
+        batch = world()[0].sample(8, 1)
+        optimizer.zero_grad()
+        learner.loss(learner(batch), batch).backward()
+        optimizer.step()
+    trained = logits(learner)
+    assert (trained - start).abs().max() > 1e-3
+    getattr(model, end)()
+    before_next = logits(learner)
+    reference = trained if kept else start
+    torch.testing.assert_close(before_next, reference, atol=1e-4, rtol=1e-3)
+
+
+def test_a_shared_pair_goes_on_from_itself_on_the_first_weights():
+    learner, strategy = make_causal(), seq_lora()
+    first = targets(learner, "gpt_neox")
+    steps(learner, strategy, world()[0])
+    pair = {n: {k: v.clone() for k, v in kept.items()} for n, kept in strategy.kept.items()}
+    steps(learner, strategy, world()[1], count=0, boundary=False)
+    for name, layer in strategy.layers.items():
+        assert torch.equal(layer.base_layer.weight, first[name])
+        assert torch.equal(layer.lora_A["shared"].weight, pair[name]["A"])
+        assert torch.equal(layer.lora_B["shared"].weight, pair[name]["B"])
+        assert pair[name]["B"].abs().max() > 0
+
+
+# -- through the engine -------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+class Mortal(Causal):
+    dies_at, batches = -1, 0
+
+    def _learn(self, batch):
+        if self.batches == self.dies_at:
+            raise Killed
+        self.batches += 1
+        return super()._learn(batch)
+
+
+PROBES = ProbeSettings(
+    early=(0, 1),
+    updates=UpdateSettings(enabled=True),
+    landscape=LandscapeSettings(True, 10, (0, 1, 2), (0, 1, 2)),
+)
+
+
+def conducted(directory, make, dies_at=-1, resume=False, probe=PROBES):
+    optimizer = functools.partial(AdamW, lr=1e-2)
+    learner = Mortal(world(), make_model(dropout=0.1), optimizer, 8, 0)
+    learner.dies_at = dies_at
+    trainer = functools.partial(
+        Trainer,
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    strategy = make()
+    conduct(
+        world(),
+        strategy,
+        learner,
+        trainer,
+        Identity("toy", "o_lora", "seed: 0\n", "python -m cl_bench"),
+        loop=LoopSettings(0, 8),
+        evaluation=EvalSettings(dense=(0, 1) if probe else ()),
+        alignment=AlignmentSettings(samples=20, batches=2),
+        probe=probe,
+        checkpoint=CheckpointSettings(True, 2, 2),
+        run_dir=directory,
+        resume=resume,
+    )
+    return learner, strategy
+
+
+@pytest.mark.parametrize("make", [functools.partial(o_lora, lambda2=0.1), seq_lora])
+def test_a_killed_run_goes_on_bit_for_bit_and_probes_change_nothing(tmp_path, make):
+    learner, _ = conducted(tmp_path / "whole", make)
+    first = learner.batches - learner.learned_steps  # batches of the first task
+    assert min(first, learner.learned_steps) >= 3
+    for at in (first - 1, first + 2):
+        killed = tmp_path / f"killed{at}"
+        with pytest.raises(Killed):
+            conducted(killed, make, dies_at=at)
+        newest = max(p.name for p in (killed / "checkpoints").glob("*.pt"))
+        assert not newest.endswith("step000000000.pt")  # inside a task
+        conducted(killed, make, resume=True)
+        assert differences(tmp_path / "whole", killed) == []
+        assert final_weights(tmp_path / "whole") == final_weights(killed)
+    conducted(tmp_path / "plain", make, probe=None)
+    plain, probed = (
+        {k: v for k, v in final_weights(tmp_path / d).items() if not k.startswith("/observer")}
+        for d in ("plain", "whole")
+    )
+    assert plain == probed
+
+
+def test_observers_see_what_the_network_computes_not_the_frozen_weight(tmp_path):
+    """Also between steps, with adapters in place; a shared pair's task is the task's own change."""
+    learner, _ = conducted(tmp_path, seq_lora)
+    events = read_results(tmp_path)
+    layers = [e["layers"] for e in events if e["event"] == "layers"]
+    name = "backbone.layers.0.attention.query_key_value"
+    assert not any("lora" in layer or "base_layer" in layer for layer in layers[1])
+    for found in layers:
+        assert found[name]["relative_update"] > 0
+        assert found["backbone.layers.0.mlp.dense_h_to_4h"]["relative_update"] == 0
+        early, late = (found[name][f"wupd/{w}/rel_norm"] for w in ("early", "late"))
+        assert min(early, late) > 0
+        assert early + late * (1 + early) > 0.99 * found[name]["relative_update"]
+    assert 0 < layers[1][name]["applied_share"] <= 1
+    (plane,) = [e for e in events if e["event"] == "probe" and e["probe"] == "landscape"]
+    assert plane["task"] == 1
+    own = world()[1].sample(10, 0)
+    end = float(learner.loss(learner.eval()(own), own))
+    assert plane["anchors"][world()[1].name][2] == pytest.approx(end, rel=1e-5)
+
+
+CUT = (
+    *("stream.people=40", "stream.new_people=20", "stream.epochs=[1,2]", "eval.dense=[]"),
+    *("stream.pretrain.steps=5", "stream.strangers=8", "trainer.accelerator=cpu"),
+    "logger.mode=disabled",
+)
+
+
+def configured(directory, *overrides):
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = hydra.compose(
+            "config", ["+stream=biography/smoke", *CUT, f"run_dir={directory}", *overrides]
+        )
+    return run_config(cfg, "python -m cl_bench", {})
+
+
+def test_without_its_penalty_it_is_inc_lora_bit_for_bit_and_exports_merged(tmp_path, monkeypatch):
+    monkeypatch.setenv("CL_BENCH_CACHE", str(tmp_path / "cache"))
+    inc = configured(tmp_path / "inc", "+strategy=inc_lora")
+    configured(tmp_path / "zero", "+strategy=o_lora", "strategy.lambda1=0")
+    configured(tmp_path / "o", "+strategy=o_lora")
+    weights = {name: final_weights(tmp_path / name) for name in ("inc", "zero", "o")}
+    assert weights["inc"] == weights["zero"]
+    assert weights["inc"] != weights["o"]
+    folder = export([f"export={tmp_path / 'inc'}"])
+    model = transformers.GPTNeoXForCausalLM.from_pretrained(folder).eval()
+    tokens = torch.arange(24).reshape(2, 12)
+    with torch.no_grad():
+        expected = inc.learner.eval()({"input_ids": tokens})
+        torch.testing.assert_close(model(input_ids=tokens).logits, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_without_peft_it_says_what_to_install(cli, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    status, _, err = cli("+strategy=o_lora", "+stream=biography/smoke", *CUT)
+    assert status != 0
+    assert "pip install 'cl_bench[language]'" in err
+    assert len(err.strip().splitlines()) <= 3
+
+
+# -- targets and options ------------------------------------------------------------------------
+
+
+def tiny(kind):
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "vocab_size": 200}
+    more = {"num_hidden_layers": 1, "intermediate_size": 16, "num_key_value_heads": 2}
+    configs = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config}
+    return transformers.AutoModelForCausalLM.from_config(configs[kind](**sizes, **more))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_defaults_are_queries_and_values(kind):
+    learner = Causal(world(), tiny(kind), functools.partial(SGD, lr=0.1), 8, 0)
+    ends = {name.rpartition(".")[2] for name in OLoRA()._targeted(learner)}
+    assert ends == {"q_proj", "v_proj"}
+
+
+def encoder_decoder(optimizer):
+    torch.manual_seed(1)
+    network = t5(259, depth=1, width=16, heads=2, feed_forward=32, dropout=0.1)
+    return language(prompts(), network, optimizer, 8, 0)
+
+
+@pytest.mark.parametrize("make", [o_lora, seq_lora])
+def test_an_encoder_decoder_learns_in_both_attentions_and_answers_alike_when_merged(make):
+    learner, strategy = encoder_decoder(functools.partial(AdamW, lr=1e-2)), make()
+    names = list(learner.state_dict())
+    batch = learner.prompts[0].sample(6, 0)
+    for t, task in enumerate(learner.prompts):
+        steps(learner, strategy, task, boundary=False)
+        learner.eval()
+        where = {name.partition("block.0.layer.")[2] for name in strategy.layers}
+        assert where == {f"0.SelfAttention.{x}" for x in "qv"} | {
+            f"1.EncDecAttention.{x}" for x in "qv"
+        }
+        assert len(strategy.layers) == 6
+        with torch.no_grad():
+            adapted, answers = learner(batch), learner.answers(batch)
+            strategy.consolidate(learner, task, {})
+            strategy.release(learner)
+            torch.testing.assert_close(learner(batch), adapted, atol=1e-4, rtol=1e-3)
+        assert learner.answers(batch) == answers
+        assert list(learner.state_dict()) == names
+        assert {v["lora_rank"] for v in strategy.metrics().values()} == {
+            2 if make is seq_lora else 2 * (t + 1)
+        }
+
+
+def test_targets_are_ends_of_names_or_all_but_heads():
+    learner = make_causal()
+    picked = OLoRA(targets=["dense"])._targeted(learner)
+    assert picked == [f"backbone.layers.{i}.attention.dense" for i in range(2)]
+    every = OLoRA(targets="all")._targeted(learner)
+    assert len(every) == 8
+    assert not any(name.startswith("heads") for name in every)
+    strategy = OLoRA(rank=2, targets="all")
+    steps(learner, strategy, world()[0], count=1)
+    assert set(strategy.past) == set(every)
+    with pytest.raises(UsageError, match=r"strategy.targets=\['query'\] is the end of no layer"):
+        OLoRA(targets=["query"]).check(learner)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rank": 0}, "strategy.rank=0"),
+        ({"alpha": 0}, "strategy.alpha=0"),
+        ({"dropout": 1.0}, "strategy.dropout=1.0"),
+        ({"lambda1": -1}, "strategy.lambda1=-1"),
+        ({"lambda2": {"*": -1}}, "strategy.lambda2="),
+        ({"lambda1": {"a": 1}}, r"add a last pattern '\*'"),
+        ({"targets": "q"}, "must be a list of text, null or all"),
+    ],
+)
+def test_options_are_checked(options, words):
+    with pytest.raises(UsageError, match=words):
+        OLoRA(**options)
+
+
+def test_it_learns_text_only():
+    with pytest.raises(UsageError, match="learns text streams"):
+        check_pair("o_lora", OLoRA(), PermutedDigits(num_tasks=2))
+
+
+def test_a_penalty_on_frozen_weights_is_refused():
+    with pytest.raises(UsageError, match=r"o_lora freezes the network's weights.*ewc would know"):
+        Together({"o_lora": OLoRA(), "ewc": EWC()})
+    Together({"o_lora": OLoRA(), "er": ER(10)})
