@@ -48,6 +48,13 @@ def always_inputs(monkeypatch):
 
 
 @pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache with nothing in it."""
+    monkeypatch.setenv("CL_BENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
 def cli(monkeypatch, capsys, tmp_path):
     """The entry point in this process, in an empty directory: status, stdout, stderr."""
     monkeypatch.chdir(tmp_path)

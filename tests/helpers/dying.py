@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import SGD
 from toys import DIM, make_stream, mlp
 
+from cl_bench.contracts import UsageError
 from cl_bench.experiment import (
     AlignmentSettings,
     Checkpoints,
@@ -23,6 +24,7 @@ from cl_bench.learners import Classifier
 from cl_bench.strategies.baselines.finetune import Finetune
 from cl_bench.strategies.projection.gpm import GPM
 from cl_bench.strategies.replay.er import ER
+from cl_bench.tracking.files import LOCK
 from runs import differences, final_weights
 
 
@@ -132,3 +134,20 @@ def names(directory):
 def same(a, b):
     assert differences(a, b) == [], differences(a, b)
     assert final_weights(a) == final_weights(b)
+
+
+def files(directory):
+    """Everything but the lock, which dead processes leave."""
+    return {
+        str(p.relative_to(directory)): p.read_bytes()
+        for p in sorted(directory.rglob("*"))
+        if p.is_file() and p.name != LOCK
+    }
+
+
+def refuses(directory, match):
+    """Resuming raises, and every file is as it was."""
+    before = files(directory)
+    with pytest.raises(UsageError, match=match):
+        learn(directory, resume=True)
+    assert files(directory) == before

@@ -55,3 +55,11 @@ def make_learner(family="t5", stream=None, optimizer=None, tied=False, **options
         model = gpt(size, family, depth=2, width=16, heads=2, context=80, tied=tied)
     factory = optimizer or functools.partial(AdamW, lr=3e-3)
     return language(stream, model, factory, batch_size=4, seed=0, **options)
+
+
+def whole(data):
+    return data[torch.arange(len(data))]
+
+
+def one(batch, i):
+    return {name: value[i : i + 1] for name, value in batch.items()}

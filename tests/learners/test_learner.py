@@ -1,4 +1,4 @@
-"""What strategies stand on: raw gradients without side effects, taps, heads, held layers, packs."""
+"""What strategies stand on: raw gradients without side effects, taps, heads, held layers."""
 
 import copy
 import functools
@@ -6,8 +6,9 @@ import warnings
 
 import pytest
 import torch
+from noise import noisy
 from torch import nn
-from torch.optim import SGD, Adam
+from torch.optim import SGD
 from toys import (
     CLASSES,
     DIM,
@@ -25,27 +26,10 @@ from toys import (
 from cl_bench.contracts import Plan, Protect, UsageError
 from cl_bench.experiment import Together
 from cl_bench.learners import DivergedError, objective
-from cl_bench.packed import stepping
-from cl_bench.packed.stepping import short_step
 from cl_bench.strategies.baselines.finetune import Finetune
 from cl_bench.strategies.isolation.freeze import Freeze
-from cl_bench.strategies.penalty.ewc import EWC
 from cl_bench.strategies.projection.gpm import GPM
 from cl_bench.strategies.replay.er import ER
-from cl_bench.subspace import confinement
-
-
-def noisy():
-    """Everything with a state of its own: statistics, random numbers, modes."""
-    torch.manual_seed(1)
-    return nn.Sequential(
-        nn.Linear(DIM, 10),
-        nn.BatchNorm1d(10),
-        nn.Dropout(0.5),
-        nn.ReLU(),
-        nn.Linear(10, 8, bias=False),
-        nn.LayerNorm(8),
-    )
 
 
 def begun(scenario="domain", t=0, model=None, **options):
@@ -308,169 +292,6 @@ def test_reset_gives_the_weights_of_construction():
     assert all(torch.equal(start[k], v) for k, v in learner.state_dict().items())
 
 
-# -- packed and plain training ---------------------------------------------------------------------
-
-STRATEGIES = {
-    "finetune": Finetune,
-    "gpm": functools.partial(GPM, 0.8, samples=40),
-    "ewc": functools.partial(EWC, 5.0, samples=20),
-    "er": functools.partial(ER, 20),
-}
-OPTIMIZERS = {
-    "SGD": functools.partial(SGD, lr=0.05),
-    "Adam": functools.partial(Adam, lr=0.01),
-    "momentum and decay": functools.partial(SGD, lr=0.02, momentum=0.9, weight_decay=0.01),
-}
-
-
-def trained(strategy, optimizer, pack, n=43, model=None, epochs=2):
-    stream = make_stream(tasks=2, n=n)  # 4 batches of 10 and one of 3
-    learner = make_learner(stream, model or mlp(), optimizer, pack=pack)
-    engine = make_engine(learner, strategy, epochs=epochs, pack=pack)
-    for t, task in enumerate(stream):
-        engine.learn(task, strategy.plan(stream, t))
-    return weights(learner), learner.learned_steps
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_packs_learn_the_same(name, optimizer, monkeypatch):
-    monkeypatch.setattr(confinement, "WORTHWHILE", float("-inf"))
-    make, rule = STRATEGIES[name], OPTIMIZERS[optimizer]
-    expected, steps = trained(make(), rule, pack=1)
-    found, packed_steps = trained(make(), rule, pack=64)
-    assert steps == packed_steps == 2 * 5  # in the last task
-    for n, weight in expected.items():
-        torch.testing.assert_close(found[n], weight, atol=2e-5, rtol=1e-4)
-
-
-@pytest.fixture
-def rule():
-    optimizer = SGD([torch.nn.Parameter(torch.ones(3))], lr=0.1, momentum=0.9)
-    optimizer.param_groups[0]["params"][0].grad = torch.ones(3)
-    return optimizer
-
-
-def test_a_short_step_is_a_step_and_its_hooks_hear_of_it(rule):
-    heard = []
-    rule.register_step_post_hook(lambda optimizer, args, kwargs: heard.append(optimizer))
-    step = short_step(rule)
-    assert step != rule.step
-    for _ in range(2):
-        step()
-    expected = 1 - 0.1 * (1 + 1.9)
-    torch.testing.assert_close(
-        rule.param_groups[0]["params"][0].detach(), torch.full((3,), expected)
-    )
-    assert heard == [rule, rule]
-
-
-@pytest.mark.parametrize(
-    ("options", "plain"),
-    [
-        ({"foreach": False}, True),
-        ({}, False),  # torch may take all weights at once
-        *(
-            ({"foreach": False, **other}, False)
-            for other in ({"weight_decay": 0.1}, {"momentum": 0.9}, {"maximize": True})
-        ),
-    ],
-    ids=str,
-)
-def test_a_short_step_of_sgd_has_torchs_bits(options, plain):
-    def steps(short):
-        rng = torch.Generator().manual_seed(0)
-        w = nn.Parameter(torch.randn(7, 5, generator=rng))
-        idle = nn.Parameter(torch.ones(2))  # has no gradient
-        optimizer = SGD([{"params": [w], "lr": 0.3}, {"params": [idle]}], lr=0.1, **options)
-        assert stepping._is_plain(optimizer) == plain
-        step = short_step(optimizer) if short else optimizer.step
-        for _ in range(3):
-            w.grad = torch.randn(7, 5, generator=rng)
-            step()
-        assert torch.equal(idle, torch.ones(2))
-        return w.detach(), optimizer.state_dict()
-
-    (ours, our_state), (torchs, torchs_state) = steps(True), steps(False)
-    assert torch.equal(ours, torchs)
-    assert our_state["state"].keys() == torchs_state["state"].keys()
-
-
-def test_a_short_backward_pass_has_torchs_gradients_and_torchs_complaints():
-    rng = torch.Generator().manual_seed(0)
-    w = nn.Parameter(torch.randn(5, 3, generator=rng))
-    idle = nn.Parameter(torch.ones(2))
-
-    def passes(backward):
-        w.grad = None
-        for scale in (1.0, 0.5):  # the second adds up
-            backward((w.tanh() * scale).square().mean(), torch.tensor(0.7))
-        assert idle.grad is None
-        return w.grad
-
-    assert torch.equal(passes(stepping.short_backward), passes(lambda loss, g: loss.backward(g)))
-    with pytest.raises(RuntimeError, match="does not require grad"):
-        stepping.short_backward(torch.ones(()), torch.ones(()))
-    loss = w.tanh().sum()
-    stepping.short_backward(loss, torch.ones(()))
-    with pytest.raises(RuntimeError, match="second time"):
-        stepping.short_backward(loss, torch.ones(()))
-
-
-def scheduled(rule):
-    torch.optim.lr_scheduler.StepLR(rule, 1)
-
-
-def hooked(rule):
-    rule.register_step_pre_hook(lambda optimizer, args, kwargs: None)
-
-
-@pytest.mark.parametrize("watch", [scheduled, hooked])
-def test_a_step_that_somebody_watches_stays_whole(rule, watch):
-    watch(rule)
-    assert short_step(rule) == rule.step
-
-
-def test_a_profiler_sees_packed_steps_by_name(rule):
-    with torch.autograd.profiler.profile() as profile:
-        short_step(rule)()
-    assert any("Optimizer.step#SGD" in event.name for event in profile.function_events)
-
-
-def test_packs_of_any_size_learn_bit_for_bit_the_same_with_dropout_and_norms():
-    found = [trained(Finetune(), OPTIMIZERS["SGD"], pack, model=noisy())[0] for pack in (2, 3, 64)]
-    for other in found[1:]:
-        assert all(torch.equal(found[0][n], w) for n, w in other.items())
-
-
-def test_the_engine_is_the_plain_loop():
-    stream = make_stream(tasks=2)
-    by_engine, by_hand = make_learner(stream), make_learner(stream)
-    engine = make_engine(by_engine, GPM(0.8), epochs=3)
-    strategy = GPM(0.8)
-    for task in stream:
-        engine.learn(task, Plan(task.train))
-        learn(by_hand, strategy, task, epochs=3)
-    for n, weight in weights(by_hand).items():
-        torch.testing.assert_close(weights(by_engine)[n], weight)
-
-
-@pytest.mark.parametrize("pack", [1, 4])
-def test_the_mean_loss_of_an_epoch(pack):
-    stream = make_stream(tasks=1, n=40)
-    learner = make_learner(stream, optimizer=functools.partial(SGD, lr=0.0), pack=pack)
-    seen = []
-
-    class Watching(Finetune):
-        def after_epoch(self, learner, task, progress):
-            seen.append((progress.epoch, progress.max_epochs, progress.train_loss))
-
-    make_engine(learner, Watching(), epochs=2, pack=pack).learn(stream[0], Plan(stream[0].train))
-    batch = stream[0].everything
-    loss = float(learner.loss(learner(batch), batch).detach())
-    assert seen == [(1, 2, pytest.approx(loss, rel=1e-5)), (2, 2, pytest.approx(loss, rel=1e-5))]
-
-
 # -- losses that are not finite --------------------------------------------------------------------
 
 
@@ -588,123 +409,3 @@ def test_heads_leave_what_their_owner_froze():
     assert not learner.heads[1].bias.requires_grad
     assert learner.heads[1].weight.requires_grad
     assert learner.heads[0].bias.requires_grad
-
-
-# -- where to project ------------------------------------------------------------------------------
-
-
-class Grouped(GPM):
-    """GPM with options of its own for some parameters, as a user's strategy may have."""
-
-    def __init__(self, options, where):
-        super().__init__(0.9, samples=40)
-        self.options, self.where = options, where
-        self.extra = nn.Parameter(torch.zeros(1))
-
-    def param_groups(self, learner):
-        named = learner.named_trainable()
-        first = [p for n, p in named.items() if ("fc1" in n) == (self.where == "first")]
-        rest = [p for n, p in named.items() if ("fc1" in n) != (self.where == "first")]
-        if self.where == "own":
-            return [{"params": first + rest}, {"params": [self.extra], **self.options}]
-        return [{"params": first, **self.options}, {"params": rest}]
-
-
-@pytest.mark.parametrize(
-    ("options", "where", "expected"),
-    [
-        ({"weight_decay": 0.1}, "first", "step"),
-        ({"weight_decay": 0.0}, "first", "input"),
-        ({"momentum": 0.9, "lr": 0.5}, "first", "input"),
-        ({"weight_decay": 0.1}, "own", "input"),
-    ],
-)
-def test_projectable_looks_at_the_groups_options(options, where, expected):
-    stream = make_stream()
-    learner = make_learner(stream)
-    strategy = Grouped(options, where)
-    learner.begin(stream[0], strategy)
-    assert learner.projectable == expected
-    # The other way round: the optimizer decays, and no group of the network's weights does.
-    decaying = make_learner(stream, optimizer=functools.partial(SGD, lr=0.1, weight_decay=0.1))
-    assert decaying.projectable == "step"
-    free = Grouped({"weight_decay": 0.0}, "all")
-    free.param_groups = lambda learner: [
-        {"params": learner.trainable_parameters(), "weight_decay": 0.0}
-    ]
-    decaying.begin(stream[0], free)
-    assert decaying.projectable == "input"
-
-
-def test_a_group_with_weight_decay_leaves_the_memory_alone():
-    stream = make_stream()
-    learner = make_learner(stream)
-    strategy = Grouped({"weight_decay": 0.1}, "first")
-    learn(learner, strategy, stream[0])
-    before, M = weights(learner)["backbone.fc1.weight"], strategy.memory["backbone.fc1"]
-    learn(learner, strategy, stream[1])
-    change = weights(learner)["backbone.fc1.weight"] - before
-    assert change.norm() > 1e-2
-    assert (change @ M.to(change)).norm() < 1e-5 * change.norm()
-
-
-# -- a bias that its owner froze -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("project", ["gradient", "step"])
-@pytest.mark.parametrize("make", [mlp, cnn])
-def test_gpm_protects_the_outputs_of_layers_with_a_frozen_bias(make, project):
-    options = {"shape": IMAGE} if make is cnn else {}
-    stream = make_stream(**options)
-    model = make(bias=True)
-    found = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    frozen = found[: len(found) // 2]
-    for module in frozen:
-        nn.init.normal_(module.bias)
-        module.bias.requires_grad_(False)
-    learner = make_learner(stream, model)
-    gpm = GPM(0.9, samples=40, rank_rule="energy", project=project)
-    maps = {layer.name: layer for layer in learner.layers(Protect())}
-    assert not any(layer.augmented for layer in maps.values() if layer.module in frozen)
-    assert any(layer.augmented for layer in maps.values())
-    learn(learner, gpm, stream[0])
-    before, memory = weights(learner), dict(gpm.memory)
-    learn(learner, gpm, stream[1])
-    after = weights(learner)
-    moved = 0
-    for name, layer in maps.items():
-        if layer.module not in frozen:
-            continue
-        path = name.split("#")[0]
-        assert torch.equal(after[f"{path}.bias"], before[f"{path}.bias"])
-        change = layer.matrix(after[f"{path}.weight"] - before[f"{path}.weight"], None)
-        M = memory[name].to(change)
-        assert (change @ M).norm() < 1e-4 * max(change.norm(), 1e-3)
-        moved += change.norm() > 1e-3
-    assert moved
-
-
-class FreezesABias(Finetune):
-    def setup(self, learner, task):
-        if task.index:
-            learner.backbone.fc2.bias.requires_grad_(False)
-
-
-def test_a_bias_frozen_behind_gpms_back_is_refused():
-    stream = make_stream()
-    learner = with_bias(stream)
-    both = Together({"gpm": GPM(0.9, samples=40), "other": FreezesABias()})
-    learn(learner, both, stream[0])
-    with pytest.raises(ValueError, match=r"bias of layer 'backbone.fc2' was frozen.*protect.bias"):
-        learn(learner, both, stream[1])
-
-
-def test_memories_of_another_width_are_refused():
-    stream = make_stream()
-    learner = with_bias(stream)
-    gpm = GPM(0.9, samples=40)
-    learn(learner, gpm, stream[0])
-    learner.backbone.fc1.bias.requires_grad_(False)
-    learner.remember_initial_state()
-    with pytest.raises(ValueError, match=r"'backbone.fc1' remembers inputs of 13 .* has 12 now"):
-        learner.begin(stream[1], gpm)
