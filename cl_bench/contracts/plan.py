@@ -47,15 +47,17 @@ class Plan:
 class Phase:
     """A further stage of a task's training, with an optimizer of its own.
 
-    Nothing trains but the parameters of ``groups``, and only the hooks of the strategy that asked
-    for the phase are called; ``learner.progress`` tells which phase it is.
+    Nothing trains but the parameters of ``groups`` (statistics of normalisation layers beside them
+    stay), and only the hooks of the strategy that asked for the phase are called;
+    ``learner.progress`` tells which phase it is. Afterwards the task's own parameters train again,
+    in the eyes of ``collect`` and ``consolidate``.
 
     Attributes:
         name: for people and records.
         data: its samples.
         epochs: at least 1.
         groups: gives parameter groups for the optimizer, of which the run decides the kind.
-        objective: replaces the task's; None keeps it.
+        objective: replaces its owner's, or the learner's loss; None keeps that.
         prepare: called once, at the end of the stage before, and never replayed: what it changes
             must lie in weights or in the strategy's state.
         owner: the strategy that asked for it; filled in where there are companions.

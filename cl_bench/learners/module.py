@@ -20,6 +20,7 @@ from cl_bench.contracts import Batch, Loss, Phase, State, Strategy, Stream, Task
 from cl_bench.contracts.plan import Start
 from cl_bench.contracts.strategy import overrides, penalises_weights
 from cl_bench.learners.evaluation import Evaluation
+from cl_bench.learners.guardable import is_norm
 from cl_bench.learners.readout import Readout
 from cl_bench.learners.shared import SharedServices
 from cl_bench.learners.window import Window
@@ -83,6 +84,7 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
         self.held_norms: set[nn.Module] = set()
         self._held: set[Tensor] = set()
         self._extras: dict[int, nn.ModuleDict] = {}
+        self._before_phase: tuple[list[nn.Parameter], list[nn.Module]] | None = None
         self._begin_counting()
         self._window = Window()
 
@@ -113,7 +115,7 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
     def begin(self, task: Task, strategy: Strategy, start: Start = "current") -> None:
         """Meet a task: everything that an earlier task or strategy froze is free again."""
         self.task, self.strategy, self.acting = task, strategy, strategy
-        self.phase = None
+        self.phase = self._before_phase = None
         self.own_objective = strategy.objective if overrides(strategy, "objective") else None
         self.seen_heads = max(self.seen_heads, task.head + 1)
         self.learned_steps = 0
@@ -145,11 +147,36 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
         mine = overrides(self.acting, "objective")
         self.own_objective = phase.objective or (self.acting.objective if mine else None)
         wanted = {p for group in phase.groups(self) for p in group["params"]}
+        norms = [m for m in self._idle_norms(wanted) if m not in self.held_norms]
+        self._before_phase = [p for p in self.parameters() if p.requires_grad], norms
         for parameter in self.parameters():
             parameter.requires_grad_(parameter in wanted)
+        self.held_norms.update(norms)
+        for norm in norms:
+            norm.eval()
+
+    def _idle_norms(self, wanted: set[Tensor]) -> list[nn.Module]:
+        """Those of which nothing trains; without parameters, those in a body that does not."""
+        body = any(p in wanted for p in self.body.parameters())
+        return [
+            m
+            for m in self.modules()
+            if is_norm(m)
+            and not any(p in wanted for p in m.parameters())
+            and not (body and not list(m.parameters()))
+        ]
 
     def leave(self) -> None:
-        """A stage of training is over: the whole strategy is asked again."""
+        """A stage of training is over: the whole strategy is asked again, and the task's own trains."""
+        if self._before_phase is not None:
+            trained, norms = self._before_phase
+            self._before_phase = None
+            self.requires_grad_(False)
+            for parameter in trained:
+                parameter.requires_grad_(True)
+            self.held_norms.difference_update(norms)
+            for norm in norms:
+                norm.train(self.training)
         self.acting, self.phase = self.strategy, None
         mine = overrides(self.strategy, "objective")
         self.own_objective = self.strategy.objective if mine else None

@@ -1,0 +1,106 @@
+"""Where seams of the contract meet: phases beside companions, modules that others must not see."""
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from seams import Part
+from torch import nn
+from toys import WIDTH, make_engine, make_learner, make_stream, mlp, weights
+
+from cl_bench.contracts import Loss, Phase, Strategy
+from cl_bench.experiment import Together
+from cl_bench.strategies import EWC, TaskVector
+
+
+class Line(Strategy):
+    """Two numbers of its own, learned in a phase on the first ``samples`` of the task."""
+
+    def __init__(self, samples=40):
+        self.samples = samples
+        self.consolidated = 0
+
+    def modules(self, learner):
+        return {"line": nn.Linear(1, 1)}
+
+    def setup(self, learner, task):
+        learner.hold(learner.extras(self).values())
+        self.before = {}
+
+    def phases(self, learner, task):
+        self.before = self.before or {k: b.clone() for k, b in learner.named_buffers()}
+        data = Part(task.train, torch.arange(self.samples))
+        return [Phase("line", data, 1, self.groups, self.line_loss)]
+
+    def groups(self, learner):
+        return [{"params": learner.extras(self).parameters()}]
+
+    def line_loss(self, learner, batch, out):
+        line = learner.extras(self)["line"]
+        out = out * line.weight + line.bias
+        return Loss(F.cross_entropy(out, batch["y"], reduction="sum"), len(out))
+
+    def consolidate(self, learner, task, stats):
+        self.consolidated += 1
+
+
+class Head(Line):
+    """The same, of the output layer."""
+
+    def groups(self, learner):
+        return [{"params": learner.heads.parameters()}]
+
+    line_loss = None
+
+
+def normed(affine=True):
+    return nn.Sequential(mlp(), nn.BatchNorm1d(WIDTH, affine=affine))
+
+
+def run(strategy, model=None, tasks=1, **options):
+    """Learn the first tasks; returns learner, engine and stream."""
+    stream = make_stream()
+    learner = make_learner(stream, model)
+    engine = make_engine(learner, strategy, **options)
+    for t in range(tasks):
+        engine.learn(stream[t], strategy.plan(stream, t))
+    return learner, engine, stream
+
+
+def test_a_companions_statistics_are_of_the_task_and_not_of_a_phase():
+    alone, beside = EWC(samples=10), EWC(samples=10)
+    run(alone)
+    run(Together({"ewc": beside, "line": Line()}))
+    for name, information in alone.information.items():
+        torch.testing.assert_close(beside.information[name], information, rtol=1e-5, atol=1e-9)
+    assert all(information.any() for information in alone.information.values())
+
+
+def test_a_companion_takes_back_what_the_task_trained():
+    strategy = Together({"back": TaskVector(alpha=1.0), "line": Line()})
+    learner, engine, stream = run(strategy)
+    before = weights(learner)
+    engine.learn(stream[1], strategy.plan(stream, 1))
+    for name, weight in weights(learner).items():
+        if not name.startswith("extra."):
+            assert torch.equal(weight, before[name]), name
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_phase_leaves_the_statistics_of_what_it_does_not_train(affine):
+    strategy = Line()
+    learner, engine, stream = run(strategy, normed(affine))
+    after = dict(learner.named_buffers())
+    assert len(strategy.before) > 1
+    assert all(torch.equal(after[k], b) for k, b in strategy.before.items())
+    assert not learner.held_norms
+    moved = strategy.before["backbone.1.running_mean"]
+    engine.learn(stream[1], strategy.plan(stream, 1))  # and they follow the next task
+    assert not torch.equal(strategy.before["backbone.1.running_mean"], moved)
+
+
+def test_a_phase_of_the_whole_network_moves_its_statistics():
+    strategy = Line()
+    strategy.groups = lambda learner: [{"params": learner.parameters()}]
+    learner, _, _ = run(strategy, normed(affine=False))
+    moved = dict(learner.named_buffers())["backbone.1.running_mean"]
+    assert not torch.equal(moved, strategy.before["backbone.1.running_mean"])
