@@ -11,6 +11,7 @@ from cl_bench.experiment.interrupts import Interrupts, without_signals
 from cl_bench.experiment.loader import (
     EvalLoader,
     TrainLoader,
+    require_batch,
     require_labels,
     require_samples,
     require_validation,
@@ -102,6 +103,8 @@ class LightningEngine:
         """One stage with a Trainer of its own; returns the next. After the last, ``layers``."""
         s, least = self.settings, self.learner.least_batch
         seed = s.seed if not stage.index else derive_seed(s.seed, "phase", stage.index)
+        phase = stage.phase.name if stage.phase else None
+        require_batch(stage.data, task.name, phase, least if self.learner.need_company else 1)
         how = (s.batch_size, seed, task.index, s.pack, s.num_workers, least)
         data = TrainLoader(stage.data, *how, needs=self.strategy.needs)
         plateau, validation = None, None

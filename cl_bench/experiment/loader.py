@@ -217,6 +217,24 @@ def require_samples(data: Sized, task: str, split: str) -> None:
         )
 
 
+def require_batch(data: Sized, task: str, phase: str | None, least: int) -> None:
+    """Raise :class:`UsageError` if what a strategy trains on is less than a batch needs.
+
+    Args:
+        data: of its plan, or of a phase.
+        task: its name.
+        phase: its name; None is the task's own training.
+        least: samples of a batch.
+    """
+    if len(data) < least:
+        where = f"task {task!r}" + (f", phase {phase!r}" if phase is not None else "")
+        why = ", as a layer normalises by the batch" if least > 1 else ""
+        raise UsageError(
+            f"{where}: the strategy trains on {len(data)} samples, and a batch needs {least}{why}: "
+            "have it train on more of the task's data, or leave that out"
+        )
+
+
 def require_validation(task: Task) -> None:
     """Raise :class:`UsageError` if a task keeps no samples apart to decide on its rate."""
     if len(task.validation) == 0:

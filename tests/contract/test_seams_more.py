@@ -7,7 +7,7 @@ from seams import Part
 from torch import nn
 from toys import WIDTH, make_engine, make_learner, make_stream, mlp, weights
 
-from cl_bench.contracts import Loss, Phase, Strategy
+from cl_bench.contracts import Loss, Phase, Strategy, UsageError
 from cl_bench.experiment import Together
 from cl_bench.strategies import EWC, TaskVector
 
@@ -104,3 +104,21 @@ def test_a_phase_of_the_whole_network_moves_its_statistics():
     learner, _, _ = run(strategy, normed(affine=False))
     moved = dict(learner.named_buffers())["backbone.1.running_mean"]
     assert not torch.equal(moved, strategy.before["backbone.1.running_mean"])
+
+
+def test_a_phase_without_samples_is_refused_and_not_skipped():
+    strategy = Line(samples=0)
+    with pytest.raises(UsageError, match=r"task 't0', phase 'line': .* trains on 0 samples"):
+        run(strategy)
+    assert strategy.consolidated == 0
+
+
+@pytest.mark.parametrize(("samples", "fits"), [(1, False), (11, True)])
+def test_a_phase_of_one_sample_meets_no_batch_normalisation(samples, fits):
+    strategy = Head(samples)
+    if fits:  # the lone sample joins the batch of 10
+        run(strategy, normed())
+        assert strategy.consolidated == 1
+        return
+    with pytest.raises(UsageError, match=r"trains on 1 samples, and a batch needs 2"):
+        run(strategy, normed())
