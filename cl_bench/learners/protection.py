@@ -42,12 +42,9 @@ class Protection:
         return bool(self._tied_weights())
 
     def _tied_weights(self) -> set[Tensor]:
-        tables = {m for m in self.network.modules() if isinstance(m, nn.Embedding)}
+        tables = {m for _, m in self._parts() if isinstance(m, nn.Embedding)}
         elsewhere = {
-            p
-            for m in self.network.modules()
-            if m not in tables
-            for p in m.parameters(recurse=False)
+            p for _, m in self._parts() if m not in tables for p in m.parameters(recurse=False)
         }
         return {m.weight for m in tables} & elsewhere
 
@@ -139,7 +136,7 @@ class Protection:
         tied = self._tied_weights()
         found = list(tied) if protect.tied == "frozen_after_first" else []
         if protect.embeddings == "frozen_after_first":
-            tables = [m.weight for m in self.network.modules() if isinstance(m, nn.Embedding)]
+            tables = [m.weight for _, m in self._parts() if isinstance(m, nn.Embedding)]
             found += [weight for weight in tables if weight not in tied]
         if protect.bias == "frozen":
             found += [m.bias for m in self.layers(protect) if m.bias is not None]

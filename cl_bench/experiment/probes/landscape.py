@@ -13,6 +13,7 @@ from cl_bench.experiment.probes.settings import LandscapeSettings
 from cl_bench.experiment.probes.untouched import untouched
 from cl_bench.learners import BaseLearner
 from cl_bench.learners.observed import loss_on
+from cl_bench.learners.protection import EXTRA
 from cl_bench.metrics.plane import at, describe_plane
 from cl_bench.subspace import merged_parameters
 from cl_bench.tracking import Record
@@ -67,7 +68,7 @@ class LossLandscape(Observer):
         if len(marks) < 2:
             return {}
         began = time.perf_counter()
-        origin, first, second = marks["first"], marks["last"], _on_cpu(learner)
+        origin, first, second = _of_all(marks["first"], marks["last"], _on_cpu(learner))
         samples = {
             known: known.sample(self.settings.samples, self.seed)
             for known in (self.stream[task.index - 1], task)
@@ -107,14 +108,21 @@ class LossLandscape(Observer):
 
 
 def load(learner: BaseLearner, weights: Weights) -> None:
-    """Write parameters in place; buffers stay."""
+    """Write parameters in place; buffers stay, and modules of strategies that have just joined."""
     with torch.no_grad():
         for name, parameter in learner.named_parameters():
-            parameter.copy_(weights[name])
+            if name in weights or not name.startswith(EXTRA):
+                parameter.copy_(weights[name])
 
 
 def _on_cpu(learner: BaseLearner) -> Weights:
     return {name: weight.cpu().clone() for name, weight in merged_parameters(learner).items()}
+
+
+def _of_all(*corners: Weights) -> list[Weights]:
+    """Without weights that were not there all along: a strategy's modules may come and go."""
+    known = set.intersection(*map(set, corners))
+    return [{name: weights[name] for name in weights if name in known} for weights in corners]
 
 
 def _places(along: Sequence[float]) -> list[float]:

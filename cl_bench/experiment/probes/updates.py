@@ -8,6 +8,7 @@ from cl_bench.contracts import Protect, State, Task
 from cl_bench.experiment.observer import Observer
 from cl_bench.experiment.probes.settings import UpdateSettings
 from cl_bench.learners import BaseLearner
+from cl_bench.learners.protection import EXTRA
 from cl_bench.metrics import compare_subspaces, flat_cosine, principal_subspace, relative_change
 
 PAIRS = (
@@ -121,7 +122,7 @@ def matrices(learner: BaseLearner) -> Matrices:
         is_head = learner.is_guarded_head(layer.name, "always") is not None
         found[layer.name] = _copy(matrix.t() if is_head else matrix)
     for name, module in learner.network.named_modules():
-        if isinstance(module, nn.Embedding):
+        if isinstance(module, nn.Embedding) and not name.startswith(EXTRA):
             found[name] = _copy(module.weight.detach().t())
     return found
 
