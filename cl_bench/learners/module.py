@@ -167,7 +167,7 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
         ]
 
     def leave(self) -> None:
-        """A stage of training is over: the whole strategy is asked again, and the task's own trains."""
+        """A stage is over: the whole strategy is asked again, and what the task trains trains."""
         if self._before_phase is not None:
             trained, norms = self._before_phase
             self._before_phase = None

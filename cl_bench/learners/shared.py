@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cl_bench.contracts import Batch, Strategy, UsageError, derive_seed
 from cl_bench.contracts.learner import Mode, Of
 from cl_bench.contracts.plan import Start
+from cl_bench.contracts.strategy import overrides
 from cl_bench.learners.network import NetworkServices
 from cl_bench.learners.snapshot import Snapshot
 from cl_bench.learners.work import Work
@@ -183,9 +184,7 @@ class SharedServices(NetworkServices):
         found = nn.ModuleDict()
         for i, member in enumerate(strategy.members):
             before = dict(self._extras.get(i, nn.ModuleDict()).items())
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(derive_seed(self.seed, "modules", i))
-                asked = member.modules(self)  # type: ignore[arg-type]
+            asked = self._asked(member, i)
             if not asked:
                 self._extras.pop(i, None)
                 continue
@@ -206,6 +205,20 @@ class SharedServices(NetworkServices):
             self.network.extra = found
         elif hasattr(self.network, "extra"):
             del self.network.extra
+
+    def _asked(self, member: Strategy, i: int) -> Mapping[str, nn.Module]:
+        """A member's modules; what training draws at random stays as it was, on a GPU too."""
+        if not overrides(member, "modules"):
+            return {}
+        seed = derive_seed(self.seed, "modules", i)
+        device = next(self.network.parameters()).device
+        on_gpu = device.type == "cuda"
+        with torch.random.fork_rng(devices=[device] if on_gpu else []):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed reaches every GPU
+            if on_gpu:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+            return member.modules(self)  # type: ignore[arg-type]
 
     def _adopt(self, module: nn.Module) -> None:
         module.to(next(self.network.parameters()))
