@@ -4,6 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,6 +47,10 @@ class Seen:
     def __init__(self) -> None:
         self.inside = ExitStack()
         self.loader: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is in the middle of no test."""
+        return {**vars(self), "inside": ExitStack(), "loader": None}
 
 
 def _samples(batch: Batch) -> int:

@@ -1,15 +1,26 @@
 """Where seams of the contract meet: phases beside companions, modules that others must not see."""
 
+import copy
+from contextlib import contextmanager
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from seams import Part
 from torch import nn
-from toys import WIDTH, make_engine, make_learner, make_stream, mlp, weights
+from toys import WIDTH, Silent, make_engine, make_learner, make_stream, mlp, weights
 
-from cl_bench.contracts import Loss, Phase, Strategy, UsageError
+from cl_bench.contracts import Loss, Phase, Protect, Strategy, UsageError
 from cl_bench.experiment import Together
-from cl_bench.strategies import EWC, TaskVector
+from cl_bench.experiment.probes.landscape import LossLandscape
+from cl_bench.experiment.probes.settings import (
+    LandscapeSettings,
+    UnprotectedSettings,
+    UpdateSettings,
+)
+from cl_bench.experiment.probes.unprotected import UnprotectedUpdate
+from cl_bench.experiment.probes.updates import UpdateAngles
+from cl_bench.strategies import EWC, GPM, TaskVector
 
 
 class Line(Strategy):
@@ -122,3 +133,100 @@ def test_a_phase_of_one_sample_meets_no_batch_normalisation(samples, fits):
         return
     with pytest.raises(UsageError, match=r"trains on 1 samples, and a batch needs 2"):
         run(strategy, normed())
+
+
+class Growing(Strategy):
+    """A table and a linear map more with every task, and none of the first task's."""
+
+    tasks = 0
+
+    def modules(self, learner):
+        made = {f"table{t}": nn.Embedding(3, 4) for t in range(self.tasks + 1)}
+        made |= {f"map{t}": nn.Linear(3, 4) for t in range(self.tasks + 1)}
+        return {name: module for name, module in made.items() if name != f"map{self.tasks - 1}"}
+
+    def consolidate(self, learner, task, stats):
+        self.tasks += 1
+
+
+def test_a_companion_freezes_no_table_that_is_anothers():
+    growing = Growing()
+    strategy = Together({"gpm": GPM(), "growing": growing})
+    learner, _, stream = run(strategy)
+    learner.begin(stream[1], strategy)
+    assert all(p.requires_grad for p in learner.extras(growing).parameters())
+    assert not any(name.startswith("extra.") for name in learner.guarded(Protect()))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda stream: UpdateAngles(UpdateSettings(enabled=True), [0, 1]),
+        lambda stream: UnprotectedUpdate(UnprotectedSettings(enabled=True)),
+        lambda stream: LossLandscape(LandscapeSettings(enabled=True), [0, 1], stream, Silent(), 0),
+    ],
+)
+def test_probes_bear_modules_that_come_and_go(make):
+    strategy = Growing()
+    learner, _, stream = run(strategy)
+    probe = make(stream)
+    learner.begin(stream[1], strategy)
+    probe.before_task(learner, stream[1])
+    probe.after_step(learner, stream[1], 1, 0.1)
+    with torch.no_grad():
+        learner.heads[0].weight.add_(1.0)
+    strategy.consolidate(learner, stream[1], {})
+    learner.equip(strategy)
+    before = weights(learner)
+    found = probe.after_task(learner, stream[1])
+    assert not any(layer.startswith("extra.") for layer in found)
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(learner).items())
+
+
+def test_making_modules_leaves_all_random_numbers_alone(monkeypatch):
+    learner = make_learner(make_stream())
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    torch.manual_seed(3)
+    expected, seeded[:] = torch.rand(4), []
+    torch.default_generator.manual_seed(3)
+    learner.equip(Growing())
+    assert torch.equal(torch.rand(4), expected)
+    assert seeded == []
+
+
+def test_a_copy_in_the_middle_of_a_test_is_in_none():
+    class Copying(Strategy):
+        @contextmanager
+        def inference(self, learner, task):
+            yield
+
+        def predict(self, learner, batch, task):
+            self.copied = copy.deepcopy(learner._step)
+            assert learner._step.loader == 0
+            return learner(batch)
+
+    strategy = Copying()
+    learner, engine, stream = run(strategy, tasks=0)
+    engine.evaluate([stream[0]], 40, None)
+    assert strategy.copied.loader is None
+    assert strategy.copied.inside is not learner._step.inside
+
+
+def test_an_evaluation_that_fails_leaves_inference():
+    open_now = []
+
+    class Failing(Strategy):
+        @contextmanager
+        def inference(self, learner, task):
+            open_now.append(task)
+            yield
+            open_now.pop()
+
+        def predict(self, learner, batch, task):
+            raise UsageError("no answer")
+
+    _, engine, stream = run(Failing(), tasks=0)
+    with pytest.raises(UsageError, match="no answer"):
+        engine.evaluate([stream[0]], 10, None)
+    assert open_now == []
