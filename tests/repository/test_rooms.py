@@ -32,7 +32,7 @@ def imported(path):
 
 
 FLOORS = (
-    ("contracts", "data", "subspace"),
+    ("contracts", "data", "merging", "subspace"),
     ("metrics",),
     ("learners", "models", "optimizers", "packed", "parallel", "strategies", "tasks"),
     ("features", "report", "tracking"),
