@@ -5,8 +5,8 @@
 :func:`core_space` takes low-rank factors, :class:`FrankWolfe` a gradient.
 """
 
-from collections.abc import Mapping
-
+from cl_bench.merging.agreement import aligned_share, contradicted_share, cosine
+from cl_bench.merging.choice import RULES, make_rule, options_of
 from cl_bench.merging.core_space import Factors, core_space, to_core
 from cl_bench.merging.dop import Dop
 from cl_bench.merging.frank_wolfe import FrankWolfe
@@ -17,21 +17,6 @@ from cl_bench.merging.ota import Ota
 from cl_bench.merging.rule import Deltas, Fold, Part, Rule
 from cl_bench.merging.spectral import IsoC, IsoCts, TsvM, flattened
 from cl_bench.merging.ties import Ties
-
-RULES: Mapping[str, type[Rule]] = {
-    "average": Average,
-    "task_arithmetic": TaskArithmetic,
-    "ties": Ties,
-    "dare": Dare,
-    "magmax": MagMax,
-    "tsv_m": TsvM,
-    "iso_c": IsoC,
-    "iso_cts": IsoCts,
-    "opcm": Opcm,
-    "dop": Dop,
-    "ota": Ota,
-}
-"""By the names that settings have for them."""
 
 __all__ = [
     "RULES",
@@ -54,12 +39,17 @@ __all__ = [
     "Ties",
     "TsvM",
     "Weights",
+    "aligned_share",
     "applied",
+    "contradicted_share",
     "core_space",
+    "cosine",
     "drop",
     "flattened",
     "fold",
+    "make_rule",
     "merge",
+    "options_of",
     "shaped",
     "to_core",
     "update",

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from cl_bench.merging.rule import Deltas, Fold, Part, Rule, added, require
 
+NULL = 1e-6
+"""Singular values below this share of the largest belong to the null space."""
+
 
 def leading(s: Tensor, alpha: float) -> int:
     """How many singular values come before the one at which their summed share exceeds alpha."""
@@ -25,7 +28,9 @@ def projected(merge: Tensor, delta: Tensor, alpha: float) -> Tensor:
     """P(delta): without the diagonal and the leading block in the merge's singular bases.
 
     The thin form: with Z = U^T delta V of the full bases, entries of the diagonal and of Z[:r, :r]
-    are subtracted, so the other rows and columns of the full bases are never made.
+    are subtracted, so the other rows and columns of the full bases are never made. Where the merge
+    is of lower rank, the bases of its null space are arbitrary, and with them the diagonal there:
+    it stays, while the published code takes it away.
 
     Args:
         merge: (m, n), what is merged so far, times anything.
@@ -33,7 +38,8 @@ def projected(merge: Tensor, delta: Tensor, alpha: float) -> Tensor:
         alpha: r singular values are leading; see :func:`leading`.
     """
     u, s, vh = torch.linalg.svd(merge, full_matrices=False)
-    r = leading(s, alpha)
+    rank = int((s > NULL * s[0]).sum())
+    u, vh, r = u[:, :rank], vh[:rank], min(leading(s, alpha), rank)
     right = delta @ vh.t()
     diagonal = (u * right).sum(0)
     block = u[:, :r].t() @ right[:, :r]

@@ -80,6 +80,15 @@ def test_opcm_leaves_zeros_on_the_diagonal_and_in_the_leading_block(seed, shape,
     assert abs(float((projected(before, tau, alpha) * before).sum())) < 1e-11
 
 
+def test_the_arbitrary_bases_of_the_merges_null_space_change_nothing():
+    before, tau = matrix(0, (9, 8), rank=3), matrix(1, (9, 8))
+    noise = 1e-14 * matrix(2, (9, 8))
+    one, other = projected(before, tau, 0.5), projected(before + noise, tau, 0.5)
+    torch.testing.assert_close(one, other, atol=1e-10, rtol=0)
+    full = [projected_in_full(b, tau, 0.5) for b in (before, before + noise)]
+    assert (full[0] - full[1]).norm() > 0.01 * tau.norm()  # the control
+
+
 def test_of_a_square_matrix_of_full_rank_alpha_one_leaves_nothing():
     before, tau = matrices(0, (6, 6), 2)
     assert leading(torch.linalg.svdvals(before), 1.0) == 6

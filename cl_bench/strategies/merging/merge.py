@@ -1,0 +1,262 @@
+"""Continual merging: tasks are fine-tuned apart, and what they changed is merged one after another.
+
+A task's vector is tau_t = theta_t - theta_0, with theta_0 the weights of before the first task. A
+rule of :mod:`cl_bench.merging` folds them, and the network becomes theta_0 + what the rule makes of
+tau_1 ... tau_t. Where training begins and what answers at test matter as much as the rule
+(Dziadzio et al., "How to merge your multimodal models over time?", arXiv:2412.06712), so both are
+options.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor
+
+from cl_bench.contracts import (
+    Learner,
+    Needs,
+    Plan,
+    State,
+    Statistics,
+    Strategy,
+    Stream,
+    Task,
+    UsageError,
+    derive_seed,
+)
+from cl_bench.contracts.options import OnlyWith, PartShare, Rate, Share, SomeShare, Strength
+from cl_bench.merging import (
+    Folded,
+    Rule,
+    aligned_share,
+    applied,
+    contradicted_share,
+    cosine,
+    fold,
+    make_rule,
+    shaped,
+)
+
+Name = Literal[
+    "average",
+    "task_arithmetic",
+    "ties",
+    "dare",
+    "magmax",
+    "tsv_m",
+    "iso_c",
+    "iso_cts",
+    "opcm",
+    "dop",
+    "ota",
+]
+Inner = Literal["average", "task_arithmetic", "ties", "magmax"]
+
+
+def _of(*rules: str) -> OnlyWith:
+    return OnlyWith("rule", rules)
+
+
+class Merge(Strategy):
+    """Merges what each task has learned into one network.
+
+    Merged is what trains and belongs to all tasks: matrices by the rule, other weights by what the
+    rule does with them, a head that all tasks share among these. Heads that belong to one task each
+    stay as that task left them. Names and sizes of what is remembered: theta_0, the fold of the
+    rule (``metrics`` tells its bytes by weight), and with ``init: last`` the last model.
+
+    Args:
+        rule: how task vectors are merged.
+        init: where a task's training begins: at theta_0, at the last task's own model, or at the
+            merge so far.
+        deploy: what is tested after a task: the merge, or the task's own model.
+        scale: what the merged task vector is multiplied by; None is the rule's own.
+        alpha: of OPCM, the share of the merge's singular values that is closed to what comes.
+        top: of TIES, the share of a model's entries that stay.
+        how: of TIES, whether entries that agree are summed or averaged.
+        inner: of DARE, the rule that merges what was not dropped.
+        drop: of DARE, the probability that an entry is dropped.
+        rank_cut: of Iso-C, singular values below this share of the largest stay zero.
+        common: of Iso-CTS, the share of directions that belong to the sum.
+        stability: of DOP, the weight of the merge against the new model.
+        power: of OTA, of the squared gradients.
+        moments: of OTA, squared gradients as the optimizer has them, or divided by their mean.
+        batch_norm: running statistics of the network that holds the merge: the ``average`` over
+            the tasks, or those of the ``latest`` task.
+
+    Raises:
+        UsageError: an option is out of range.
+    """
+
+    # Weights that are shared out are merged nowhere yet.
+    needs = Needs(shardable=False)
+
+    def __init__(
+        self,
+        rule: Name = "opcm",
+        init: Literal["initial", "last", "merge"] = "initial",
+        deploy: Literal["merge", "latest"] = "merge",
+        scale: Rate | None = None,
+        alpha: Annotated[Share, _of("opcm")] = 0.5,
+        top: Annotated[SomeShare, _of("ties"), OnlyWith("inner", ("ties",))] = 0.2,
+        how: Annotated[Literal["sum", "mean"], _of("ties"), OnlyWith("inner", ("ties",))] = "sum",
+        inner: Annotated[Inner, _of("dare")] = "task_arithmetic",
+        drop: Annotated[PartShare, _of("dare")] = 0.5,
+        rank_cut: Annotated[PartShare, _of("iso_c")] = 1e-6,
+        common: Annotated[Share, _of("iso_cts")] = 0.8,
+        stability: Annotated[Share, _of("dop")] = 0.8,
+        power: Annotated[Strength, _of("ota")] = 0.5,
+        moments: Annotated[Literal["raw", "normalised"], _of("ota")] = "normalised",
+        batch_norm: Annotated[
+            Literal["average", "latest"], OnlyWith("deploy", ("merge",))
+        ] = "average",
+    ) -> None:
+        self.name, self.init, self.deploy, self.batch_norm = rule, init, deploy, batch_norm
+        self.options: dict[str, Any] = {
+            "scale": scale,
+            "alpha": alpha,
+            "top": top,
+            "how": how,
+            "inner": inner,
+            "drop": drop,
+            "rank_cut": rank_cut,
+            "common": common,
+            "stability": stability,
+            "power": power,
+            "moments": moments,
+        }
+        self.rule: Rule = make_rule(rule, self.options)
+        self.idle = frozenset() if self.rule.needs_moments else frozenset({"after_step"})
+        self.base: dict[str, Tensor] = {}
+        self.folded = Folded()
+        self.last: dict[str, Tensor] = {}
+        self.statistics: dict[str, Tensor] = {}
+        self.norms: dict[str, float] = {}
+        self.told: dict[str, dict[str, float]] = {}
+
+    def plan(self, stream: Stream, t: int) -> Plan:
+        """Training begins where ``init`` says."""
+        data = stream[t].train
+        if self.init == "initial":
+            return Plan(data, start="initial")
+        if t == 0 or not self.folded.count or (self.init == "merge") == (self.deploy == "merge"):
+            return Plan(data)  # what is deployed is where it begins
+        return Plan(data, start=self.last)
+
+    def setup(self, learner: Learner, task: Task) -> None:
+        """theta_0, before the first task."""
+        if self.name == "dare":
+            seed = derive_seed(learner.seed, "dare")
+            self.rule = make_rule(self.name, {**self.options, "seed": seed})
+        if not self.base:
+            own = _own_heads(learner)
+            weights = learner.weights()
+            self.base = {
+                name: weights[name].clone() for name in learner.named_trainable() if name not in own
+            }
+
+    def after_step(self, learner: Learner, batch: Mapping[str, Tensor], out: Tensor) -> None:
+        """An optimizer without moments is refused at the first step, and not after the task."""
+        if learner.progress.step == 1:
+            learner.second_moments()
+
+    @torch.no_grad()
+    def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
+        """Fold the task's vector, and put into the network what is deployed."""
+        weights, matrices = learner.weights(), _matrices(learner)
+        base = {name: w.to(weights[name].device) for name, w in self.base.items()}
+        deltas = {name: weights[name] - start for name, start in base.items()}
+        moments = learner.second_moments() if self.rule.needs_moments else None
+        try:
+            self.folded = fold(self.rule, self.folded, deltas, matrices, moments)
+            merged = applied(self.rule, self.folded, base, matrices)
+        except ValueError as error:
+            raise UsageError(f"strategy.rule={self.name}: {error}") from error
+        running = self._running(weights)
+        self.told = self._tell(deltas, {n: merged[n] - base[n] for n in merged}, matrices)
+        found = {**merged, **running}
+        if self.deploy == "merge" and self.init == "last":
+            names = (*merged, *_running_names(weights))
+            self.last = {name: weights[name].clone() for name in names}
+        elif self.deploy == "latest" and self.init == "merge":
+            self.last = found
+        if self.deploy == "merge":
+            learner.load_weights({**weights, **found})
+
+    def _running(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Batch normalisation's statistics that go with the merge."""
+        if self.batch_norm == "latest":
+            return {}
+        count = self.folded.count
+        for name in _running_names(weights):
+            now = weights[name]
+            before = self.statistics.get(name, now).to(now.device)
+            self.statistics[name] = before + (now - before) / count
+        return dict(self.statistics)
+
+    def _tell(
+        self,
+        deltas: Mapping[str, Tensor],
+        merged: Mapping[str, Tensor],
+        matrices: frozenset[str],
+    ) -> dict[str, dict[str, float]]:
+        told, sizes, count = {}, self.folded.bytes, self.folded.count
+        for name in matrices & deltas.keys():
+            delta, whole = shaped(deltas[name], True), shaped(merged[name], True)
+            before = self.norms.get(name, 0.0)
+            self.norms[name] = before + (float(delta.norm()) - before) / count
+            mean = self.norms[name]
+            told[name.removesuffix(".weight")] = {
+                "merge_aligned": aligned_share(delta, whole),
+                "merge_cosine": cosine(delta, whole),
+                "merge_contradicted": contradicted_share(delta, whole),
+                "merge_norm_kept": float(whole.norm()) / mean if mean > 0 else 0.0,
+                "merge_bytes": float(sizes[name]),
+            }
+        return told
+
+    def metrics(self) -> Mapping[str, Mapping[str, float]]:
+        """Of the newest task's vector and the merge, per matrix, and the bytes of its fold.
+
+        ``merge_aligned`` is the share of the task vector in the merge's leading directions,
+        ``merge_contradicted`` the share (of absolute values) where the merge has the other sign,
+        ``merge_norm_kept`` the merge's norm over the task vectors' mean norm.
+        """
+        return self.told
+
+    def state_dict(self) -> State:
+        """theta_0, the fold, and what the next task may begin with."""
+        return {
+            "base": dict(self.base),
+            "count": self.folded.count,
+            "measured": self.folded.measured,
+            "folds": {name: dict(one) for name, one in self.folded.folds.items()},
+            "last": dict(self.last),
+            "statistics": dict(self.statistics),
+            "norms": dict(self.norms),
+            "told": {name: dict(values) for name, values in self.told.items()},
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.base, self.last = dict(state["base"]), dict(state["last"])
+        folds = {name: dict(one) for name, one in state["folds"].items()}
+        self.folded = Folded(state["count"], state["measured"], folds)
+        self.statistics, self.norms = dict(state["statistics"]), dict(state["norms"])
+        self.told = {name: dict(values) for name, values in state["told"].items()}
+
+
+def _matrices(learner: Learner) -> frozenset[str]:
+    return frozenset(name for name, role in learner.roles().items() if role == "matrix")
+
+
+def _own_heads(learner: Learner) -> frozenset[str]:
+    """Parameters of output heads, where there is more than one head."""
+    heads = {name for name, role in learner.roles().items() if role == "head"}
+    several = len({name.rpartition(".")[0] for name in heads}) > 1
+    return frozenset(heads) if several else frozenset()
+
+
+def _running_names(weights: Mapping[str, Tensor]) -> list[str]:
+    return [n for n in weights if n.endswith(("running_mean", "running_var"))]
