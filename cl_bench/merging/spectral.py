@@ -44,14 +44,10 @@ def polar(matrix: Tensor) -> Tensor:
 def singular_vectors_merged(deltas: Sequence[Tensor]) -> Tensor:
     """TSV-M of matrices (m, n): every task's top singular triplets, made orthogonal to each other.
 
-    Of T tasks each keeps int(min(m, n) / T) triplets.
+    Of T tasks each keeps int(min(m, n) / T) triplets, and one at least. (Of more tasks than there
+    are singular values the published code keeps none, and the matrix stays what it was at first.)
     """
-    count = int(min(deltas[0].shape) / len(deltas))
-    if count == 0:
-        raise ValueError(
-            f"{len(deltas)} models are more than a matrix of {tuple(deltas[0].shape)} has "
-            "singular values: none is left for each of them"
-        )
+    count = max(min(deltas[0].shape) // len(deltas), 1)
     parts = [torch.linalg.svd(delta, full_matrices=False) for delta in deltas]
     u = torch.cat([u[:, :count] for u, _, _ in parts], dim=1)
     s = torch.cat([s[:count] for _, s, _ in parts])

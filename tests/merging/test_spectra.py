@@ -181,13 +181,13 @@ def test_rounding_never_asks_for_more_directions_than_there_are(least, tasks, co
     torch.testing.assert_close(s, s.mean().expand_as(s), atol=1e-10, rtol=0)
 
 
-def test_tsv_m_of_orthogonal_tasks_is_their_sum_and_of_too_many_an_error():
+def test_tsv_m_of_orthogonal_tasks_is_their_sum_and_many_tasks_keep_a_triplet_each():
     u, v = polar(matrix(0, (8, 8))), polar(matrix(1, (8, 8)))
     s = torch.tensor([5.0, 4.0, 3.0, 2.0], dtype=torch.float64)
     taus = [u[:, k : k + 4] * s @ v[k : k + 4] for k in (0, 4)]
     torch.testing.assert_close(singular_vectors_merged(taus), sum(taus))
-    with pytest.raises(ValueError, match="9 models are more"):
-        singular_vectors_merged(matrices(0, (8, 12), 9))
+    many = matrices(0, (3, 12), 9)  # fewer singular values than tasks
+    assert singular_vectors_merged(many).norm() > 0.1 * many[0].norm()
 
 
 # -- DOP -------------------------------------------------------------------------------------------
