@@ -86,6 +86,9 @@ def _main() -> int:
     run = hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name="config")
     try:
         with _errors_from_hydra(), stopping():
+            if sys.argv[1:2] == ["merge"]:
+                _merge(sys.argv[2:])
+                return 0
             refuse_empty(sys.argv[1:], conf_directory())
             sys.argv[1:], jobs.sweep = place(sys.argv[1:])
             command = _on_a_run(sys.argv[1:])
@@ -187,6 +190,13 @@ def _extract(arguments: Sequence[str]) -> bool:
 
     extract(arguments)
     return True
+
+
+def _merge(arguments: Sequence[str]) -> None:
+    with deferred():
+        from cl_bench.cli.merge import merge  # torch loads here
+
+    merge(arguments)
 
 
 def _resume(arguments: Sequence[str]) -> bool:

@@ -19,9 +19,9 @@ def smallest(chunks: Callable[[], Iterable[Tensor]], k: int) -> float:
     before, rank, low = 0, k, None
     while low is None or low > 0:
         counts = torch.zeros(1 << 16, dtype=torch.int64)
-        for chunk in chunks():
+        for chunk in (piece for c in chunks() for piece in torch.split(c.flatten(), 1 << 22)):
             width = 64 if chunk.dtype == torch.float64 else 32
-            bits = chunk.flatten().view(torch.int64 if width == 64 else torch.int32).long()
+            bits = chunk.view(torch.int64 if width == 64 else torch.int32).long()
             at = width - 16 if low is None else low - 16
             if low is not None:
                 bits = bits[bits >> low == before]
