@@ -48,6 +48,7 @@ PAGES = {
     "studies.md": "From one run to a study",
     "dashboard.md": "Weights & Biases",
     "integrations.md": "In your own training loop",
+    "merging.md": "Merging models",
     "architecture.md": "Architecture",
     "benchmarks.md": "Benchmarks",
 }

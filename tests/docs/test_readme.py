@@ -48,7 +48,8 @@ def commands():
     return [
         line
         for line in lines
-        if line.strip() and not line.startswith(("-m ", "resume=", "reproduce=", "export="))
+        if line.strip()
+        and not line.startswith(("-m ", "resume=", "reproduce=", "export=", "merge "))
     ]
 
 
