@@ -24,7 +24,7 @@ from cl_bench.subspace.preservation import (
     retention_ratios,
     snapped_rank,
 )
-from cl_bench.subspace.projection import Projection
+from cl_bench.subspace.projection import Projection, inverse_projection
 from cl_bench.subspace.relaxation import leading_directions, split_as_published, split_by_angle
 from cl_bench.subspace.relaxed import RelaxedSpaces
 from cl_bench.subspace.rescaling import Rescaling, Scaling
@@ -75,6 +75,7 @@ __all__ = [
     "extend",
     "first_uses",
     "grow",
+    "inverse_projection",
     "is_adapted",
     "is_transposed",
     "largest_value",

@@ -5,6 +5,9 @@ from torch import Tensor
 
 from cl_bench.subspace.basis import complement
 
+ROUNDING = float(torch.finfo(torch.float32).eps)
+"""Share of its trace below which an eigenvalue of second moments holds only rounding."""
+
 
 class Projection:
     """Right multiplication by I - M M^T, or by I - M diag(importance) M^T, times ``scale``.
@@ -73,3 +76,19 @@ class Projection:
         else:
             torch.addmm(rows, coefficients, self._right, alpha=-1, out=inside)
             torch.mm(coefficients, image.t(), out=outside)
+
+
+def inverse_projection(A: Tensor, alpha: float) -> Projection:
+    """Right multiplication by P = (A / alpha + I)^-1 = alpha (alpha I + A)^-1.
+
+    Directions that A has much more of than alpha are taken out, others stay: with A = V L V^T it
+    is I - V diag(L / (L + alpha)) V^T. As alpha goes to 0 it projects off the span of A.
+
+    Args:
+        A: (d, d), symmetric, no negative eigenvalues but for rounding.
+        alpha: above 0, in the unit of A.
+    """
+    values, vectors = torch.linalg.eigh(A.double())
+    seen = values > ROUNDING * values.clamp_min(0).sum()
+    values, vectors = values[seen], vectors[:, seen]
+    return Projection(vectors, values / (values + alpha))

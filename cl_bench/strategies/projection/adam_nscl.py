@@ -23,15 +23,10 @@ from cl_bench.contracts import (
     State,
     Statistics,
     Task,
-    batch_sizes,
-    split_batch,
 )
 from cl_bench.contracts.options import Count, Inherited, Range, Rate
-from cl_bench.strategies.projection.options import Protecting
+from cl_bench.strategies.projection.options import Protecting, training_batches
 from cl_bench.subspace import Confinement, Moments, Projection
-
-BATCH = 256
-"""Samples whose layer inputs are in memory at once."""
 
 RESOLUTION = float(torch.finfo(torch.float32).eps)
 """Share of tr C below which an eigenvalue holds only the rounding of float32 inputs."""
@@ -118,17 +113,8 @@ class AdamNSCL(Protecting):
 
     def collect(self, learner: Learner, task: Task) -> Statistics:
         """Sum x x^T of every layer's inputs over the task's training data."""
-        return learner.tap(learner.layers(self.protect), self._batches(learner, task))
-
-    def _batches(self, learner: Learner, task: Task) -> Iterable[Batch]:
-        if self.samples is not None:
-            sample = task.sample(self.samples, learner.seed)
-            yield from split_batch(sample, BATCH, learner.least_batch)
-            return
-        data = task.train
-        sizes = batch_sizes(len(data), BATCH, learner.least_batch)
-        for index in torch.split(torch.arange(len(data)), sizes):
-            yield data[index]
+        batches = training_batches(learner, task, self.samples)
+        return learner.tap(learner.layers(self.protect), batches)
 
     def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
         """C <- (n C + n_t C_t) / (n + n_t); U2: eigenvalues <= a lambda_min."""

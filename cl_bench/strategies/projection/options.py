@@ -1,11 +1,25 @@
 """What strategies that protect layers have in common: options, and what they say of one layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Annotated, TypeVar
 
-from cl_bench.contracts import Learner, Protect, Strategy, UsageError
+import torch
+
+from cl_bench.contracts import (
+    Batch,
+    Learner,
+    Protect,
+    Strategy,
+    Task,
+    UsageError,
+    batch_sizes,
+    split_batch,
+)
 from cl_bench.contracts.options import Count, Range, SomeShare, shown
+
+BATCH = 256
+"""Samples whose layer inputs are in memory at once."""
 
 N = TypeVar("N", int, float)
 
@@ -30,6 +44,18 @@ class Protecting(Strategy):
     def guarded(self, learner: Learner) -> frozenset[str]:
         """What ``protect`` says."""
         return learner.guarded(self.protect)
+
+
+def training_batches(learner: Learner, task: Task, samples: int | None) -> Iterator[Batch]:
+    """Batches of ``samples`` training samples of the task, drawn at random; of all, for None."""
+    if samples is not None:
+        sample = task.sample(samples, learner.seed)
+        yield from split_batch(sample, BATCH, learner.least_batch)
+        return
+    data = task.train
+    sizes = batch_sizes(len(data), BATCH, learner.least_batch)
+    for index in torch.split(torch.arange(len(data)), sizes):
+        yield data[index]
 
 
 def threshold_of(
