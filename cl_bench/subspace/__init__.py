@@ -1,7 +1,13 @@
 """The linear algebra that subspace methods share. Imports torch, and nothing else."""
 
 from cl_bench.subspace.ahead import mark_drawn
-from cl_bench.subspace.basis import complement, complement_within, extend, rank_to_reach
+from cl_bench.subspace.basis import (
+    complement,
+    complement_within,
+    extend,
+    extend_to_span,
+    rank_to_reach,
+)
 from cl_bench.subspace.confinement import ConfinedLinear, Confinement, Where, unconfined
 from cl_bench.subspace.growth import empty_basis, grow
 from cl_bench.subspace.linear_maps import (
@@ -73,6 +79,7 @@ __all__ = [
     "effective_rank",
     "empty_basis",
     "extend",
+    "extend_to_span",
     "first_uses",
     "grow",
     "inverse_projection",

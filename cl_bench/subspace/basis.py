@@ -5,6 +5,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+RESOLUTION = 1e-6
+"""Singular values below this share of the Frobenius norm are rounding, not directions."""
+
 RankRule = Literal["official", "energy"]
 
 
@@ -49,6 +52,20 @@ def extend(basis: Tensor, directions: Tensor) -> Tensor:
         directions, triangle = torch.linalg.qr(directions)
         directions = directions * triangle.diagonal().sign()
     return torch.cat([basis, directions], dim=1)
+
+
+def extend_to_span(basis: Tensor, vectors: Tensor) -> Tensor:
+    """[M, U] (d, k + r) with orthonormal columns that span M and all of ``vectors`` (d, n).
+
+    ``basis`` keeps its columns bit for bit. What is left of the vectors beside M and is below
+    1e-6 of their length is rounding and adds no direction.
+    """
+    scale, old, left = torch.linalg.matrix_norm(vectors.double()), basis.double(), vectors.double()
+    for _ in range(2):
+        left = left - old @ (old.t() @ left)
+    directions, values, _ = torch.linalg.svd(left, full_matrices=False)
+    new = directions[:, values > RESOLUTION * scale].to(basis.dtype)
+    return torch.cat([basis, new], dim=1)
 
 
 def complement(basis: Tensor) -> Tensor:

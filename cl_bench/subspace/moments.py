@@ -13,10 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from cl_bench.subspace.basis import RESOLUTION
 from cl_bench.subspace.linear_maps import LinearMap, first_uses
-
-RESOLUTION = 1e-6
-"""Singular values below this share of ||X||_F are rounding, not directions."""
 
 DROPOUTS = (
     nn.Dropout,

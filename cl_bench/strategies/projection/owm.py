@@ -37,7 +37,7 @@ class OWM(Protecting):
     needs = Needs(rewrites_gradients=True)
 
     def __init__(
-        self, alpha: Rate = 1e-3, samples: Count | None = None, **shared: Inherited
+        self, alpha: Rate = 1e-2, samples: Count | None = None, **shared: Inherited
     ) -> None:
         super().__init__(**shared)
         self.alpha = alpha
