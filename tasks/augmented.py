@@ -112,6 +112,10 @@ class Augmented(Data):
         """
         return _View(self, seed)
 
+    def likewise(self, data: Data) -> "Augmented":
+        """Other samples, changed in the same way."""
+        return Augmented(data, self.transform)
+
 
 class _View(Data):
     def __init__(self, whole: Augmented, seed: int) -> None:

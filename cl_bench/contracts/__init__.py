@@ -27,7 +27,15 @@ from cl_bench.contracts.stream import (
     Stream,
     Task,
 )
-from cl_bench.contracts.task import Samples, Side, Stored, augmented, batch_sizes, split_batch
+from cl_bench.contracts.task import (
+    Samples,
+    Side,
+    Stored,
+    augmented,
+    batch_sizes,
+    likewise,
+    split_batch,
+)
 
 __all__ = [
     "IGNORE",
@@ -65,5 +73,6 @@ __all__ = [
     "batch_sizes",
     "derive_seed",
     "generator",
+    "likewise",
     "split_batch",
 ]

@@ -287,8 +287,12 @@ class Learner(Protocol):
             UsageError: no subspace of inputs can guard a layer that ``protect`` selects.
         """
 
-    def train_heads(self, which: Literal["current", "seen"]) -> None:
-        """Which output heads take part in training."""
+    def train_heads(self, which: Literal["current", "seen", "all"]) -> None:
+        """Which output heads take part in training, until the next task.
+
+        With ``all``, those of tasks to come do too: in training mode, outputs then hold their
+        classes.
+        """
 
     def reset_weights(self) -> None:
         """Back to the weights of construction."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_bench.contracts.task import Batch, Data, Recovery, Side, Stored, Task, augmented
+from cl_bench.contracts.task import Batch, Data, Recovery, Side, Stored, Task, augmented, likewise
 
 
 class RenumberedData:
@@ -37,6 +37,10 @@ class RenumberedData:
         """As of the data itself."""
         view = augmented(self.data, seed)
         return None if view is None else RenumberedData(view, self.shift, self.task)
+
+    def likewise(self, data: Data) -> Data:
+        """Other samples, already renumbered, changed in training as these are."""
+        return likewise(self.data, data)
 
     def __getitem__(self, index: Tensor) -> Batch:
         """As of the data itself."""

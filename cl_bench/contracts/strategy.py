@@ -11,7 +11,7 @@ from cl_bench.contracts.checking import checked
 from cl_bench.contracts.learner import Learner
 from cl_bench.contracts.loss import Loss
 from cl_bench.contracts.plan import Phase, Plan
-from cl_bench.contracts.stream import Batch, Stream, Task
+from cl_bench.contracts.stream import Batch, Scenario, Stream, Task
 
 State = dict[str, Any]
 """Nested dictionaries and lists of tensors and plain values: what ``weights_only`` can load."""
@@ -44,6 +44,7 @@ class Needs:
             server.
         plateau: works only where the rate decays on a plateau of the validation loss.
         modalities: kinds of streams it can learn; empty means any.
+        scenarios: of streams it can learn; empty means any.
         first_task: index of the first task that it treats in its own way; a stream of several
             tasks that ends before it is refused.
         epochs: how many every task must be learned for, at least.
@@ -63,6 +64,7 @@ class Needs:
     engines: frozenset[Kind] = frozenset({"local"})
     plateau: bool = False
     modalities: frozenset[str] = frozenset()
+    scenarios: frozenset[Scenario] = frozenset()
     first_task: int = 0
     epochs: int = 1
     freezes_weights: bool = False
@@ -145,6 +147,11 @@ class Strategy:
 
     idle: frozenset[str] = frozenset()
     """Hooks that it implements and that its options turn off."""
+
+    @property
+    def exemplars(self) -> int:
+        """How many samples of tasks it keeps now; reports set such rows apart from others."""
+        return 0
 
     @property
     def members(self) -> "Sequence[Strategy]":

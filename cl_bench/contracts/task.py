@@ -46,7 +46,8 @@ class Data(Protocol):
 
     Data that also has ``lengths``, a number for every sample, is evaluated in that order. Data that
     training sees changed at random also has ``augmented(seed) -> Data | None``: the samples as an
-    epoch of that seed sees them, with ``x`` as it is under ``plain``.
+    epoch of that seed sees them, with ``x`` as it is under ``plain``, and ``likewise(data)``, which
+    gives other samples that are changed in the same way.
     """
 
     def __len__(self) -> int: ...
@@ -58,6 +59,13 @@ def augmented(data: Data, seed: int) -> Data | None:
     """``data`` as an epoch of training sees it; None if that is as it is."""
     make = getattr(data, "augmented", None)
     found: Data | None = None if make is None else make(seed)
+    return found
+
+
+def likewise(data: Data, others: Data) -> Data:
+    """``others``, changed at random in training just as ``data`` is; as they are if it is not."""
+    make = getattr(data, "likewise", None)
+    found: Data = others if make is None else make(others)
     return found
 
 

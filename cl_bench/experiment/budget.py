@@ -53,7 +53,8 @@ def describe_budget(learner: BaseLearner, strategy: Strategy, stream: Stream) ->
 
     Returns:
         ``forward_passes``, ``forward_samples``, ``backward_passes``, ``backward_samples``;
-        ``parameters`` of the network; ``strategy_bytes``, tensors that the strategy keeps;
+        ``parameters`` of the network; ``strategy_bytes``, tensors that the strategy keeps, and
+        ``exemplars``, how many samples are among them;
         ``inference_overhead``, time of a forward pass under ``strategy.inference`` over that of
         the bare network.
     """
@@ -61,6 +62,7 @@ def describe_budget(learner: BaseLearner, strategy: Strategy, stream: Stream) ->
         **learner.work.counts(),
         "parameters": sum(p.numel() for p in learner.network.parameters()),
         "strategy_bytes": tensor_bytes(dict(strategy.state_dict())),
+        "exemplars": strategy.exemplars,
         "inference_overhead": inference_overhead(learner, strategy, stream),
     }
 

@@ -132,6 +132,12 @@ def check_pair(name: str, strategy: Strategy, stream: Stream, federated: bool = 
             f"strategy {name!r} learns {' or '.join(sorted(needs.modalities))} streams, stream "
             f"{stream.name!r} is of {stream.modality}s"
         )
+    if needs.scenarios and stream.scenario not in needs.scenarios:
+        raise UsageError(
+            f"strategy {name!r} learns streams of scenario {' or '.join(sorted(needs.scenarios))}, "
+            f"where every task brings classes of its own; stream {stream.name!r} is of scenario "
+            f"{stream.scenario}: use another, such as +stream=split_digits stream.scenario=class"
+        )
     if stream.modality == "text" and overrides(strategy, "predict"):
         raise UsageError(
             f"strategy {name!r} answers for the network, which on text streams generates: use a "

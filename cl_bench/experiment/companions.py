@@ -72,10 +72,16 @@ class Together(Strategy):
         return self._members
 
     @property
+    def exemplars(self) -> int:
+        """Of all members."""
+        return sum(m.exemplars for m in self.members)
+
+    @property
     def needs(self) -> Needs:  # type: ignore[override]
         """What all members need together."""
         needs = [m.needs for m in self.members]
         modalities = [n.modalities for n in needs if n.modalities]
+        scenarios = [n.scenarios for n in needs if n.scenarios]
         return Needs(
             task_id_at_test=any(n.task_id_at_test for n in needs),
             rewrites_gradients=any(n.rewrites_gradients for n in needs),
@@ -83,6 +89,7 @@ class Together(Strategy):
             plateau=any(n.plateau for n in needs),
             engines=frozenset.intersection(*(n.engines for n in needs)),
             modalities=frozenset.intersection(*modalities) if modalities else frozenset(),
+            scenarios=frozenset.intersection(*scenarios) if scenarios else frozenset(),
             freezes_weights=any(n.freezes_weights for n in needs),
             sample_index=any(n.sample_index for n in needs),
             plain_view=any(n.plain_view for n in needs),

@@ -286,7 +286,7 @@ class Borrowed(NetworkServices):
                     # compiled network ignores those that are registered after its compilation.
                     norm.__dict__["train"] = partial(_stay_in_eval, norm)
 
-    def train_heads(self, which: Literal["current", "seen"]) -> None:
+    def train_heads(self, which: Literal["current", "seen", "all"]) -> None:
         """Raise :class:`UsageError`: heads are not known in somebody else's model."""
         raise UsageError(
             "this strategy chooses heads, and which layers are heads is not known here"

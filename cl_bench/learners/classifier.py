@@ -71,7 +71,7 @@ class Classifier(BaseLearner):
         if head is not None or len(heads) == 1:
             logits: Tensor = heads[head or 0](features)
             return logits
-        seen = max(1, self.seen_heads)
+        seen = len(heads) if self.open_heads and self.training else max(1, self.seen_heads)
         logits = torch.cat([h(features) for h in heads[:seen]], dim=1)
         if self.scenario == "task":
             logits = self._of_heads(logits, batch["task"])

@@ -20,12 +20,14 @@ class Readout(NetworkServices):
         scenario: ``domain`` (one head), ``task`` or ``class``.
         task: that is learned; None before any.
         seen_heads: how many of the heads tasks have had so far.
+        open_heads: whether heads of tasks to come take part in training.
     """
 
     heads: nn.ModuleList
     scenario: str
     task: Task | None
     seen_heads: int
+    open_heads: bool = False
     _held: set[Tensor]
 
     def readout(self, features: Tensor, heads: Heads = "seen") -> Tensor:
@@ -84,11 +86,12 @@ class Readout(NetworkServices):
         current = self.task.head if self.task else 0
         return self.is_own_head(name) and name.split(".")[1] != str(current)
 
-    def train_heads(self, which: Literal["current", "seen"]) -> None:
+    def train_heads(self, which: Literal["current", "seen", "all"]) -> None:
         """Which output heads take part in training, apart from what is held in them."""
         current = self.task.head if self.task else 0
+        self.open_heads = which == "all"
         for i, head in enumerate(self.heads):
-            wanted = i < self.seen_heads if which == "seen" else i == current
+            wanted = self.open_heads or (i < self.seen_heads if which == "seen" else i == current)
             for parameter in head.parameters():
                 free = self.learns(parameter) and parameter not in self._held
                 parameter.requires_grad_(wanted and free)

@@ -288,7 +288,7 @@ class LanguageLearner(BaseLearner):
                 return list(module)
         raise UsageError(f"{type(stack).__name__} keeps no list of its {depth} layers")
 
-    def train_heads(self, which: Literal["current", "seen"]) -> None:
+    def train_heads(self, which: Literal["current", "seen", "all"]) -> None:
         """One head serves all tasks: it is trained unless something holds it."""
 
     def describe(self) -> str:

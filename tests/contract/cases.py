@@ -105,7 +105,8 @@ def make_stream(strategy):
         z = z + 0.3 * torch.randn(SAMPLES, 4, generator=rng)
         x = z @ torch.linalg.qr(torch.randn(DIM, 4, generator=rng))[0].t()
         tasks.append({"train": (x, y), "validation": (x[:16], y[:16]), "test": (x[:32], y[:32])})
-    scenario = "task" if strategy.needs.task_id_at_test else "domain"
+    wanted = sorted(strategy.needs.scenarios or {"domain"})[0]
+    scenario = "task" if strategy.needs.task_id_at_test else wanted
     return from_tensors(tasks, getattr(strategy, "scenario", scenario), labels="task")
 
 

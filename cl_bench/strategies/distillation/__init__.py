@@ -1,0 +1,1 @@
+"""What the network said before a task is learned beside the task."""
