@@ -17,6 +17,10 @@ Logits = Literal["current", "seen", "all"]
 those that were met so far, or those of tasks to come as well."""
 
 
+Asked = Literal["seen", "all"]
+"""The same where old classes take part in any case."""
+
+
 def open_heads(learner: Learner, logits: Logits, old: bool) -> None:
     """In ``setup``: have the heads take part that ``logits`` asks for, and ``old`` ones if told."""
     if logits == "all":
@@ -30,6 +34,13 @@ def only(out: Tensor, classes: range) -> Tensor:
     kept = torch.full_like(out, -torch.inf)
     kept[:, classes.start : classes.stop] = out[:, classes.start : classes.stop]
     return kept
+
+
+def present(out: Tensor, classes: Tensor, seen: int) -> Tensor:
+    """Logits (n, C) with those left out that are below ``seen`` and not among ``classes`` (k,)."""
+    left = torch.arange(out.shape[1], device=out.device) < seen
+    left[classes] = False
+    return out.masked_fill(left, -torch.inf)
 
 
 def cross_entropy(learner: Learner, out: Tensor, batch: Batch, among: range | None) -> Loss:
