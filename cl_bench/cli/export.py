@@ -164,6 +164,12 @@ def _require_one_network(order: Order) -> None:
                 "there is no one network to export, and the shared weights alone would score "
                 "worse than the record says. task=0, before any task, can be exported"
             )
+        if cls.predict is not Strategy.predict and order.learned > 0:
+            raise UsageError(
+                f"export={order.run.directory}: {cls.__name__} ({name}) answers by what it "
+                "remembers, not by the network's own heads: the network alone would score other "
+                "than the record says. task=0, before any task, can be exported"
+            )
 
 
 def find_weights(directory: Path, learned: int) -> dict[str, Tensor]:
@@ -238,6 +244,8 @@ def _model(order: Order) -> Any:
 def _write_pretrained(order: Order, model: Any, weights: Mapping[str, Tensor], folder: Path) -> str:
     body = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
     head = {k.removeprefix("heads.0."): v for k, v in weights.items() if k.startswith("heads.0.")}
+    if len(body) + len(head) < len(weights):
+        raise _WeightsAlone("the strategy has modules of its own, or there are several heads")
     for part, its in zip(body_and_head(model), (body, head), strict=True):
         _load(part, its)
     model.save_pretrained(folder)

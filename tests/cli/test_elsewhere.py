@@ -262,6 +262,12 @@ def test_weights_of_a_strategy_that_gives_each_task_its_own_are_refused(tmp_path
     assert (export([f"export={tmp_path / 'run'}", "task=0"]) / "network.pt2").exists()
 
 
+def test_a_network_that_does_not_answer_itself_is_refused(tmp_path):
+    run("split_digits", "ncm", overrides=SPLIT, run_dir=tmp_path / "run")
+    with pytest.raises(UsageError, match=r"NCM \(strategy\) answers by what it remembers"):
+        export([f"export={tmp_path / 'run'}", "task=2"])
+
+
 def test_a_language_model_loads_in_transformers_alone(tmp_path):
     pytest.importorskip("transformers")
     tiny = ("stream.pretrain.steps=10", "stream.epochs=[1,1]", "stream.people=40")
