@@ -28,6 +28,7 @@ from cl_bench.experiment.checkpoint import (
     read_checkpoint,
 )
 from cl_bench.experiment.weights import TaskWeights, damaged, encoded, read_weights
+from cl_bench.learners.protection import EXTRA
 from cl_bench.learners.text import body_and_head
 from cl_bench.metrics import tasks_learned
 from cl_bench.report.card import heads_section, model_card
@@ -157,18 +158,20 @@ def _require_one_network(order: Order) -> None:
             cls: Any = locate(name, named, order.run.directory, order.run.trust)
         if not (isinstance(cls, type) and issubclass(cls, Strategy)):
             raise UsageError(f"export={order.run.directory}: {name}={named} is no strategy")
-        if cls.inference is not Strategy.inference and order.learned > 0:
+        if order.learned == 0:
+            continue
+        if cls.predict is not Strategy.predict:
+            raise UsageError(
+                f"export={order.run.directory}: {cls.__name__} ({name}) answers at test itself, by "
+                "what it remembers: what the network alone says is not what was scored. task=0, "
+                "before any task, can be exported"
+            )
+        if cls.inference is not Strategy.inference:
             raise UsageError(
                 f"export={order.run.directory}: {cls.__name__} ({name}) tests every task with "
                 "weights of its own, made from the shared ones and what the strategy remembers: "
                 "there is no one network to export, and the shared weights alone would score "
                 "worse than the record says. task=0, before any task, can be exported"
-            )
-        if cls.predict is not Strategy.predict and order.learned > 0:
-            raise UsageError(
-                f"export={order.run.directory}: {cls.__name__} ({name}) answers by what it "
-                "remembers, not by the network's own heads: the network alone would score other "
-                "than the record says. task=0, before any task, can be exported"
             )
 
 
@@ -210,6 +213,7 @@ def _write(order: Order, weights: dict[str, Tensor], folder: Path) -> str:
         if not name.startswith("heads.") or int(name.split(".")[1]) <= last
     }
     try:
+        _require_no_extras(weights)
         model = _model(order)
         if hasattr(model, "save_pretrained"):
             return _write_pretrained(order, model, weights, folder)
@@ -227,6 +231,14 @@ class _WeightsAlone(Exception):  # noqa: N818
 def _heads(order: Order) -> int:
     """Heads that training has met."""
     return max((task["head"] + 1 for task in order.data["tasks"][: order.learned]), default=1)
+
+
+def _require_no_extras(weights: Mapping[str, Tensor]) -> None:
+    extras = sorted({k.split(".")[1] for k in weights if k.startswith(EXTRA)})
+    if extras:
+        raise _WeightsAlone(
+            f"they hold modules of {', '.join(extras)} beside the network's, under {EXTRA}*"
+        )
 
 
 def _model(order: Order) -> Any:

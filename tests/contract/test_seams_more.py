@@ -1,15 +1,18 @@
 """Where seams of the contract meet: phases beside companions, modules that others must not see."""
 
 import copy
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from omegaconf import OmegaConf
 from seams import Part
 from torch import nn
 from toys import WIDTH, Silent, make_engine, make_learner, make_stream, mlp, weights
 
+import cl_bench.cli.export as exporting
 from cl_bench.contracts import Loss, Phase, Protect, Strategy, UsageError
 from cl_bench.experiment import Together
 from cl_bench.experiment.probes.landscape import LossLandscape
@@ -20,7 +23,8 @@ from cl_bench.experiment.probes.settings import (
 )
 from cl_bench.experiment.probes.unprotected import UnprotectedUpdate
 from cl_bench.experiment.probes.updates import UpdateAngles
-from cl_bench.strategies import EWC, GPM, TaskVector
+from cl_bench.experiment.weights import read_weights
+from cl_bench.strategies import EWC, GPM, NCM, TaskVector
 
 
 class Line(Strategy):
@@ -230,3 +234,28 @@ def test_an_evaluation_that_fails_leaves_inference():
     with pytest.raises(UsageError, match="no answer"):
         engine.evaluate([stream[0]], 10, None)
     assert open_now == []
+
+
+@pytest.mark.parametrize(("strategy", "refused"), [(NCM, True), (EWC, False)])
+def test_what_a_strategy_answers_itself_is_not_exported_as_the_networks(
+    strategy, refused, monkeypatch
+):
+    monkeypatch.setattr(exporting, "locate", lambda *_: strategy)
+    cfg = OmegaConf.create({"strategy": {"_target_": "named"}})
+    run = SimpleNamespace(cfg=cfg, directory="r", trust=SimpleNamespace(importable=nullcontext))
+    exporting._require_one_network(SimpleNamespace(run=run, learned=0))
+    says = pytest.raises(UsageError, match=r"NCM \(strategy\) answers at test itself")
+    with says if refused else nullcontext():
+        exporting._require_one_network(SimpleNamespace(run=run, learned=1))
+
+
+def test_exported_weights_with_modules_of_a_strategy_are_no_program(tmp_path, monkeypatch):
+    learner, _, _ = run(Growing())
+    monkeypatch.setattr(exporting, "heads_section", lambda *_: "")
+    order = SimpleNamespace(data={"tasks": [{"head": 0}]}, learned=1)
+    said = exporting._write(order, learner.weights(), tmp_path)
+    kept = read_weights(tmp_path / "model.safetensors")
+    assert {k: v.shape for k, v in kept.items()} == {
+        k: v.shape for k, v in learner.weights().items()
+    }
+    assert "modules of Growing beside the network's" in said
