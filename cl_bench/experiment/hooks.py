@@ -79,7 +79,6 @@ class TaskHooks(Callback):
         self._epoch_started = 0.0
         observer = parts.observer if not stage.index else None
         self._watching = observer if observer and observer.watches_steps else None
-        self._rate = 0.0
         self._freed: Parameter | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -128,7 +127,6 @@ class TaskHooks(Callback):
         steps = self.loader.packs.steps * int(trainer.max_epochs or 1)
         self.parts.progress.task(self.task.index, steps, before=self.checkpoints.batches)
         self._epoch_started = time.perf_counter()
-        self._rate = trainer.optimizers[0].param_groups[0]["lr"]
         self.checkpoints.begin()
 
     def _before_task(self) -> None:
@@ -145,7 +143,6 @@ class TaskHooks(Callback):
         """Time the epoch."""
         self._stand(trainer)
         self._epoch_started = time.perf_counter()
-        self._rate = trainer.optimizers[0].param_groups[0]["lr"]
         self.checkpoints.epoch_begins(trainer)
 
     def on_train_batch_end(
@@ -161,7 +158,7 @@ class TaskHooks(Callback):
         if self._watching:
             step, learner = trainer.global_step, self.parts.learner
             with learner.work.paused(), learner.put_together():
-                self._watching.after_step(learner, self.task, step, self._rate)
+                self._watching.after_step(learner, self.task, step, self.checkpoints.rate)
         self.checkpoints.learned(trainer, batch_idx + 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -174,7 +171,7 @@ class TaskHooks(Callback):
             task=self.task.index,
             epoch=epoch,
             train_loss=loss,
-            learning_rate=self._rate,
+            learning_rate=self.checkpoints.rate,
             seconds=time.perf_counter() - self._epoch_started,
             steps=self.loader.packs.steps,
             phase=self.stage.phase.name if self.stage.phase else None,

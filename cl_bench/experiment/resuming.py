@@ -39,6 +39,7 @@ class TaskCheckpoints:
     Attributes:
         resumed: the part of a checkpoint from inside the stage, until training goes on from it.
         batches: learned in the stage so far.
+        rate: of the first parameter group when the epoch began.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class TaskCheckpoints:
         self.plateau = plateau
         self.resumed: State | None = None
         self.batches = 0
+        self.rate = 0.0
         self._every = self._due = float("inf")
 
     def set_up(self, trainer: Trainer, resumed: State | None) -> None:
@@ -81,6 +83,9 @@ class TaskCheckpoints:
             return
         for optimizer, state in zip(trainer.optimizers, self.resumed["optimizers"], strict=True):
             load_optimizer(optimizer, state)
+        # Older checkpoints do not hold it: what it has become since, where it follows steps.
+        now = trainer.optimizers[0].param_groups[0]["lr"]
+        self.rate = self.resumed.get("rate", now)
         configs = trainer.lr_scheduler_configs
         for config, state in zip(configs, self.resumed["schedulers"], strict=True):
             config.scheduler.load_state_dict(state)
@@ -97,6 +102,7 @@ class TaskCheckpoints:
 
     def epoch_begins(self, trainer: Trainer) -> None:
         """What was due at the end of the last epoch is done here, where the epoch is recorded."""
+        self.rate = trainer.optimizers[0].param_groups[0]["lr"]
         if self.batches and self._wanted:
             self._save(trainer, position=0)
 
@@ -137,6 +143,7 @@ class TaskCheckpoints:
             "earlier": {"batches": self.stage.batches, "steps": self.stage.steps},
             "batches": self.batches,
             "epoch": trainer.current_epoch,
+            "rate": self.rate,
             "position": position,
             "optimizers": [whole(optimizer.state_dict()) for optimizer in trainer.optimizers],
             "schedulers": [c.scheduler.state_dict() for c in trainer.lr_scheduler_configs],

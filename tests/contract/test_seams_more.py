@@ -4,9 +4,11 @@ import copy
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
+import laws
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from cases import Setting
 from omegaconf import OmegaConf
 from seams import Part
 from torch import nn
@@ -14,7 +16,8 @@ from toys import WIDTH, Silent, make_engine, make_learner, make_stream, mlp, wei
 
 import cl_bench.cli.export as exporting
 from cl_bench.contracts import Loss, Phase, Protect, Strategy, UsageError
-from cl_bench.experiment import Together
+from cl_bench.experiment import LoopSettings, Together
+from cl_bench.experiment.plateau import Cosine
 from cl_bench.experiment.probes.landscape import LossLandscape
 from cl_bench.experiment.probes.settings import (
     LandscapeSettings,
@@ -259,3 +262,15 @@ def test_exported_weights_with_modules_of_a_strategy_are_no_program(tmp_path, mo
         k: v.shape for k, v in learner.weights().items()
     }
     assert "modules of Growing beside the network's" in said
+
+
+def test_a_killed_run_records_the_rate_that_its_epoch_began_with(tmp_path, monkeypatch):
+    begin = Setting.__init__
+
+    def annealed(self, name, **options):
+        begin(self, name, **options)
+        self.schedule = Cosine()
+        self.loop = LoopSettings(0, self.batch, self.pack, schedule=self.schedule)
+
+    monkeypatch.setattr(Setting, "__init__", annealed)
+    laws.kill_and_resume("Corrected", tmp_path)
