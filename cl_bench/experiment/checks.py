@@ -203,9 +203,13 @@ def check_batches(
 
 def check_epochs(strategy: Strategy, stream: Stream, max_epochs: int) -> None:
     """Raise :class:`UsageError` if a task is learned for fewer epochs than the strategy needs."""
-    for needs in (member.needs for member in strategy.members):
-        for task in stream:
+    for needs in (member.needs for member in strategy.members if member.needs.epochs > 1):
+        for t, task in enumerate(stream):
+            plan = strategy.plan(stream, t)
+            if plan is None:
+                continue
             epochs = max_epochs if task.epochs is None else task.epochs
+            epochs = epochs if plan.epochs is None else plan.epochs
             if epochs < needs.epochs:
                 raise UsageError(
                     f"{needs.said('epochs', needs.epochs)}: task {task.name!r} has {epochs} "

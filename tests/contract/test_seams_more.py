@@ -15,8 +15,9 @@ from torch import nn
 from toys import WIDTH, Silent, make_engine, make_learner, make_stream, mlp, weights
 
 import cl_bench.cli.export as exporting
-from cl_bench.contracts import Loss, Phase, Protect, Strategy, UsageError
+from cl_bench.contracts import Loss, Phase, Plan, Protect, Strategy, UsageError
 from cl_bench.experiment import LoopSettings, Together
+from cl_bench.experiment.checks import check_epochs
 from cl_bench.experiment.plateau import Cosine
 from cl_bench.experiment.probes.landscape import LossLandscape
 from cl_bench.experiment.probes.settings import (
@@ -274,3 +275,12 @@ def test_a_killed_run_records_the_rate_that_its_epoch_began_with(tmp_path, monke
 
     monkeypatch.setattr(Setting, "__init__", annealed)
     laws.kill_and_resume("Corrected", tmp_path)
+
+
+def test_epochs_of_a_plan_are_those_that_a_companion_needs(monkeypatch):
+    stream = make_stream()
+    strategy = Together({"ncm": NCM(), "back": TaskVector(epoch=2)})
+    with pytest.raises(UsageError, match=r"strategy\.epoch=2: task 't0' has 0 epochs"):
+        check_epochs(strategy, stream, 5)
+    monkeypatch.setattr(NCM, "plan", lambda self, stream, t: Plan(stream[t].train, 3))
+    check_epochs(strategy, stream, 1)
