@@ -211,7 +211,10 @@ def escaped(comment: str) -> str:
 
 
 def commented(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Dotted key, value and comment of every line of a configuration that has a value."""
+    """Dotted key, value and comment of every line of a configuration that has a value.
+
+    Parts that it takes from another group (``/protect@protect: layers``) are among them.
+    """
     parents: list[tuple[int, str]] = []
     for line in path.read_text().splitlines():
         found = re.match(r"( *)([\w.]+):(?: +(.*?))?(?:\s+# (.*))?$", line)
@@ -223,6 +226,9 @@ def commented(path: Path) -> Iterator[tuple[str, str, str]]:
             yield ".".join([*(p[1] for p in parents), key]), value, comment
         else:
             parents.append((indent, key))
+    for group, place, name in re.findall(r"(?m)^  - /(\w+)@(\w+): (\w+)$", path.read_text()):
+        for key, value, comment in commented(CONF / group / f"{name}.yaml"):
+            yield f"{place}.{key}", value, comment
 
 
 def searched(name: str) -> str:
@@ -230,7 +236,8 @@ def searched(name: str) -> str:
     path = CONF / "search" / f"{name}.yaml"
     if not path.exists():
         return "No search space is defined."
-    sweeper = yaml.safe_load(path.read_text())["hydra"]["sweeper"]
+    base = OmegaConf.load(path.with_name("_base.yaml"))
+    sweeper = OmegaConf.merge(base, OmegaConf.load(path)).hydra.sweeper
     space = ", ".join(f"`{key}` in `{value}`" for key, value in sweeper["params"].items())
     return (
         f"`-m +search={name}` chooses {space}, in {sweeper['n_trials']} trials on validation data "

@@ -44,7 +44,7 @@ def check_effects(cfg: DictConfig, words: Sequence[str]) -> list[str]:
                 f"{key}={value}: there is no such setting, and no other refers to it."
                 f"{known(key, TOP)}"
             )
-    if "widths" in typed and "${widths}" not in text:
+    if "widths" in typed and ":widths" not in text:
         raise UsageError(f"widths={cfg.widths}: no part of this model takes them; leave it out")
     if "federation" not in cfg:
         return []

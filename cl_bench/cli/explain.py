@@ -17,8 +17,11 @@ from omegaconf.errors import OmegaConfBaseException
 from cl_bench.cli.listing import options
 from cl_bench.errors import UsageError
 
-ADDED = ("strategy", "stream", "experiment", "also", "federation", "backbone")
+ADDED = ("strategy", "stream", "protocol", "experiment", "also", "federation", "backbone")
 """Groups without a default: ``+`` names their first choice."""
+
+REPLACED = {"widths": "model.hidden"}
+"""Settings of earlier versions, and what says the same now."""
 
 
 def explain(error: Exception, overrides: Sequence[str], directories: Sequence[Path]) -> str:
@@ -106,6 +109,7 @@ def refuse_lists(overrides: Sequence[str]) -> str | None:
             "federation",
             "backbone",
             "schedule",
+            "protocol",
             "experiment",
             "search",
             "cluster",
@@ -169,6 +173,8 @@ def _wrong_key(key: str, overrides: Sequence[str], directories: Sequence[Path]) 
     if key in ADDED:
         value = typed.partition("=")[2]
         return f"{typed}: {key} has no default to replace; add it with a plus, +{key}={value}"
+    if key in REPLACED:
+        return f"{typed}: this setting is now {REPLACED[key]}; write {REPLACED[key]}=..."
     parent, _, wrong = key.rpartition(".")
     settings = _settings([o for o in overrides if o != typed], directories)
     prefix = f"{parent}." if parent else ""

@@ -13,6 +13,7 @@ GROUPS = {
     "backbone": ("backbones", "+backbone=", "frozen, its features kept; model=features or an mlp"),
     "schedule": ("schedules", "schedule=", "the learning rate within a task"),
     "model": ("models", "model=", "a stream brings its default"),
+    "protocol": ("protocols", "+protocol=", "a stream and how a paper learns it, for any strategy"),
     "experiment": ("experiments", "+experiment=", "a published setting and its numbers"),
     "search": ("searches", "-m +search=", "hyperparameters, on validation data of the first tasks"),
     "cluster": ("clusters", "-m +cluster=", "where the jobs of a sweep run"),
@@ -71,8 +72,10 @@ def options(directories: Sequence[Path], group: str) -> dict[str, Path]:
 def _options(folder: Path) -> Iterator[tuple[str, Path]]:
     for path in folder.rglob("*.yaml"):
         name = path.relative_to(folder).with_suffix("")
-        # A folder beside a config of its name holds parts of that config.
-        if not any((folder / f"{parent}.yaml").is_file() for parent in name.parents):
+        # A folder beside a config of its name holds parts of that config; _base is part of many.
+        if not path.name.startswith("_") and not any(
+            (folder / f"{parent}.yaml").is_file() for parent in name.parents
+        ):
             yield name.as_posix(), path
 
 

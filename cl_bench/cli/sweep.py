@@ -27,6 +27,8 @@ from cl_bench.cli.threads import AUTO
 from cl_bench.errors import UsageError
 
 ROOT = "runs/sweeps"
+WHOLE = ("+experiment=", "experiment=", "+protocol=", "protocol=")
+"""What names a stream together with more."""
 UNCOMPARED = ("run_dir", "logger", "selected")
 """Settings that may differ when a job is gone on with: they change where, not what."""
 
@@ -70,7 +72,7 @@ def identity(arguments: Sequence[str]) -> str:
     """Name of a sweep: its streams, and a hash of everything but how it is launched."""
     words = sorted(a for a in arguments if not a.startswith(("hydra.launcher", "hydra/launcher")))
     streams = [a.partition("=")[2] for a in words if a.startswith(("+stream=", "stream="))]
-    streams += [a.partition("=")[2] for a in words if a.startswith(("+experiment=", "experiment="))]
+    streams += [a.partition("=")[2] for a in words if a.startswith(WHOLE)]
     streams += [f"search-{a.partition('=')[2]}" for a in words if a.startswith("+search=")]
     name = re.sub(r"[^\w.+-]+", "-", "-".join(streams) or "sweep")[:40].strip("-")
     return f"{name}-{_hash(words)}"

@@ -14,7 +14,7 @@ from cl_bench.errors import printable
 from cl_bench.metrics import Matrix
 from cl_bench.tracking.files import CONFIG, DATA, LOCK, PUT_BACK, RESULTS, read_json, read_text
 from cl_bench.tracking.journal import read_journal
-from cl_bench.tracking.renamed import renamed
+from cl_bench.tracking.renamed import present
 from cl_bench.tracking.tables import Tables
 from cl_bench.tracking.verify import read_matrix, verified, verify_tables
 
@@ -69,8 +69,8 @@ def read_results(directory: Path | str) -> list[dict[str, Any]]:
 def read_config(directory: Path | str) -> dict[str, Any]:
     """The configuration of a run: plain values, no expression is evaluated.
 
-    Classes that have moved since have their present names, so that a run of an earlier version
-    resumes, and compares as equal.
+    Classes and settings that have moved since are where they are now, so that a run of an earlier
+    version resumes, and compares as equal.
 
     Raises:
         UsageError: there is none, or it is damaged.
@@ -85,7 +85,7 @@ def read_config(directory: Path | str) -> dict[str, Any]:
         raise UsageError(f"{path} is damaged ({said}); {PUT_BACK}") from None
     if not isinstance(config, dict):
         raise UsageError(f"{path} holds no configuration of a run; {PUT_BACK}")
-    return {str(key): value for key, value in renamed(config).items()}
+    return present({str(key): value for key, value in config.items()})
 
 
 def _require_bounded(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Classes that have moved: what records of earlier versions call them, and their names now."""
+"""What records of earlier versions call classes and settings, and what these are called now."""
 
 from typing import Any
 
@@ -66,6 +66,14 @@ def renamed(node: Any, key: str = "") -> Any:
     if isinstance(node, list):
         return [renamed(inner) for inner in node]
     return RENAMED.get(node, node) if key in NAMING and isinstance(node, str) else node
+
+
+def present(config: dict[str, Any]) -> dict[str, Any]:
+    """A plain configuration of any version, with the names and settings of this one."""
+    found: dict[str, Any] = renamed(config)
+    if "federation" not in found:  # elsewhere model.hidden alone tells them
+        found.pop("widths", None)
+    return found
 
 
 def require_present_names(node: Any, where: str = "") -> None:

@@ -78,7 +78,8 @@ def test_every_strategy_has_a_space_and_all_have_as_many_trials():
     images = set(options([CONF], "strategy")) - {"lora"}
     assert set(spaces) <= images
     assert set(spaces) >= {"finetune", "joint", "gpm", "sgp", "rogo", "ewc", "er", "freeze"}
-    found = {name: OmegaConf.load(path) for name, path in spaces.items()}
+    base = OmegaConf.load(CONF / "search/_base.yaml")
+    found = {name: OmegaConf.merge(base, OmegaConf.load(path)) for name, path in spaces.items()}
     assert {config.hydra.sweeper.n_trials for config in found.values()} == {20}
     assert {config.hydra.sweeper.sampler.seed for config in found.values()} == {0}
     for name, config in found.items():

@@ -22,7 +22,7 @@ from cl_bench.strategies.projection.gpm import GPM
 from cl_bench.strategies.replay.er import ER
 from cl_bench.tasks.permuted_digits import PermutedDigits
 
-QUICK = ("stream.num_tasks=2", "trainer.max_epochs=1", "logger.mode=disabled", "widths=[8]")
+QUICK = ("stream.num_tasks=2", "trainer.max_epochs=1", "logger.mode=disabled", "+widths=[8]")
 
 
 class ReachedError(Exception):

@@ -59,7 +59,16 @@ def settings(name):
     """The options of a yaml with those it is based on."""
     own = OmegaConf.load(CONF / f"{name}.yaml")
     bases = [base for base in own.pop("defaults", []) if base != "_self_"]
-    return OmegaConf.merge(*(settings(base) for base in bases), own)
+    return OmegaConf.merge(*(based(base) for base in bases), own)
+
+
+def based(base):
+    """What an entry of a yaml's defaults stands for: a strategy, or a part, /group@key: name."""
+    if isinstance(base, str):
+        return settings(base)
+    ((place, name),) = base.items()
+    group, _, key = place.partition("@")
+    return {key: OmegaConf.load(CONF.parent / group.strip("/") / f"{name}.yaml")}
 
 
 def small(options, calm):
