@@ -10,7 +10,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from cl_bench.cli.explain import explain, refuse_empty, refuse_lists, searched
-from cl_bench.cli.folders import conf_directory
+from cl_bench.cli.folders import conf_directory, offer_probes
 from cl_bench.contracts import UsageError
 
 
@@ -24,12 +24,13 @@ def composed(words: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
     refused = refuse_lists(words)
     if refused:
         raise UsageError(refused)
+    folders = [*(Path(folder).absolute() for folder in searched(words)), conf_directory()]
+    offer_probes(folders)
     try:
         with hydra.initialize_config_dir(str(conf_directory()), version_base="1.3"):
             cfg = hydra.compose("config", list(words), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
-        theirs = [Path(folder).absolute() for folder in searched(words)]
-        raise UsageError(explain(error, words, [*theirs, conf_directory()])) from None
+        raise UsageError(explain(error, words, folders)) from None
     choices = dict(cfg.hydra.runtime.choices)
     with open_dict(cfg):
         del cfg["hydra"]

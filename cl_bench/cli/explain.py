@@ -177,6 +177,8 @@ def _wrong_key(key: str, overrides: Sequence[str], directories: Sequence[Path]) 
         return f"{typed}: this setting is now {REPLACED[key]}; write {REPLACED[key]}=..."
     parent, _, wrong = key.rpartition(".")
     settings = _settings([o for o in overrides if o != typed], directories)
+    while "." in parent and not any(s.startswith(f"{parent}.") for s in settings):
+        parent, _, wrong = parent.rpartition(".")  # probe.recovry.enabled
     prefix = f"{parent}." if parent else ""
     inside = [s.removeprefix(prefix) for s in settings if s.startswith(prefix)]
     known = list(dict.fromkeys(s.partition(".")[0] for s in inside))

@@ -36,6 +36,14 @@ def read_flags(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
     return get_args_parser().parse_known_args(arguments)
 
 
+def config_folders(arguments: Sequence[str]) -> list[Path]:
+    """Folders with configs that a command line names, and ours, those that count most first."""
+    given, _ = read_flags(arguments)
+    theirs = [given.config_dir] if given.config_dir else []
+    theirs += searched(given.overrides)
+    return [*(Path(folder).absolute() for folder in theirs), conf_directory()]
+
+
 class Jobs:
     """What Hydra calls for every job of a command line.
 
@@ -185,10 +193,7 @@ class Jobs:
         if isinstance(error, UsageError):
             return f"{error}\n{notes(error)}".strip()
         given, _ = read_flags(self._arguments)
-        theirs = [given.config_dir] if given.config_dir else []
-        theirs += searched(given.overrides)
-        folders = [Path(folder).absolute() for folder in theirs]
-        return explain(error, given.overrides, [*folders, conf_directory()])
+        return explain(error, given.overrides, config_folders(self._arguments))
 
 
 def quote(word: str) -> str:

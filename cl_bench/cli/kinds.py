@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from cl_bench.contracts import Protect, Strategy, Stream, UsageError
 from cl_bench.experiment import Cosine, Plateau
+from cl_bench.experiment.probes import Probe
 from cl_bench.features import Backbone, BaseTraining
 from cl_bench.federation import Federation
 from cl_bench.learners import BaseLearner
@@ -56,6 +57,7 @@ SLOTS = {
         (Parallel, Precision, ClusterEnvironment, CheckpointIO, LayerSync),
     ),
     "backbone": Kind("a backbone", (Backbone,), (nn.Module, BaseTraining)),
+    "probe": Kind("a probe", (Probe,), (Probe,)),
     "federation": Kind("a federation", (Federation,), (Optimizer,)),
 }
 """By top-level key of the configuration; nothing else in it is made from a ``_target_``."""

@@ -8,17 +8,30 @@ from rich.console import Console
 from rich.text import Text
 
 GROUPS = {
-    "strategy": ("strategies", "+strategy=", "what an update may do"),
-    "stream": ("streams", "+stream=", "the tasks, one after another"),
-    "backbone": ("backbones", "+backbone=", "frozen, its features kept; model=features or an mlp"),
-    "schedule": ("schedules", "schedule=", "the learning rate within a task"),
-    "model": ("models", "model=", "a stream brings its default"),
-    "protocol": ("protocols", "+protocol=", "a stream and how a paper learns it, for any strategy"),
-    "experiment": ("experiments", "+experiment=", "a published setting and its numbers"),
-    "search": ("searches", "-m +search=", "hyperparameters, on validation data of the first tasks"),
-    "cluster": ("clusters", "-m +cluster=", "where the jobs of a sweep run"),
-    "federation": ("federations", "+federation=", "clients that share no data, and a server"),
-    "also": ("companions", "+also=", "join a strategy; several: +also=[er,ewc]"),
+    "strategy": ("strategies", "+strategy=...", "what an update may do"),
+    "stream": ("streams", "+stream=...", "the tasks, one after another"),
+    "backbone": (
+        "backbones",
+        "+backbone=...",
+        "frozen, its features kept; model=features or an mlp",
+    ),
+    "schedule": ("schedules", "schedule=...", "the learning rate within a task"),
+    "probe": ("probes", "probe.<name>.enabled=true", "what else to measure"),
+    "model": ("models", "model=...", "a stream brings its default"),
+    "protocol": (
+        "protocols",
+        "+protocol=...",
+        "a stream and how a paper learns it, for any strategy",
+    ),
+    "experiment": ("experiments", "+experiment=...", "a published setting and its numbers"),
+    "search": (
+        "searches",
+        "-m +search=...",
+        "hyperparameters, on validation data of the first tasks",
+    ),
+    "cluster": ("clusters", "-m +cluster=...", "where the jobs of a sweep run"),
+    "federation": ("federations", "+federation=...", "clients that share no data, and a server"),
+    "also": ("companions", "+also=...", "join a strategy; several: +also=[er,ewc]"),
 }
 """Title, how to choose one, and what they are."""
 
@@ -47,7 +60,7 @@ def print_listing(directories: Sequence[Path], console: Console) -> None:
     for group, (title, choose, meaning) in GROUPS.items():
         if not found[group]:
             continue
-        console.print(Text.assemble("\n", (title, "bold"), f"  {choose}...  ", (meaning, "dim")))
+        console.print(Text.assemble("\n", (title, "bold"), f"  {choose}  ", (meaning, "dim")))
         for name, path in sorted(found[group].items()):
             first, *rest = textwrap.wrap(describe(path), room) or [""]
             console.print(Text.assemble("  ", (name.ljust(indent - 2), "cyan"), first))

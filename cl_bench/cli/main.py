@@ -15,8 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from cl_bench.cli.explain import refuse_empty
-from cl_bench.cli.folders import conf_directory
-from cl_bench.cli.jobs import Jobs, read_flags
+from cl_bench.cli.folders import conf_directory, offer_probes
+from cl_bench.cli.jobs import Jobs, config_folders, read_flags
 from cl_bench.cli.ledger import Ledger
 from cl_bench.cli.listing import print_listing
 from cl_bench.cli.messages import notes, say, say_error
@@ -90,6 +90,7 @@ def _main() -> int:
                 _merge(sys.argv[2:])
                 return 0
             refuse_empty(sys.argv[1:], conf_directory())
+            offer_probes(config_folders(sys.argv[1:]))
             sys.argv[1:], jobs.sweep = place(sys.argv[1:])
             command = _on_a_run(sys.argv[1:])
             if command is None:

@@ -21,7 +21,6 @@ from cl_bench.cli.build import (
 from cl_bench.cli.effects import check_beside
 from cl_bench.cli.settings import (
     NODES,
-    PROBES,
     SETTINGS,
     RunSettings,
     logger_options,
@@ -199,12 +198,12 @@ def _check_learner(asked: Request, parts: Parts) -> None:
 
 def _made_of(cfg: DictConfig) -> dict[str, Callable[..., Any]]:
     """What parts of the configuration, which all have been made by now, are made into."""
-    places = [*NODES, "federation", "backbone", *(f"also.{name}" for name in cfg.get("also") or ())]
+    groups = [f"{group}.{name}" for group in ("also", "probe") for name in cfg.get(group) or ()]
+    places = [*NODES, "federation", "backbone", *groups]
     nodes = {place: OmegaConf.select(cfg, place) for place in places}
     targets = {
         place: get_object(node._target_)
         for place, node in nodes.items()
         if isinstance(node, DictConfig) and "_target_" in node
     }
-    probes = {f"probe.{name}": kind for name, kind in PROBES.items()}
-    return {**targets, **SETTINGS, **probes}
+    return {**targets, **SETTINGS}

@@ -9,24 +9,19 @@ from typing import Annotated, Any, TypeVar
 from omegaconf import DictConfig
 
 from cl_bench.cli.build import build_schedule
-from cl_bench.cli.objects import checked_options, explained, plain, require_arguments
+from cl_bench.cli.objects import build, checked_options, explained, plain
 from cl_bench.contracts import UsageError
 from cl_bench.contracts.checking import check
-from cl_bench.contracts.options import Count, Length, Widths, shown
+from cl_bench.contracts.options import Count, Length, Widths, known, shown
 from cl_bench.experiment import (
     AlignmentSettings,
     CheckpointSettings,
     EvalSettings,
-    FeatureSettings,
-    GeneralTextSettings,
-    LandscapeSettings,
     LoopSettings,
     ProbeSettings,
-    RecoverySettings,
     SearchSettings,
-    UnprotectedSettings,
-    UpdateSettings,
 )
+from cl_bench.experiment.probes import Probe
 from cl_bench.tracking import wandb_sink
 from cl_bench.tracking.renamed import require_present_names
 
@@ -47,15 +42,6 @@ SETTINGS = {
     "checkpoint": CheckpointSettings,
     "search": SearchSettings,
     "probe": ProbeSettings,
-}
-
-PROBES = {
-    "updates": UpdateSettings,
-    "features": FeatureSettings,
-    "recovery": RecoverySettings,
-    "landscape": LandscapeSettings,
-    "unprotected": UnprotectedSettings,
-    "general_text": GeneralTextSettings,
 }
 
 
@@ -131,6 +117,10 @@ def require_nodes(cfg: DictConfig, given: Mapping[str, Any]) -> None:
         target = node.get("_target_", name)
         if not (isinstance(target, str) and target):
             raise UsageError(f"{name}._target_={shown(target)}: name a class or a function")
+    if "_target_" in (cfg.get("probe") or ()):
+        raise UsageError(
+            "probe=...: every probe is there already; switch one on, probe.<name>.enabled=true"
+        )
     added = {f"also.{n}": (node, f"+also={n}") for n, node in (cfg.get("also") or {}).items()}
     if "federation" in cfg:
         added["federation"] = (cfg.federation, "+federation=small")
@@ -194,16 +184,24 @@ def probe_settings(cfg: DictConfig | None) -> ProbeSettings | None:
     if cfg is None:
         return None
     with explained(cfg):
-        require_arguments(ProbeSettings, cfg)
-        made: dict[str, Any] = {}
-        for name, kind in PROBES.items():
-            if name in cfg and not isinstance(cfg[name], DictConfig):
-                raise UsageError(
-                    f"probe.{name}={shown(cfg[name])}: probe.{name}.enabled=false leaves it out"
-                )
-            if name in cfg:
-                made[name] = settings_of(kind, cfg[name])
-        return ProbeSettings(early=plain(cfg)["early"], **made)
+        names = [str(name) for name in cfg if name != "early"]
+        members: dict[str, Any] = {name: _probe(cfg, name) for name in names}
+        early = {"early": plain(cfg)["early"]} if "early" in cfg else {}
+        return ProbeSettings(**early, **members)
+
+
+def _probe(cfg: DictConfig, name: str) -> Probe:
+    node = cfg[name]
+    if not isinstance(node, DictConfig):
+        raise UsageError(f"probe.{name}={shown(node)}: probe.{name}.enabled=false leaves it out")
+    if "_target_" not in node:
+        there = [str(k) for k, v in cfg.items() if isinstance(v, DictConfig) and "_target_" in v]
+        raise UsageError(
+            f"probe.{name}: there is no such probe.{known(name, there, 'probe.')}\nThere are: "
+            f"{', '.join(there)}"
+        )
+    made: Probe = build(node)
+    return made
 
 
 def logger_options(cfg: DictConfig) -> dict[str, Any]:

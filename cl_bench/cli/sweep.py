@@ -244,7 +244,10 @@ def _total(hydra: Any, arguments: Sequence[str]) -> int:
 
 def _compared(plain: Any) -> dict[str, Any]:
     """Resolved settings by their dotted names."""
-    found = dict(flat({k: v for k, v in plain.items() if k not in UNCOMPARED}))
+    from cl_bench.tracking.renamed import without_idle
+
+    settings = without_idle({k: v for k, v in plain.items() if k not in UNCOMPARED})
+    found = dict(flat(settings))
     if found.get("trainer.threads") == AUTO:  # what runs did that have no such setting
         del found["trainer.threads"]
     return found

@@ -23,16 +23,7 @@ from cl_bench.experiment.loop import LoopSettings
 from cl_bench.experiment.observer import AlignmentObserver, AlignmentSettings
 from cl_bench.experiment.plateau import Cosine, Plateau
 from cl_bench.experiment.pretrain import Pretrained, pretrain
-from cl_bench.experiment.probes import (
-    FeatureSettings,
-    GeneralTextSettings,
-    LandscapeSettings,
-    ProbeSettings,
-    RecoverySettings,
-    UnprotectedSettings,
-    UpdateSettings,
-    check_watch,
-)
+from cl_bench.experiment.probes import ProbeSettings, check_watch
 from cl_bench.experiment.search import SealedError, SearchSettings, for_search, search_facts
 from cl_bench.experiment.trainers import quiet_lightning, seed_training
 
@@ -45,23 +36,17 @@ __all__ = [
     "EvalLoader",
     "EvalSettings",
     "Experiment",
-    "FeatureSettings",
-    "GeneralTextSettings",
     "Identity",
-    "LandscapeSettings",
     "LightningEngine",
     "LoopSettings",
     "Plateau",
     "Pretrained",
     "ProbeSettings",
-    "RecoverySettings",
     "Result",
     "SealedError",
     "SearchSettings",
     "Together",
     "TrainLoader",
-    "UnprotectedSettings",
-    "UpdateSettings",
     "check_batches",
     "check_epochs",
     "check_pair",

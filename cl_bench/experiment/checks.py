@@ -281,9 +281,8 @@ def check_sharded(strategy: Strategy, probe: ProbeSettings | None) -> None:
                     f"trainer=fsdp shares out the weights of the network once, and the strategy "
                     f"({type(member).__name__}) has {what}: use trainer=ddp"
                 )
-    writing = {"recovery": probe and probe.recovery, "landscape": probe and probe.landscape}
-    for name, settings in writing.items():
-        if settings and settings.enabled:
+    for name, watching in (probe.members if probe else {}).items():
+        if watching.enabled and watching.writes:
             raise UsageError(
                 f"probe.{name} writes to the network on the side, whose weights trainer=fsdp "
                 "shares out: use trainer=ddp, or leave the probe out"

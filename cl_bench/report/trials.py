@@ -27,6 +27,7 @@ from cl_bench.tracking.files import (
 )
 from cl_bench.tracking.journal import read_journal
 from cl_bench.tracking.reading import read_config
+from cl_bench.tracking.renamed import without_idle
 from cl_bench.tracking.verify import require_numbers, verify_weights
 
 OLDER = {"finetune": "lower", "joint": "upper"}
@@ -125,7 +126,7 @@ def read_trial(directory: Path, left_out: list[str]) -> Trial:
     return Trial(
         run=run,
         summary=shown(summary),
-        settings=dict(flat(config)) if config else {},
+        settings=dict(flat(without_idle(config))) if config else {},
         reference=reference if isinstance(reference, Mapping) else None,
         selection=selection if isinstance(selection, Mapping) else None,
         command=_command(directory, left_out),

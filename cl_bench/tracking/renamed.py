@@ -55,6 +55,16 @@ RENAMED = {f"tasks.{name}": f"cl_bench.tasks.{name}" for name in STREAMS} | {
 """Each name in full: another module of that package's name is somebody's own."""
 
 
+PROBES = {
+    "updates": "updates.UpdateSettings",
+    "features": "features.FeatureSettings",
+    "recovery": "recovery.RecoverySettings",
+    "landscape": "landscape.LandscapeSettings",
+    "unprotected": "unprotected.UnprotectedSettings",
+    "general_text": "general_text.GeneralTextSettings",
+}
+"""Those that were known by name, before each named its class."""
+
 NAMING = ("_target_", "object")
 """Keys whose value names a class: one to make, or that of an object which Python code gave."""
 
@@ -73,7 +83,20 @@ def present(config: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = renamed(config)
     if "federation" not in found:  # elsewhere model.hidden alone tells them
         found.pop("widths", None)
+    probes = found.get("probe")
+    for name, node in probes.items() if isinstance(probes, dict) else ():
+        if name in PROBES and isinstance(node, dict) and "_target_" not in node:
+            node["_target_"] = f"cl_bench.experiment.probes.{PROBES[name]}"
     return found
+
+
+def without_idle(config: dict[str, Any]) -> dict[str, Any]:
+    """A plain configuration without probes that are off: what they would do is no difference."""
+    probes = config.get("probe")
+    if not isinstance(probes, dict):
+        return config
+    on = {k: v for k, v in probes.items() if not isinstance(v, dict) or v.get("enabled", True)}
+    return {**config, "probe": on}
 
 
 def require_present_names(node: Any, where: str = "") -> None:

@@ -60,7 +60,7 @@ def same(config, defaults, where):
             assert value == defaults[key], f"{where}.{key}"
 
 
-@pytest.mark.parametrize("path", paths("strategy", "model", "also"))
+@pytest.mark.parametrize("path", paths("strategy", "model", "also", "probe"))
 def test_keys_and_defaults_are_the_constructors(path):
     config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     preset = config.pop("defaults", [])

@@ -19,14 +19,9 @@ from cl_bench.contracts import Loss, Phase, Plan, Protect, Strategy, UsageError
 from cl_bench.experiment import LoopSettings, Together
 from cl_bench.experiment.checks import check_epochs
 from cl_bench.experiment.plateau import Cosine
-from cl_bench.experiment.probes.landscape import LossLandscape
-from cl_bench.experiment.probes.settings import (
-    LandscapeSettings,
-    UnprotectedSettings,
-    UpdateSettings,
-)
-from cl_bench.experiment.probes.unprotected import UnprotectedUpdate
-from cl_bench.experiment.probes.updates import UpdateAngles
+from cl_bench.experiment.probes.landscape import LandscapeSettings, LossLandscape
+from cl_bench.experiment.probes.unprotected import UnprotectedSettings, UnprotectedUpdate
+from cl_bench.experiment.probes.updates import UpdateAngles, UpdateSettings
 from cl_bench.experiment.weights import read_weights
 from cl_bench.strategies import EWC, GPM, NCM, TaskVector
 

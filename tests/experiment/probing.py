@@ -14,15 +14,15 @@ from cl_bench.experiment import (
     AlignmentSettings,
     CheckpointSettings,
     EvalSettings,
-    FeatureSettings,
     Identity,
-    LandscapeSettings,
     LoopSettings,
     ProbeSettings,
-    RecoverySettings,
-    UpdateSettings,
     conduct,
 )
+from cl_bench.experiment.probes.features import FeatureSettings
+from cl_bench.experiment.probes.landscape import LandscapeSettings
+from cl_bench.experiment.probes.recovery import RecoverySettings
+from cl_bench.experiment.probes.updates import UpdateSettings
 from cl_bench.strategies.baselines.finetune import Finetune
 from cl_bench.strategies.isolation.freeze import Freeze
 from cl_bench.strategies.merging.task_vector import TaskVector

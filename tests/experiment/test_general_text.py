@@ -20,15 +20,14 @@ from cl_bench.experiment import (
     AlignmentSettings,
     CheckpointSettings,
     EvalSettings,
-    GeneralTextSettings,
     Identity,
     LoopSettings,
     ProbeSettings,
-    UnprotectedSettings,
     conduct,
 )
-from cl_bench.experiment.probes.general_text import GeneralText
+from cl_bench.experiment.probes.general_text import GeneralText, GeneralTextSettings
 from cl_bench.experiment.probes.held_out import continuation, read_texts, span_corruption, windows
+from cl_bench.experiment.probes.unprotected import UnprotectedSettings
 from cl_bench.experiment.weights import TaskWeights, read_weights
 from cl_bench.learners import language
 from cl_bench.metrics import unprotected_by_chance, unprotected_share

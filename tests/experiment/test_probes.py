@@ -14,13 +14,13 @@ from toys import make_learner, make_stream
 from cl_bench.contracts import Recovery, UsageError
 from cl_bench.experiment import (
     EvalSettings,
-    FeatureSettings,
-    LandscapeSettings,
     ProbeSettings,
-    RecoverySettings,
-    UpdateSettings,
 )
+from cl_bench.experiment.probes.features import FeatureSettings
+from cl_bench.experiment.probes.landscape import LandscapeSettings
+from cl_bench.experiment.probes.recovery import RecoverySettings
 from cl_bench.experiment.probes.untouched import measure, untouched
+from cl_bench.experiment.probes.updates import UpdateSettings
 from cl_bench.experiment.snapshot import random_states
 from cl_bench.learners.observed import freed, hidden_states
 from cl_bench.report import write_probe_figures

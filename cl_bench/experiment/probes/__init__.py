@@ -1,7 +1,8 @@
 """Opt-in measurements on a running experiment, for every strategy and model.
 
-Each probe is an :class:`~cl_bench.experiment.observer.Observer` in a file of its own; :func:`watch`
-puts those together that were asked for. None of them changes a bit of the run.
+Each probe is a file of its own: a :class:`Probe`, which are its options, and the
+:class:`~cl_bench.experiment.observer.Observer` that it makes. ``conf/probe`` names it, nothing else
+does; :func:`watch` puts those together that were asked for. None of them changes a bit of the run.
 """
 
 import time
@@ -10,40 +11,22 @@ from contextlib import contextmanager
 from typing import Any
 
 from cl_bench.contracts import State, Stream, Task, UsageError
+from cl_bench.experiment.dense import DenseEvaluation
 from cl_bench.experiment.experiment import EvalSettings
 from cl_bench.experiment.loop import LoopSettings
 from cl_bench.experiment.observer import AlignmentObserver, AlignmentSettings, Observer
 from cl_bench.experiment.probes.clock import Clock
-from cl_bench.experiment.probes.dense import DenseEvaluation
-from cl_bench.experiment.probes.features import FeatureDrift
-from cl_bench.experiment.probes.general_text import GeneralText
-from cl_bench.experiment.probes.landscape import LossLandscape
-from cl_bench.experiment.probes.recovery import RecoveryProbe
-from cl_bench.experiment.probes.settings import (
-    FeatureSettings,
-    GeneralTextSettings,
-    LandscapeSettings,
-    ProbeSettings,
-    RecoverySettings,
-    UnprotectedSettings,
-    UpdateSettings,
-)
-from cl_bench.experiment.probes.unprotected import UnprotectedUpdate
+from cl_bench.experiment.probes.settings import Probe, ProbeSettings, Scene
 from cl_bench.experiment.probes.untouched import same_randomness
-from cl_bench.experiment.probes.updates import UpdateAngles
 from cl_bench.learners import BaseLearner
 from cl_bench.tracking import Record
 
 __all__ = [
     "Clock",
-    "FeatureSettings",
-    "GeneralTextSettings",
-    "LandscapeSettings",
     "Observers",
+    "Probe",
     "ProbeSettings",
-    "RecoverySettings",
-    "UnprotectedSettings",
-    "UpdateSettings",
+    "Scene",
     "check_watch",
     "watch",
 ]
@@ -65,31 +48,26 @@ def watch(
         UsageError: a probe looks between steps that one ``training_step`` takes together, or needs
             what the stream does not declare.
     """
-    probe = probe or ProbeSettings()
-    seed, batch_size, eval_batch_size = loop.seed, loop.batch_size, evaluation.batch_size
-    clock = Clock()
+    probe, clock = probe or ProbeSettings(), Clock()
+    scene = Scene(
+        stream,
+        learner,
+        record,
+        clock,
+        probe.early,
+        loop.seed,
+        loop.batch_size,
+        evaluation.batch_size,
+    )
     members: dict[str, Observer] = {}
     if evaluation.dense:
         members["dense"] = DenseEvaluation(
-            evaluation.dense, evaluation.dense_samples, eval_batch_size, stream, record, clock
+            evaluation.dense, evaluation.dense_samples, evaluation.batch_size, stream, record, clock
         )
-    if probe.updates.enabled:
-        members["updates"] = UpdateAngles(probe.updates, probe.early)
-    if probe.features.enabled:
-        members["features"] = FeatureDrift(probe.features, probe.early, stream, seed)
-    if probe.recovery.enabled:
-        members["recovery"] = RecoveryProbe(
-            probe.recovery, batch_size, eval_batch_size, stream, record, clock, seed
-        )
-    if probe.landscape.enabled:
-        members["landscape"] = LossLandscape(probe.landscape, probe.early, stream, record, seed)
-    if probe.unprotected.enabled:
-        members["unprotected"] = UnprotectedUpdate(probe.unprotected)
-    if probe.general_text.enabled:
-        members["general_text"] = GeneralText(
-            probe.general_text, eval_batch_size, stream, learner, record
-        )
-    own = AlignmentObserver(alignment, batch_size, seed) if alignment.enabled else None
+    members |= {
+        name: member.observer(scene) for name, member in probe.members.items() if member.enabled
+    }
+    own = AlignmentObserver(alignment, loop.batch_size, loop.seed) if alignment.enabled else None
     if not members:
         return own
     if loop.pack > 1 and any(member.steps for member in members.values()):

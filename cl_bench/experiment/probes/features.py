@@ -1,18 +1,42 @@
 """Drift of hidden states on fixed samples of old tasks, while a new one is learned."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
 from cl_bench.contracts import State, Stream, Task
+from cl_bench.contracts.checking import checked
+from cl_bench.contracts.options import Count, Range
 from cl_bench.experiment.observer import Observer
-from cl_bench.experiment.probes.settings import FeatureSettings
+from cl_bench.experiment.probes.settings import ENABLED, Probe, Scene
 from cl_bench.learners import BaseLearner
 from cl_bench.learners.observed import hidden_states
 from cl_bench.metrics import drift
 
 States = dict[str, dict[str, Tensor]]
 """Hidden states (n, d) by old task and block."""
+
+
+@checked("probe.features.")
+@dataclass(frozen=True)
+class FeatureSettings(Probe):
+    """Drift of hidden states on fixed samples of old tasks.
+
+    Attributes:
+        enabled: measure it.
+        samples: training samples of each old task.
+        components: k, principal components that the shift is compared with.
+    """
+
+    enabled: bool = False
+    samples: Annotated[int, Range(least=2), ENABLED] = 200
+    components: Annotated[Count, ENABLED] = 5
+
+    def observer(self, scene: Scene) -> Observer:
+        """What watches."""
+        return FeatureDrift(self, scene.early, scene.stream, scene.seed)
 
 
 class FeatureDrift(Observer):

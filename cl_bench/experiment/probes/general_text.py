@@ -2,9 +2,12 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from cl_bench.contracts import Batch, State, Stream, Task, UsageError
+from cl_bench.contracts.checking import checked
+from cl_bench.contracts.options import Count, Range
 from cl_bench.experiment.observer import Observer
 from cl_bench.experiment.probes.held_out import (
     Objective,
@@ -13,10 +16,59 @@ from cl_bench.experiment.probes.held_out import (
     span_corruption,
     windows,
 )
-from cl_bench.experiment.probes.settings import GeneralTextSettings
+from cl_bench.experiment.probes.settings import ENABLED, Probe, Scene
 from cl_bench.learners import BaseLearner
 from cl_bench.learners.observed import loss_on
 from cl_bench.tracking import Record
+
+
+@checked("probe.general_text.")
+@dataclass(frozen=True)
+class GeneralTextSettings(Probe):
+    """Loss of a language model on text that no task teaches, before and after every task.
+
+    Attributes:
+        enabled: measure it.
+        path: a file that ends in ``.txt``, ``.jsonl`` or ``.jsonl.gz``.
+        dataset: a data set on the Hugging Face hub. With neither, a dozen paragraphs that come with
+            the package: enough to see damage, no benchmark.
+        subset: of the data set.
+        split: of the data set; one that nothing was trained on.
+        field: member of a line, or column, that holds the text.
+        windows: most pieces of text.
+        length: tokens of each.
+        objective: ``continuation`` (a causal model is given one token of a window, an
+            encoder-decoder half of them), ``span_corruption`` (T5's pre-training), or ``auto``: the
+            latter for an encoder-decoder whose tokenizer has the tokens that it takes.
+    """
+
+    enabled: bool = False
+    path: Annotated[str | None, ENABLED] = None
+    dataset: Annotated[str | None, ENABLED] = None
+    subset: Annotated[str | None, ENABLED] = None
+    split: Annotated[str, ENABLED] = "test"
+    field: Annotated[str, ENABLED] = "text"
+    windows: Annotated[Count, ENABLED] = 64
+    length: Annotated[int, Range(least=8), ENABLED] = 128
+    objective: Annotated[Literal["auto", "continuation", "span_corruption"], ENABLED] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.path is not None and self.dataset is not None:
+            raise UsageError(
+                f"probe.general_text.path={self.path} and probe.general_text.dataset="
+                f"{self.dataset}: give one of them"
+            )
+
+    @property
+    def source(self) -> str:
+        """Where the text comes from, for the record."""
+        if self.dataset is not None:
+            return "/".join(x for x in (self.dataset, self.subset, self.split) if x)
+        return self.path or "cl_bench"
+
+    def observer(self, scene: Scene) -> Observer:
+        """What watches."""
+        return GeneralText(self, scene.eval_batch_size, scene.stream, scene.learner, scene.record)
 
 
 class GeneralText(Observer):

@@ -5,13 +5,12 @@ import json
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from cl_bench.contracts import Batch, UsageError, generator
-from cl_bench.experiment.probes.settings import GeneralTextSettings
 
 Objective = Literal["continuation", "span_corruption"]
 
@@ -21,7 +20,35 @@ NOISE, SPAN = 0.15, 3.0
 """Share of the tokens that T5's pre-training leaves out, and mean length of a gap."""
 
 
-def read_texts(settings: GeneralTextSettings) -> list[str]:
+class Source(Protocol):
+    """Where texts lie; the options of the probe say what each is."""
+
+    @property
+    def path(self) -> str | None:
+        """A file."""
+
+    @property
+    def dataset(self) -> str | None:
+        """A data set on the hub."""
+
+    @property
+    def subset(self) -> str | None:
+        """Of the data set."""
+
+    @property
+    def split(self) -> str:
+        """Of the data set."""
+
+    @property
+    def field(self) -> str:
+        """Member of a line, or column, that holds the text."""
+
+    @property
+    def source(self) -> str:
+        """What to call it."""
+
+
+def read_texts(settings: Source) -> list[str]:
     """The documents: of the package, of a file, or of a data set on the hub.
 
     Raises:
@@ -62,7 +89,7 @@ def _from_file(path: Path, field: str) -> list[str]:
         ) from error
 
 
-def _from_hub(settings: GeneralTextSettings) -> list[str]:
+def _from_hub(settings: Source) -> list[str]:
     from datasets import load_dataset
 
     where = f"probe.general_text.dataset={settings.dataset}"

@@ -2,14 +2,18 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cl_bench.contracts import State, Stream, Task
+from cl_bench.contracts import State, Stream, Task, UsageError
+from cl_bench.contracts.checking import checked
+from cl_bench.contracts.options import Count
 from cl_bench.experiment.observer import Observer
-from cl_bench.experiment.probes.settings import LandscapeSettings
+from cl_bench.experiment.probes.settings import ENABLED, Probe, Scene
 from cl_bench.experiment.probes.untouched import untouched
 from cl_bench.learners import BaseLearner
 from cl_bench.learners.observed import loss_on
@@ -19,6 +23,39 @@ from cl_bench.subspace import merged_parameters
 from cl_bench.tracking import Record
 
 Weights = dict[str, Tensor]
+
+
+@checked("probe.landscape.")
+@dataclass(frozen=True)
+class LandscapeSettings(Probe):
+    """Losses of old and new task on the plane through three sets of weights of the new task.
+
+    Attributes:
+        enabled: measure them.
+        samples: training samples of each task.
+        along_early: first and last place, and number of places, in the early phase's direction.
+        along_late: the same in the late phase's direction.
+    """
+
+    writes: ClassVar[bool] = True
+    enabled: bool = False
+    samples: Annotated[Count, ENABLED] = 200
+    along_early: Annotated[Sequence[float], ENABLED] = (-1.0, 2.5, 15)
+    along_late: Annotated[Sequence[float], ENABLED] = (-1.0, 2.0, 13)
+
+    def __post_init__(self) -> None:
+        for key in ("along_early", "along_late"):
+            places = list(getattr(self, key))
+            right = len(places) == 3 and places[0] < places[1] and places[2] >= 2
+            if not right or places[2] != int(places[2]):
+                raise UsageError(
+                    f"probe.landscape.{key}={places}: first place, last place, number of places; "
+                    "try [-1, 2, 13]"
+                )
+
+    def observer(self, scene: Scene) -> Observer:
+        """What watches."""
+        return LossLandscape(self, scene.early, scene.stream, scene.record, scene.seed)
 
 
 class LossLandscape(Observer):

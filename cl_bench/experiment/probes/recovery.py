@@ -1,20 +1,61 @@
 """Recovery: learn one half of an old task anew, on a copy, and see what the other half scores."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 from cl_bench.contracts import Recovery, State, Stream, Task, UsageError, derive_seed
+from cl_bench.contracts.checking import checked
+from cl_bench.contracts.options import Count, Index, Rate
 from cl_bench.experiment.loader import TrainLoader
 from cl_bench.experiment.observer import Observer
 from cl_bench.experiment.probes.clock import Clock
-from cl_bench.experiment.probes.settings import RecoverySettings
+from cl_bench.experiment.probes.settings import ENABLED, Probe, Scene
 from cl_bench.experiment.probes.untouched import measure, untouched
+from cl_bench.experiment.steps import steps_of
 from cl_bench.experiment.trainers import seed_training
 from cl_bench.learners import BaseLearner
 from cl_bench.learners.observed import freed, plain_optimizer
 from cl_bench.metrics import alignment_ratio, at_chance, drops
 from cl_bench.subspace import unconfined
 from cl_bench.tracking import Record
+
+
+@checked("probe.recovery.")
+@dataclass(frozen=True)
+class RecoverySettings(Probe):
+    """Learning one half of an old task anew, to see what of the other half is still known.
+
+    Attributes:
+        enabled: do it after every task, for every task learned so far.
+        steps: optimizer steps, from a fresh optimizer of the run's kind.
+        rate: times ``optimizer.lr``; None takes the recovered task's own.
+        samples: of the half that is scored, and of the control; None means all.
+        at: steps of a task after which it is done as well, for old tasks.
+    """
+
+    writes: ClassVar[bool] = True
+    enabled: bool = False
+    steps: Annotated[Index, ENABLED] = 50
+    rate: Annotated[Rate | None, ENABLED] = None
+    samples: Annotated[Count | None, ENABLED] = 1000
+    at: Annotated[Sequence[Index], ENABLED] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "at", steps_of(self.at))
+
+    def observer(self, scene: Scene) -> Observer:
+        """What watches."""
+        return RecoveryProbe(
+            self,
+            scene.batch_size,
+            scene.eval_batch_size,
+            scene.stream,
+            scene.record,
+            scene.clock,
+            scene.seed,
+        )
 
 
 class RecoveryProbe(Observer):

@@ -1,14 +1,36 @@
 """How much of what a task wrote into the weights lies outside their large singular directions."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
 from cl_bench.contracts import Protect, State, Task
+from cl_bench.contracts.checking import checked
+from cl_bench.contracts.options import Range
 from cl_bench.experiment.observer import Observer
-from cl_bench.experiment.probes.settings import UnprotectedSettings
+from cl_bench.experiment.probes.settings import ENABLED, Probe, Scene
 from cl_bench.learners import BaseLearner
 from cl_bench.metrics.alignment import unprotected_by_chance, unprotected_share
+
+
+@checked("probe.unprotected.")
+@dataclass(frozen=True)
+class UnprotectedSettings(Probe):
+    """How much of a task's update lies where keeping large singular directions protects nothing.
+
+    Attributes:
+        enabled: measure it.
+        preserve_ratio: share of a weight's singular directions that count as preserved.
+    """
+
+    enabled: bool = False
+    preserve_ratio: Annotated[float, Range(above=0, below=1), ENABLED] = 0.5
+
+    def observer(self, scene: Scene) -> Observer:
+        """What watches."""
+        return UnprotectedUpdate(self)
 
 
 class UnprotectedUpdate(Observer):

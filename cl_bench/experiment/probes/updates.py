@@ -1,12 +1,16 @@
 """Angles between the weight updates of pre-training, tasks, and their early and late phases."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor, nn
 
 from cl_bench.contracts import Protect, State, Task
+from cl_bench.contracts.checking import checked
+from cl_bench.contracts.options import SomeShare
 from cl_bench.experiment.observer import Observer
-from cl_bench.experiment.probes.settings import UpdateSettings
+from cl_bench.experiment.probes.settings import ENABLED, Probe, Scene
 from cl_bench.learners import BaseLearner
 from cl_bench.learners.protection import EXTRA
 from cl_bench.metrics import compare_subspaces, flat_cosine, principal_subspace, relative_change
@@ -20,6 +24,26 @@ PAIRS = (
 """Phases whose updates are compared: the first one's subspace with the second one's directions."""
 
 Matrices = dict[str, Tensor]
+
+
+@checked("probe.updates.")
+@dataclass(frozen=True)
+class UpdateSettings(Probe):
+    """Angles between the weight updates of two phases.
+
+    Attributes:
+        enabled: measure them.
+        energy: share of an update's squared norm that its principal subspace holds.
+        standardise: as the authors' code does; for comparisons with their numbers only.
+    """
+
+    enabled: bool = False
+    energy: Annotated[SomeShare, ENABLED] = 0.99
+    standardise: Annotated[bool, ENABLED] = False
+
+    def observer(self, scene: Scene) -> Observer:
+        """What watches."""
+        return UpdateAngles(self, scene.early)
 
 
 class UpdateAngles(Observer):

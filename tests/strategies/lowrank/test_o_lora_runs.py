@@ -26,7 +26,9 @@ from cl_bench.experiment import (
     conduct,
 )
 from cl_bench.experiment.checks import check_pair
-from cl_bench.experiment.probes import LandscapeSettings, ProbeSettings, UpdateSettings
+from cl_bench.experiment.probes import ProbeSettings
+from cl_bench.experiment.probes.landscape import LandscapeSettings
+from cl_bench.experiment.probes.updates import UpdateSettings
 from cl_bench.learners import Causal, language
 from cl_bench.models import t5
 from cl_bench.strategies.lowrank.o_lora import OLoRA
