@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -22,6 +22,7 @@ from cl_bench.experiment import (
     SearchSettings,
 )
 from cl_bench.experiment.probes import Probe
+from cl_bench.metrics import summaries
 from cl_bench.tracking import wandb_sink
 from cl_bench.tracking.renamed import require_present_names
 
@@ -140,13 +141,13 @@ def check_top_level(cfg: DictConfig) -> bool:
     check(_top_level, found)
     reference = found.get("reference")
     if reference is not None:
-        numbers = list(inspect.signature(_published).parameters)
+        numbers = [field.name for field in fields(PUBLISHED)]
         for key in set(reference) - set(numbers):
             raise UsageError(
                 f"reference.{key}={shown(reference[key])}: no such number is compared; there are "
                 f"{', '.join(numbers)}"
             )
-        check(_published, reference, "reference.")
+        check(PUBLISHED, reference, "reference.")
     return bool(found.get("deterministic", False))
 
 
@@ -159,18 +160,16 @@ def _top_level(
     """Options that stand alone."""
 
 
-def _published(
-    strategy: str | None = None,
-    acc: float | None = None,
-    acc_std: float | None = None,
-    bwt: float | None = None,
-    bwt_std: float | None = None,
-    forgetting: float | None = None,
-    forgetting_std: float | None = None,
-    seeds: Count | None = None,
-    source: str | None = None,
-) -> None:
-    """Numbers that a run can be compared with, in percent."""
+PUBLISHED = make_dataclass(
+    "PUBLISHED",
+    [
+        ("strategy", str | None, None),
+        *((f"{key}{kind}", float | None, None) for key in summaries() for kind in ("", "_std")),
+        ("seeds", Count | None, None),
+        ("source", str | None, None),
+    ],
+)
+"""Numbers that a run can be compared with, in percent: each summary, and its standard deviation."""
 
 
 def settings_of(kind: Callable[..., Settings], cfg: DictConfig) -> Settings:

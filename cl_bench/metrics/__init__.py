@@ -35,27 +35,24 @@ from cl_bench.metrics.incremental import (
 )
 from cl_bench.metrics.knowledge import alignment_ratio, at_chance, drops, spurious_fraction
 from cl_bench.metrics.matrix import (
-    SUMMARIES,
     TASK_AWARE,
     Matrix,
-    average_accuracy,
-    average_incremental_accuracy,
-    backward_transfer,
     diagonal,
     empty_matrix,
-    forgetting,
-    forgetting_per_task,
-    forward_transfer,
     intransigence,
-    learning_accuracy,
     so_far,
-    summarise,
     tasks_learned,
 )
+from cl_bench.metrics.summaries import summaries, summarise
+from cl_bench.metrics.summaries.acc import average_accuracy
+from cl_bench.metrics.summaries.average_incremental_accuracy import average_incremental_accuracy
+from cl_bench.metrics.summaries.bwt import backward_transfer
+from cl_bench.metrics.summaries.forgetting import forgetting, forgetting_per_task
+from cl_bench.metrics.summaries.fwt import forward_transfer
+from cl_bench.metrics.summaries.learning_accuracy import learning_accuracy
 
 __all__ = [
     "ANSWERED",
-    "SUMMARIES",
     "TASK_AWARE",
     "Matrix",
     "alignment_ratio",
@@ -97,6 +94,7 @@ __all__ = [
     "stability_gap",
     "steps_to_half",
     "subspace_angles",
+    "summaries",
     "summarise",
     "tasks_learned",
     "trough",

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cl_bench.metrics.matrix import Matrix, average_accuracy, average_incremental_accuracy
+from cl_bench.metrics.matrix import Matrix
+from cl_bench.metrics.summaries.acc import average_accuracy
+from cl_bench.metrics.summaries.average_incremental_accuracy import average_incremental_accuracy
 
 ANSWERED = "answered_as/"
 """Measure, a task's index behind it: share of a task's samples whose answer is a class of that

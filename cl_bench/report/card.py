@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from cl_bench.errors import printable
-from cl_bench.metrics import summarise
+from cl_bench.metrics import summaries, summarise
 from cl_bench.report.escape import markdown
-from cl_bench.report.tables import EXPLANATIONS
 from cl_bench.tracking.files import read_json
 from cl_bench.tracking.reading import read_run
 
@@ -136,7 +135,7 @@ def _summaries(matrix: Any, learned: int) -> Iterator[str]:
     then[: learned + 1] = matrix[: learned + 1]
     for name, value in summarise(then).items():
         if not np.isnan(value):
-            label, meaning = EXPLANATIONS[name]
+            label, meaning = summaries()[name].label, summaries()[name].meaning
             meaning = meaning.replace("at the end", "at this point").replace("all tasks", "tasks")
             yield f"- {label}: {value:.4f} ({meaning})"
 

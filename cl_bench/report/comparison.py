@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from cl_bench.metrics import summaries
 from cl_bench.tracking import read_matrix, read_results
 from cl_bench.tracking.files import SUMMARY, read_json
 
@@ -44,7 +45,8 @@ def compare_runs(a: Path, b: Path) -> list[Difference]:
     """Compare matrix, events, summary and weights of two finished runs.
 
     Times, and what says how much was stored, are not compared; weights are, bit for bit, where both
-    runs keep them.
+    runs keep them. A summary of the matrix that only one version of the program makes is left out:
+    the matrix is compared itself.
 
     Returns:
         One entry for each part of the record that differs; empty if all is identical.
@@ -55,7 +57,7 @@ def compare_runs(a: Path, b: Path) -> list[Difference]:
     found = [
         *_differing("accuracy matrix", _matrix(a), _matrix(b)),
         *_differing("events", _events(a), _events(b)),
-        *_differing("summary", _summary(a), _summary(b)),
+        *_differing("summary", _summary(a, beside=b), _summary(b, beside=a)),
     ]
     for path in sorted((a / "weights").glob("*.safetensors")):
         other = b / "weights" / path.name
@@ -88,8 +90,12 @@ def _events(directory: Path) -> dict[str, Any]:
     return {f"{e['event']}, event {i}": _timeless(e) for i, e in enumerate(events, start=1)}
 
 
-def _summary(directory: Path) -> Any:
-    return _timeless(read_json(directory / SUMMARY))
+def _summary(directory: Path, beside: Path) -> Any:
+    found, other = _timeless(read_json(directory / SUMMARY)), read_json(beside / SUMMARY)
+    if not isinstance(found, dict) or not isinstance(other, dict):
+        return found
+    made = {f"{told}{key}" for key in summaries() for told in ("", "task_aware_")}
+    return {k: v for k, v in found.items() if k in other or k not in made}
 
 
 def _timeless(value: Any) -> Any:

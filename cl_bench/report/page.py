@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from cl_bench.metrics import Matrix, forgetting_per_task
+from cl_bench.metrics import Matrix, forgetting_per_task, summaries
 from cl_bench.report.compare import FLAG, KNOWN, p_value, remarks, spread
 from cl_bench.report.escape import script, shown
 from cl_bench.report.quantities import COSTS, METRICS, MORE, format_cost
 from cl_bench.report.rows import Block, Row
 from cl_bench.report.study import Study, differences
-from cl_bench.report.tables import EXPLANATIONS
 from cl_bench.report.trials import Trial
 from cl_bench.version import VERSION
 
@@ -54,7 +53,7 @@ def render_page(study: Study, paths: Iterable[Path | str]) -> str:
 
 def page_data(study: Study, paths: Iterable[Path | str]) -> dict[str, Any]:
     """Everything on the page, as JSON takes it; scores in percent."""
-    explanations = {key: meaning for key, (_, meaning) in EXPLANATIONS.items()}
+    explanations = {key: summary.meaning for key, summary in summaries().items()}
     explanations["intransigence"] = INTRANSIGENCE
     explanations["task_aware_acc"] = TOLD
     explanations |= {key: meaning for key, (_, meaning) in MORE.items()}

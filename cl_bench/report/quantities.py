@@ -2,13 +2,10 @@
 
 import math
 
+from cl_bench.metrics import summaries
+
 METRICS = {
-    "acc": ("ACC", 1),
-    "bwt": ("BWT", 1),
-    "forgetting": ("forgetting", -1),
-    "learning_accuracy": ("LA", 1),
-    "average_incremental_accuracy": ("AIA", 1),
-    "fwt": ("FWT", 1),
+    **{key: (summary.label, summary.better) for key, summary in summaries().items()},
     "intransigence": ("INT", -1),
     "task_aware_acc": ("ACC told", 1),
     "last_accuracy_by_sample": ("ACC by sample", 1),

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cl_bench.errors import printable
-from cl_bench.metrics import Matrix, summarise, tasks_learned
+from cl_bench.metrics import Matrix, summaries, summarise, tasks_learned
 from cl_bench.report.plots import cell_colours
 from cl_bench.report.quantities import MORE
 from cl_bench.tracking import read_run
@@ -20,15 +20,6 @@ WIDTH = 100
 LABEL_WIDTH = 16
 SHORTEST_LABEL = 9
 """Columns for the name of a task at the start of a row, at most and at least."""
-
-EXPLANATIONS = {
-    "acc": ("ACC", "mean over all tasks at the end"),
-    "bwt": ("BWT", "change of old tasks since each was learned; negative is forgetting"),
-    "fwt": ("FWT", "gain on a task before its own training, over the untrained network"),
-    "forgetting": ("forgetting", "best score since learned minus score at the end, old tasks"),
-    "learning_accuracy": ("LA", "mean score of each task right after it was learned"),
-    "average_incremental_accuracy": ("AIA", "mean over seen tasks, averaged over the sequence"),
-}
 
 
 def matrix_table(R: Matrix, task_names: Sequence[str], width: int = WIDTH) -> Table:
@@ -101,18 +92,19 @@ def summary_table(
     if both:
         table.add_column("id known", justify="right", no_wrap=True)
     table.add_column(style="dim")
-    for key, (name, meaning) in EXPLANATIONS.items():
+    for key, one in summaries().items():
         columns = [summary] if task_aware is None else [summary, task_aware]
-        table.add_row(name, *(_percent(key, column[key]) for column in columns), meaning)
+        shown = [_percent(column[key], one.signed) for column in columns]
+        table.add_row(one.label, *shown, one.meaning)
     for key, (name, meaning) in MORE.items():
         if more and key in more:
-            table.add_row(name, _percent(key, more[key]), *([""] if both else []), meaning)
+            table.add_row(name, _percent(more[key], signed=False), *([""] if both else []), meaning)
     return table
 
 
-def _percent(key: str, value: float) -> str:
-    signed = "+" if key in ("bwt", "fwt") else ""
-    return "-" if np.isnan(value) else f"{100 * value:{signed}.1f}"
+def _percent(value: float, signed: bool) -> str:
+    sign = "+" if signed else ""
+    return "-" if np.isnan(value) else f"{100 * value:{sign}.1f}"
 
 
 def print_run(directory: Path | str, console: Console | None = None) -> None:
