@@ -100,11 +100,13 @@ class Stored:
         samples: all of them.
         rows: int64 (n,), which are the task's.
         labels: what a batch of all n holds beside its input: ``y`` and perhaps ``task``.
+        augmented: whether training sees them changed at random.
     """
 
     samples: Samples
     rows: Tensor
     labels: Batch
+    augmented: bool = False
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,8 @@ class FeatureStream(Stream):
         say: is told what takes long.
 
     Raises:
-        UsageError: the stream does not tell, has a network pre-trained, or stores what the backbone
-            does not take.
+        UsageError: the stream does not tell, has a network pre-trained, changes images at random in
+            training, or stores what the backbone does not take.
     """
 
     def __init__(
@@ -79,24 +79,16 @@ class FeatureStream(Stream):
             raise UsageError(
                 f"backbone: stream {stream.name!r} pre-trains its own network; leave +backbone out"
             )
-        first = stream[0].stored("train")
-        if first is not None:
-            backbone.prepare(first, say)
+        found = [{side: _stored(stream, task, side) for side in SIDES} for task in stream]
+        backbone.prepare(found[0]["train"], say)
         stores: dict[str, FeatureStore] = {}
         tasks = []
-        for task in stream:
-            sides: dict[Side, tuple[Stored, FeatureStore]] = {}
-            for side in SIDES:
-                stored = task.stored(side)
-                if stored is None:
-                    raise UsageError(
-                        f"backbone: stream {stream.name!r} does not tell what its samples are "
-                        "before it makes inputs of them; use one of images or texts with classes"
-                    )
-                name = stored.samples.identity
+        for task, stored in zip(stream, found, strict=True):
+            for side in stored.values():
+                name = side.samples.identity
                 if name not in stores:
-                    stores[name] = FeatureStore(backbone, stored.samples, say)
-                sides[side] = (stored, stores[name])
+                    stores[name] = FeatureStore(backbone, side.samples, say)
+            sides = {k: (side, stores[side.samples.identity]) for k, side in stored.items()}
             tasks.append(FeatureTask(task, sides))
         for store in stores.values():
             _fill(store, tasks)
@@ -113,6 +105,21 @@ class FeatureStream(Stream):
         trained_on = getattr(backbone.network, "trained_on", None)
         shared = overlap(None if backbone.base else trained_on, stream)
         self.facts = {**stream.facts, "backbone": {**backbone.facts(), "overlap": shared}}
+
+
+def _stored(stream: Stream, task: Task, side: Side) -> Stored:
+    stored = task.stored(side)
+    if stored is None:
+        raise UsageError(
+            f"backbone: stream {stream.name!r} does not tell what its samples are before it makes "
+            "inputs of them; use one of images or texts with classes"
+        )
+    if stored.augmented:
+        raise UsageError(
+            f"backbone: task {task.name!r} of stream {stream.name!r} changes its images at random "
+            "in training, and features are made of each once; leave stream.augment=none"
+        )
+    return stored
 
 
 def _fill(store: FeatureStore, tasks: list[FeatureTask]) -> None:

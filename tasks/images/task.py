@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Literal
 
@@ -172,7 +173,7 @@ class ImageTask(Task):
     def stored(self, side: Side) -> Stored:
         """The images of a side as they are stored."""
         data = {"train": self._train, "validation": self._validation, "test": self._test}
-        return data[side].stored
+        return replace(data[side].stored, augmented=side == "train" and self.augment is not None)
 
     def sample(self, n: int, seed: int) -> Batch:
         """:meth:`Task.sample`, without making the whole training set for a few rows."""

@@ -16,6 +16,7 @@ from cl_bench.contracts import UsageError
 from cl_bench.features import FeatureStore, FeatureStream, ImageBackbone, TextBackbone
 from cl_bench.features import store as stores
 from cl_bench.models import Identity
+from cl_bench.tasks.augmented import Flip
 from cl_bench.tasks.split_digits import SplitDigits
 
 
@@ -100,6 +101,14 @@ def test_other_weights_or_another_preprocessing_are_other_features(other):
     assert made.identity != again.identity
     assert again.network.seen > 0
     assert first.fingerprint != second.fingerprint
+
+
+def test_images_that_training_changes_at_random_are_refused():
+    stream = SplitDigits()
+    for task in stream:
+        task.augment = Flip()
+    with pytest.raises(UsageError, match=r"changes its images at random .* stream.augment=none"):
+        seen(stream[1:])
 
 
 def test_a_slice_has_the_labels_of_the_slice():
