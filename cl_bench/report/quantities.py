@@ -37,6 +37,7 @@ COSTS = {
     "wall_seconds": "time",
     "peak_memory_bytes": "peak memory",
     "strategy_bytes": "strategy memory",
+    "exemplars": "samples kept",
     "inference_overhead": "inference overhead",
 }
 

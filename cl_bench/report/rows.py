@@ -179,7 +179,8 @@ class Block:
         """Costs in which rows differ by more than :data:`TOLERANCE`."""
         found = []
         for name, title in COSTS.items():
-            costs = [(row.cost(name), row.label) for row in self.rows]
+            rows = [r for r in self.rows if not (name == "exemplars" and r.bound)]
+            costs = [(row.cost(name), row.label) for row in rows]
             known = [c for c in costs if not math.isnan(c[0])]
             if len(known) < 2:
                 continue

@@ -1,7 +1,8 @@
 """Runs put side by side: which belong together.
 
 Runs that differ in their seed alone make a row. Rows with one stream, and one answer to
-whether the task id is known at test time, can be compared: they make a block.
+whether the task id is known at test time and to whether samples of old tasks are kept, can be
+compared: they make a block. Bounds are in both blocks of a stream.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -107,15 +108,19 @@ def _blocks(trials: Sequence[Trial], left_out: list[str]) -> list[Block]:
             for k, v in sorted(trial.settings.items())
             if k.startswith("stream.") and k not in (*PACKING, "stream.task_id_at_test")
         ]
-        key = (trial.stream, tuple(trial.run.task_names), tuple(own), trial.run.task_id_known)
-        grouped.setdefault(key, []).append(trial)
+        names, known = tuple(trial.run.task_names), trial.run.task_id_known
+        alike = (trial.stream, names, tuple(own), known, trial.keeps_samples)
+        grouped.setdefault(alike, []).append(trial)
+    for key in [key for key in grouped if key[4]]:
+        grouped[key] += [t for t in grouped.get((*key[:4], False), ()) if t.bound]
     blocks = []
-    for key, members in sorted(grouped.items(), key=lambda item: (item[0][0], item[0][3])):
-        stream, _, settings, known = key
+    for key, members in sorted(grouped.items(), key=lambda item: (item[0][0], *item[0][3:])):
+        stream, _, settings, known, keeps = key
         others = [k for k in grouped if k[0] == stream and k[2] != settings]
         apart = sorted({k for other in others for k, _ in set(settings) ^ set(other[2])})
         said = [f"{k.partition('.')[2]}={v}" for k, v in settings if k in apart]
-        blocks.append(Block(" ".join([stream, *said]), stream, known, _rows(members, left_out)))
+        title = " ".join([stream, *said, *(["with old samples kept"] if keeps else [])])
+        blocks.append(Block(title, stream, known, _rows(members, left_out)))
     return blocks
 
 
@@ -147,7 +152,8 @@ def _one_a_seed(trials: Sequence[Trial], left_out: list[str]) -> list[Trial]:
     for trial in sorted(trials, key=_started):
         if trial.seed in latest:
             before = printable(latest[trial.seed].run.directory)
-            left_out.append(f"{before}: run again later, same settings")
+            said = f"{before}: run again later, same settings"
+            left_out += [] if said in left_out else [said]  # bounds are looked at twice
         latest[trial.seed] = trial
     return [latest[seed] for seed in sorted(latest)]
 

@@ -70,6 +70,11 @@ class Trial:
         return self.run.facts.get("bound", OLDER.get(self.strategy))
 
     @property
+    def keeps_samples(self) -> bool:
+        """Whether samples of old tasks were kept at its end; not known of older runs."""
+        return bool(self.summary.get("exemplars"))
+
+    @property
     def stream(self) -> str:
         """As recorded."""
         return str(self.run.facts.get("stream", "stream"))

@@ -47,7 +47,7 @@ NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
 
 SAMPLES, DIM, CLASSES, FEW = 64, 12, 3, 24
 
-OPTIONS: dict[str, dict[str, Any]] = {}
+OPTIONS: dict[str, dict[str, Any]] = {"bic": {"epochs": 5}}
 """Options that a strategy needs for runs as small as these; best none."""
 
 

@@ -39,6 +39,11 @@ class AGEM(Strategy):
         self.kept: Batch = {}
         self.rng: torch.Generator | None = None
 
+    @property
+    def exemplars(self) -> int:
+        """Samples of all tasks."""
+        return len(next(iter(self.kept.values()))) if self.kept else 0
+
     def setup(self, learner: Learner, task: Task) -> None:
         """Old samples are answered by heads of their own."""
         learner.train_heads("seen")
