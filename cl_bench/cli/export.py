@@ -256,8 +256,6 @@ def _model(order: Order) -> Any:
 def _write_pretrained(order: Order, model: Any, weights: Mapping[str, Tensor], folder: Path) -> str:
     body = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
     head = {k.removeprefix("heads.0."): v for k, v in weights.items() if k.startswith("heads.0.")}
-    if len(body) + len(head) < len(weights):
-        raise _WeightsAlone("the strategy has modules of its own, or there are several heads")
     for part, its in zip(body_and_head(model), (body, head), strict=True):
         _load(part, its)
     model.save_pretrained(folder)

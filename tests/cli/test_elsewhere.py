@@ -264,7 +264,7 @@ def test_weights_of_a_strategy_that_gives_each_task_its_own_are_refused(tmp_path
 
 def test_a_network_that_does_not_answer_itself_is_refused(tmp_path):
     run("split_digits", "ncm", overrides=SPLIT, run_dir=tmp_path / "run")
-    with pytest.raises(UsageError, match=r"NCM \(strategy\) answers by what it remembers"):
+    with pytest.raises(UsageError, match=r"NCM \(strategy\) answers at test itself"):
         export([f"export={tmp_path / 'run'}", "task=2"])
 
 
