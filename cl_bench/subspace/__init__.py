@@ -9,6 +9,7 @@ from cl_bench.subspace.basis import (
     rank_to_reach,
 )
 from cl_bench.subspace.confinement import ConfinedLinear, Confinement, Where, unconfined
+from cl_bench.subspace.gates import ClosedWeights, Gates, steepness
 from cl_bench.subspace.growth import empty_basis, grow
 from cl_bench.subspace.linear_maps import (
     LinearMap,
@@ -47,14 +48,17 @@ from cl_bench.subspace.restricted import (
 from cl_bench.subspace.restricted_weights import RestrictedWeights
 from cl_bench.subspace.sketch import ResidualSketch, SketchKind, leading_inputs
 from cl_bench.subspace.spectrum import Spectrum, Split, largest_value, spectra
+from cl_bench.subspace.units import UnitChain
 
 __all__ = [
     "Accumulator",
+    "ClosedWeights",
     "ConfinedLinear",
     "Confinement",
     "CoreUpdate",
     "CosineSum",
     "FactorUpdate",
+    "Gates",
     "Kind",
     "LinearMap",
     "Moments",
@@ -71,6 +75,7 @@ __all__ = [
     "Spectrum",
     "Split",
     "StepUpdate",
+    "UnitChain",
     "Where",
     "added_weight",
     "complement",
@@ -102,6 +107,7 @@ __all__ = [
     "spectra",
     "split_as_published",
     "split_by_angle",
+    "steepness",
     "tapped",
     "unconfined",
 ]
