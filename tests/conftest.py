@@ -68,3 +68,13 @@ def cli(monkeypatch, capsys, tmp_path):
         return status, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def killed(tmp_path_factory):
+    """A run that died in its second task; those who write into it take a copy."""
+    from dying import die
+
+    directory = tmp_path_factory.mktemp("killed") / "run"
+    die(directory, dies_at=26)
+    return directory
