@@ -110,7 +110,7 @@ class OGD(Strategy):
         sample = task.sample(self.samples, learner.seed)
         for piece in split_batch(sample, PIECE, learner.least_batch):
             found = learner.gradients(piece, of="logits", per_sample=True)
-            n = len(piece["y"])
+            n = len(next(iter(piece.values())))
             blank = {k: p.new_zeros(n, p.numel()) for k, p in shared.items()}
             rows.append(torch.cat([found.get(k, v).reshape(n, -1) for k, v in blank.items()], 1))
         gradients = torch.cat(rows).t()
