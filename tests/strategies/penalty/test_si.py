@@ -46,9 +46,9 @@ def test_the_path_integral_is_the_fall_of_the_loss():
     bowl, strategy = Bowl(), SI()
     strategy.setup(bowl, None)
     start = bowl.losses.detach()
-    bowl.descend(strategy, 2000, 2e-3)
+    bowl.descend(strategy, 800, 5e-3)
     fall = start - bowl.losses.detach()
-    torch.testing.assert_close(strategy.path["theta"], fall, atol=1e-6, rtol=6e-3)
+    torch.testing.assert_close(strategy.path["theta"], fall, atol=1e-6, rtol=1.5e-2)
     assert (fall[:3] > 0.45).all()
     coarse = SI()  # the control: steps that are not small
     other = Bowl()
@@ -77,9 +77,9 @@ def test_the_penalty_pulls_and_has_no_part_in_the_path():
         strategy.centre = {"theta": torch.full((4,), -1.0).double()}
         strategy.setup(bowl, None)
         start = bowl.losses.detach()
-        naive = bowl.descend(strategy, 1000, 3e-3, optimizer)
+        naive = bowl.descend(strategy, 500, 6e-3, optimizer)
         fall = start - bowl.losses.detach()
-        torch.testing.assert_close(strategy.path["theta"], fall, atol=1e-3, rtol=1e-2)
+        torch.testing.assert_close(strategy.path["theta"], fall, atol=1e-3, rtol=2e-2)
         assert ((naive - fall).abs() > 0.3).any()  # the control: with the penalty's gradient
         assert bowl.theta[0] < 0, "it is pulled uphill"
         assert strategy.path["theta"][3].abs() < 1e-9, "no loss falls along a flat coordinate"
