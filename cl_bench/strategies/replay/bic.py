@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from cl_bench.contracts import (
     Batch,
-    Data,
     Learner,
     Loss,
     Phase,
@@ -27,8 +26,7 @@ from cl_bench.contracts import (
 )
 from cl_bench.contracts.options import Count, PartShare, Rate
 from cl_bench.strategies.logits import cross_entropy
-from cl_bench.strategies.replay.buffer import Part, labels_of, rows_by_class, size
-from cl_bench.strategies.replay.classwise import Classwise, Select, joined, shuffled
+from cl_bench.strategies.replay.classwise import Classwise, Select
 
 NO_NORMS = Protect(bias="free", embeddings="free", tied="free")
 """Holds normalisation layers, and nothing else."""
@@ -81,38 +79,16 @@ class BiC(Classwise):
         self.tasks: list[int] = []  # for each that is learned, the end of its classes
 
     def plan(self, stream: Stream, t: int) -> Plan:
-        """All that is not kept apart.
-
-        Raises:
-            UsageError: the memory is too small.
-        """
+        """All that is not kept apart; :class:`UsageError` if the memory is too small."""
         self.require_room(stream)
-        return Plan(self.parted(stream[t])[0])
-
-    def parted(self, task: Task) -> tuple[Data, Data | None]:
-        """Samples of stage 1 and, from the second task on, of stage 2: these as they are."""
-        if not self.kept.classes:
-            return task.train, None
-        kept = self.kept.batch()
-        fewest = min(map(size, self.kept.classes.values()))
-        count = max(1, min(round(self.apart * fewest), fewest - 1))
-        new = shuffled(rows_by_class(labels_of(task), task.classes), self.seed, task)
-        old = shuffled(rows_by_class(kept["y"], self.kept.classes), self.seed, task)
-        aside, rest = (
-            [torch.cat([r[cut] for r in rows.values()]) for rows in (new, old)]
-            for cut in (slice(count), slice(count, None))
-        )
-        ours, theirs = dict(task.train[aside[0]]), Part(kept, aside[1])[torch.arange(len(aside[1]))]
-        second = {k: torch.cat([v, theirs[k]]) for k, v in ours.items()}
-        learned = {k: v[rest[1]] for k, v in kept.items()}
-        return joined(Part(task.train, rest[0].sort().values), learned), Part(second)
+        return Plan(self.parted(stream[t], self.apart)[0])
 
     def modules(self, learner: Learner) -> dict[str, nn.Module]:
         """A line for every task but the first, that which comes next included."""
         return {f"task{t + 1}": Line() for t in range(len(self.tasks))}
 
     def setup(self, learner: Learner, task: Task) -> None:
-        """As always; lines learn in stage 2 alone."""
+        """Lines learn in stage 2 alone."""
         super().setup(learner, task)
         learner.hold(learner.extras(self).values())
 
@@ -134,7 +110,7 @@ class BiC(Classwise):
 
     def phases(self, learner: Learner, task: Task) -> list[Phase]:
         """Stage 2."""
-        data = self.parted(task)[1]
+        data = self.parted(task, self.apart)[1]
         if data is None:
             return []
 

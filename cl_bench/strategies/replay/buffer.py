@@ -202,3 +202,7 @@ class Part(Data):
         """As of the data itself."""
         view = None if isinstance(self.data, dict) else augmented(self.data, seed)
         return None if view is None else Part(view, self.rows)
+
+    def likewise(self, data: Data) -> Data:
+        """As of the data itself."""
+        return data if isinstance(self.data, dict) else likewise(self.data, data)

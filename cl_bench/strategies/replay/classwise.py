@@ -35,6 +35,7 @@ from cl_bench.strategies.replay.buffer import (
     in_pieces,
     labels_of,
     rows_by_class,
+    size,
 )
 
 Select = Literal["herding", "random"]
@@ -96,6 +97,26 @@ class Classwise(Strategy):
         """
         self.require_room(stream)
         return Plan(joined(stream[t].train, self.kept.batch()))
+
+    def parted(self, task: Task, share: float) -> tuple[Data, Data | None]:
+        """What :meth:`plan` gives but for some samples, as many of every class; and these.
+
+        So many are a ``share`` of an old class's. In the first task there are none.
+        """
+        if not self.kept.classes:
+            return task.train, None
+        kept = self.kept.batch()
+        fewest = min(map(size, self.kept.classes.values()))
+        count = max(1, min(round(share * fewest), fewest - 1))
+        new = shuffled(rows_by_class(labels_of(task), task.classes), self.seed, task)
+        old = shuffled(rows_by_class(kept["y"], self.kept.classes), self.seed, task)
+        aside, rest = (
+            [torch.cat([own[cut] for own in rows.values()]) for rows in (new, old)]
+            for cut in (slice(count), slice(count, None))
+        )
+        second = {k: torch.cat([v, kept[k][aside[1]]]) for k, v in task.train[aside[0]].items()}
+        learned = {k: v[rest[1]] for k, v in kept.items()}
+        return joined(Part(task.train, rest[0].sort().values), learned), Part(second)
 
     def setup(self, learner: Learner, task: Task) -> None:
         """The network as it is now is the one to distil from."""

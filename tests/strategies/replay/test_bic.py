@@ -92,7 +92,7 @@ def test_the_second_stage_learns_two_numbers_and_nothing_else():
 def test_the_second_stage_sees_as_many_of_every_class_and_none_of_the_first():
     strategy = BiC(memory=60, apart=0.25)
     stream, _, _ = learned(strategy, tasks=2)
-    first, second = strategy.parted(stream[2])
+    first, second = strategy.parted(stream[2], strategy.apart)
     y = second[torch.arange(len(second))]["y"]
     assert torch.equal(y.bincount(), torch.full((9,), 2))  # a quarter of 10, rounded
     rest = first[torch.arange(len(first))]

@@ -10,6 +10,7 @@ from toys import IMAGE, cnn, make_engine, make_learner, make_stream
 from cl_bench.contracts import UsageError
 from cl_bench.strategies.analytic.ncm import NCM
 from cl_bench.strategies.distillation.lwf_mc import LwFMC
+from cl_bench.strategies.replay.bic import BiC
 from cl_bench.strategies.replay.buffer import herd
 from cl_bench.strategies.replay.icarl import ICaRL
 from cl_bench.tasks.augmented import Augmented, Flip
@@ -99,11 +100,12 @@ def test_exemplars_are_learned_beside_the_task():
     assert torch.equal(first["x"], stream[0].everything["x"][:3])
 
 
-def test_exemplars_are_augmented_as_the_task_is():
+@pytest.mark.parametrize("kind", [ICaRL, BiC])
+def test_exemplars_are_augmented_as_the_task_is(kind):
     stream = make_stream("class", tasks=2, shape=IMAGE)
     for task in stream:
         task.data = Augmented(task.data, Flip())
-    strategy, learner = ICaRL(memory=12), make_learner(stream, cnn())
+    strategy, learner = kind(memory=30), make_learner(stream, cnn())
     engine = make_engine(learner, strategy, 1)
     for t in range(2):
         data = strategy.plan(stream, t).data
