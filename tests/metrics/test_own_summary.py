@@ -45,10 +45,17 @@ def worst(tmp_path, monkeypatch):
 def test_ours_stand_in_the_order_of_the_papers():
     ours = ["acc", "bwt", "fwt", "forgetting", "learning_accuracy", "average_incremental_accuracy"]
     assert list(summaries()) == ours
-    assert list(quantities.METRICS) == [*ours, "intransigence", "task_aware_acc"]
+    assert list(quantities.METRICS) == [
+        *ours,
+        "intransigence",
+        "task_aware_acc",
+        *quantities.MORE,
+    ]
     assert {key for key, (_, better) in quantities.METRICS.items() if better < 0} == {
         "forgetting",
         "intransigence",
+        "recency_bias",
+        "stability_gap",
     }
 
 
