@@ -15,8 +15,8 @@ class Rote:
     def __init__(self):
         self.calls, self.known, self.details = [], {}, {}
 
-    def learn(self, task, data):
-        self.calls.append(("learn", task.index, len(data)))
+    def learn(self, task, plan):
+        self.calls.append(("learn", task.index, len(plan.data)))
         self.known = {name: score / 2 for name, score in self.known.items()} | {task.name: 1.0}
         return {"memory": {"tasks": len(self.known)}}
 
