@@ -9,7 +9,6 @@ import laws
 import pytest
 import torch
 from cases import NAMES, RefusedError, Setting, make_strategy
-from pair import Pair
 
 from cl_bench.federation import FederatedEngine
 
@@ -53,13 +52,6 @@ def alone(tmp_path_factory):
     return functools.cache(
         lambda name: laws.whole_run(name, tmp_path_factory.mktemp("alone") / name)
     )
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    pair = Pair(tmp_path_factory.mktemp("pair"))
-    yield pair
-    pair.close()
 
 
 def lawful(name, law, *arguments):
