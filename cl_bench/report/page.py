@@ -56,7 +56,7 @@ def page_data(study: Study, paths: Iterable[Path | str]) -> dict[str, Any]:
     explanations = {key: summary.meaning for key, summary in summaries().items()}
     explanations["intransigence"] = INTRANSIGENCE
     explanations["task_aware_acc"] = TOLD
-    explanations |= {key: meaning for key, (_, meaning) in MORE.items()}
+    explanations |= {key: one.meaning for key, one in MORE.items()}
     runs = [trial for row in study.rows() for trial in row.trials]
     return {
         "version": VERSION,
