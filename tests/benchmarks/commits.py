@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,6 +140,7 @@ def main() -> int:
     parser.add_argument("before", nargs="?")
     parser.add_argument("after", nargs="?", default="HEAD")
     parser.add_argument("--turns", type=int, default=30)
+    parser.add_argument("--only", default="*", help="pattern of rows")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
@@ -152,7 +154,7 @@ def main() -> int:
     print(f"{commits[0][:9]} and {commits[1][:9]}, {given.turns} turns each, milliseconds a turn")
     missed = False
     try:
-        for row in sides[0].rows:
+        for row in (r for r in sides[0].rows if fnmatchcase(r, given.only)):
             took = [[side.turn(row) for side in sides] for _ in range(given.turns + 1)][1:]
             before, after = (1e3 * fastest(list(side)) for side in zip(*took, strict=True))
             missed |= after > BAR * before
