@@ -51,22 +51,26 @@ def main() -> None:
     for name, shapes in SHAPES.items():
         parameters = blocks * sum(m * n for m, n in shapes) + WORDS * WIDTH
         ours, reference, gap = 0.0, 0.0, 0.0
-        for shape in shapes * blocks:
+        for i, shape in enumerate(shapes * blocks):
             deltas = [1e-3 * torch.randn(shape, generator=rng) for _ in range(MODELS)]
             began = time.perf_counter()
             fold = {}
-            for i, delta in enumerate(deltas):
-                fold = rule.fold(fold, delta, Part("w", True, i))
+            for index, delta in enumerate(deltas):
+                fold = rule.fold(fold, delta, Part("w", True, index))
             ours += time.perf_counter() - began
             began = time.perf_counter()
             merge = deltas[0]
             for delta in deltas[1:]:
                 merge = merge + full(merge, delta, 0.5)
             reference += time.perf_counter() - began
-            gap = max(gap, float((fold["sum"] - merge).abs().max() / merge.abs().max()))
+            if i < len(shapes):  # singular pairs that lie close together are float32's guess
+                exact = deltas[0].double()
+                for delta in deltas[1:]:
+                    exact = exact + full(exact, delta.double(), 0.5)
+                gap = max(gap, float((fold["sum"] - exact).abs().max() / exact.abs().max()))
         print(
             f"{name}: {parameters / 1e6:.0f} M parameters, {MODELS} models, thin {ours:.1f} s, "
-            f"full {reference:.1f} s, {ours / reference:.2f}x, largest difference {gap:.1e}",
+            f"full {reference:.1f} s, {ours / reference:.2f}x, off by {gap:.1e} (float64)",
             flush=True,
         )
 
