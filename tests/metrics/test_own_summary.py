@@ -64,19 +64,16 @@ def worst(tmp_path, monkeypatch):
 
 def test_ours_stand_in_the_order_of_the_papers():
     ours = ["acc", "bwt", "fwt", "forgetting", "learning_accuracy", "average_incremental_accuracy"]
-    assert list(summaries()) == ours
+    assert list(summaries())[: len(ours)] == ours
     assert list(quantities.METRICS) == [
-        *ours,
+        *summaries(),
         "intransigence",
         "task_aware_acc",
         *quantities.MORE,
     ]
-    assert {key for key, (_, better) in quantities.METRICS.items() if better < 0} == {
-        "forgetting",
-        "intransigence",
-        "recency_bias",
-        "stability_gap",
-    }
+    less = {key for key, (_, better) in quantities.METRICS.items() if better < 0}
+    assert less >= {"forgetting", "intransigence", "recency_bias", "stability_gap"}
+    assert not less & {"acc", "bwt", "fwt", "learning_accuracy"}
 
 
 def test_a_file_is_enough(worst):
