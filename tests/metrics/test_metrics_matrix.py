@@ -70,7 +70,7 @@ def test_summaries_by_hand():
     assert average_incremental_accuracy(R) == pytest.approx((0.9 + 0.875 + 0.6) / 3)
 
 
-def test_summaries_by_hand():
+def test_what_is_summarised_is_named():
     expected = {
         "acc": 0.6,
         "bwt": -0.3,
