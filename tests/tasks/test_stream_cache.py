@@ -297,6 +297,28 @@ def test_rotated_and_split_mnist_share_the_decoded_images(mnist_cache, monkeypat
     assert torch.allclose(rotated[2].test[some]["x"], turned, atol=1e-4)
 
 
+@needs_mnist
+def test_split_mnist_in_a_frame_is_normalised_by_what_it_is_with_it(mnist_cache, monkeypatch):
+    monkeypatch.setenv("CL_BENCH_CACHE", str(mnist_cache))
+    options = {"data_dir": str(MNIST), "scenario": "class", "validation_fraction": 0.0}
+    framed = SplitMNIST(**options, padding=2, mean=0.1, std=0.2752)
+    plain = SplitMNIST(**options)
+    assert (framed.input_shape, plain.input_shape) == ((1, 32, 32), (1, 28, 28))
+    some = torch.arange(50)
+    x, inner = framed[3].train[some]["x"], plain[3].train[some]["x"]
+    torch.testing.assert_close(x[..., 2:-2, 2:-2] * 0.2752 + 0.1, inner * 0.3081 + 0.1307)
+    frame = x.clone()
+    frame[..., 2:-2, 2:-2] = -0.1 / 0.2752
+    torch.testing.assert_close(frame, torch.full_like(frame, -0.1 / 0.2752))
+    sums, squares = 0.0, 0.0
+    for task in framed:
+        whole = task.train[torch.arange(len(task.train))]["x"].double()
+        sums, squares = sums + float(whole.sum()), squares + float(whole.square().sum())
+    mean = sums / (60000 * 1024)
+    assert mean == pytest.approx(0, abs=1e-3)
+    assert squares / (60000 * 1024) - mean**2 == pytest.approx(1, abs=1e-3)
+
+
 def test_images_come_from_the_folder_that_was_named(tmp_path):
     """A parquet file of somebody else's may name any file, or none."""
     inside = tmp_path / "data" / "a.png"
