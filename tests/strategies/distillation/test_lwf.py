@@ -135,7 +135,7 @@ def test_without_strength_it_is_fine_tuning_to_the_bit(scenario):
 def test_a_class_that_competes_with_none_is_refused():
     x, y = torch.randn(8, 12), torch.zeros(8, dtype=torch.long)
     learner = make_learner(from_tensors([(x, y)] * 2, "class", labels="task"))
-    with pytest.raises(UsageError, match="logits=current: .* has one class"):
+    with pytest.raises(UsageError, match=r"logits=current: .* has one class"):
         LwF().check(learner)
     LwF(logits="all").check(learner)
 
