@@ -138,8 +138,10 @@ def check_top_level(cfg: DictConfig) -> bool:
     found = {
         k: top.get(k, cfg.get(k)) for k in inspect.signature(_top_level).parameters if k in cfg
     }
-    check(_top_level, found)
     reference = found.get("reference")
+    if reference is not None and isinstance(cfg.reference, DictConfig):
+        reference = found["reference"] = plain(cfg.reference)  # its numbers may refer to others
+    check(_top_level, found)
     if reference is not None:
         numbers = [field.name for field in fields(PUBLISHED)]
         for key in set(reference) - set(numbers):
