@@ -46,6 +46,7 @@ from cl_bench.subspace.restricted import (
     restricted_update,
 )
 from cl_bench.subspace.restricted_weights import RestrictedWeights
+from cl_bench.subspace.ridge import Sums, add_gram, chosen, mirrored, ridge
 from cl_bench.subspace.sketch import ResidualSketch, SketchKind, leading_inputs
 from cl_bench.subspace.spectrum import Spectrum, Split, largest_value, spectra
 from cl_bench.subspace.units import UnitChain
@@ -75,9 +76,12 @@ __all__ = [
     "Spectrum",
     "Split",
     "StepUpdate",
+    "Sums",
     "UnitChain",
     "Where",
+    "add_gram",
     "added_weight",
+    "chosen",
     "complement",
     "complement_within",
     "dropping",
@@ -96,12 +100,14 @@ __all__ = [
     "linear_maps",
     "mark_drawn",
     "merged_parameters",
+    "mirrored",
     "own_rows",
     "plain_modules",
     "preserved_rank",
     "rank_to_reach",
     "restricted_update",
     "retention_ratios",
+    "ridge",
     "shared_out",
     "snapped_rank",
     "spectra",
