@@ -46,7 +46,7 @@ from cl_bench.subspace.restricted import (
     restricted_update,
 )
 from cl_bench.subspace.restricted_weights import RestrictedWeights
-from cl_bench.subspace.ridge import Sums, add_gram, chosen, mirrored, ridge
+from cl_bench.subspace.ridge import Sums, add_gram, block_rows, chosen, solve_ridge
 from cl_bench.subspace.sketch import ResidualSketch, SketchKind, leading_inputs
 from cl_bench.subspace.spectrum import Spectrum, Split, largest_value, spectra
 from cl_bench.subspace.units import UnitChain
@@ -81,6 +81,7 @@ __all__ = [
     "Where",
     "add_gram",
     "added_weight",
+    "block_rows",
     "chosen",
     "complement",
     "complement_within",
@@ -100,16 +101,15 @@ __all__ = [
     "linear_maps",
     "mark_drawn",
     "merged_parameters",
-    "mirrored",
     "own_rows",
     "plain_modules",
     "preserved_rank",
     "rank_to_reach",
     "restricted_update",
     "retention_ratios",
-    "ridge",
     "shared_out",
     "snapped_rank",
+    "solve_ridge",
     "spectra",
     "split_as_published",
     "split_by_angle",

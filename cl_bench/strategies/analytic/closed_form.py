@@ -30,7 +30,7 @@ from cl_bench.contracts import (
     UsageError,
     batch_sizes,
 )
-from cl_bench.subspace import add_gram, mirrored
+from cl_bench.subspace import add_gram, block_rows
 
 ROWS = 1024
 """Of h that are in memory at once."""
@@ -45,7 +45,7 @@ class ClosedForm(FederatedStrategy):
     Attributes:
         counts: (parts, C) float64, n_c; C grows.
         sums: (parts, C, M) float64, s_c.
-        grams: (parts, M, M) float64, G; empty where none is kept.
+        grams: (parts, M, M) float64, G but for blocks above the diagonal; empty if none is kept.
     """
 
     needs = Needs(engines=LOCAL_OR_FEDERATED, modalities=CLASSIFIED)
@@ -115,7 +115,7 @@ class ClosedForm(FederatedStrategy):
                     add_gram(grams[i], h[part == i])
         shape = (self.parts, len(task.classes))
         found_sums: Statistics = {"counts": counts.view(shape), "sums": sums.view(*shape, -1)}
-        return {**found_sums, "grams": mirrored(grams)} if self.squares else found_sums
+        return {**found_sums, "grams": grams} if self.squares else found_sums
 
     def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
         """The sums of the task's classes join those that are there."""
@@ -123,7 +123,7 @@ class ClosedForm(FederatedStrategy):
         self.counts = _joined(self.counts, new["counts"], task.classes)
         self.sums = _joined(self.sums, new["sums"], task.classes)
         if self.squares:
-            self.grams = self.grams + new["grams"] if self.grams.numel() else new["grams"]
+            self.grams = self.grams.add_(new["grams"]) if self.grams.numel() else new["grams"]
 
     def predict(self, learner: Learner, batch: Batch, task: Task | None) -> Tensor:
         """Logits (n, C); before any task what the network says."""
@@ -137,17 +137,18 @@ class ClosedForm(FederatedStrategy):
         return logits
 
     def state_dict(self) -> State:
-        """The sums; of G the lower triangle."""
-        lower = torch.ones(self.grams.shape[1:], dtype=torch.bool).tril()
-        return {"counts": self.counts, "sums": self.sums, "grams": self.grams[:, lower]}
+        """The sums; of G what is kept."""
+        M = self.grams.shape[1]
+        grams = [self.grams[:, rows, columns].contiguous() for rows, columns in block_rows(M)]
+        return {"counts": self.counts, "sums": self.sums, "grams": grams}
 
     def load_state_dict(self, state: State) -> None:
         """Inverse of :meth:`state_dict`."""
         self.counts, self.sums = state["counts"], state["sums"]
-        M = self.sums.shape[2] * self.squares
-        grams = self.sums.new_zeros(self.parts, M, M)
-        grams[:, torch.ones(M, M, dtype=torch.bool).tril()] = state["grams"]
-        self.grams = mirrored(grams)
+        M = self.sums.shape[2] if state["grams"] else 0
+        self.grams = self.sums.new_zeros(self.parts, M, M)
+        for part, (rows, columns) in zip(state["grams"], block_rows(M), strict=True):
+            self.grams[:, rows, columns] = part
 
 
 def _joined(old: Tensor, new: Tensor, classes: range) -> Tensor:

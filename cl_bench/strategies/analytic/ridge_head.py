@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cl_bench.contracts import Batch, Learner, State, Statistics, Task, UsageError, generator
 from cl_bench.strategies.analytic.closed_form import ClosedForm
-from cl_bench.subspace import Sums, chosen, ridge
+from cl_bench.subspace import Sums, chosen, solve_ridge
 
 HELD = 5
 """One sample of so many is held out."""
@@ -98,7 +98,7 @@ class RidgeHead(ClosedForm):
                 for gram, sums, counts in zip(self.grams, self.sums, self.counts, strict=True)
             )
             strength = chosen(fit, held[0], self.strengths) if held else self.strengths[0]
-            W = ridge(fit + held[0] if held else fit, strength)
+            W = solve_ridge(fit + held[0] if held else fit, strength)
             if W is None:
                 raise UsageError(
                     f"lambda={strength:g} leaves the features' second moments singular; allow a "
