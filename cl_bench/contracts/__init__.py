@@ -9,6 +9,7 @@ from cl_bench.contracts.loss import Loss
 from cl_bench.contracts.plan import Phase, Plan
 from cl_bench.contracts.randomness import derive_seed, generator
 from cl_bench.contracts.strategy import (
+    CLASSIFIED,
     LOCAL_OR_FEDERATED,
     EpochDecision,
     Needs,
@@ -38,6 +39,7 @@ from cl_bench.contracts.task import (
 )
 
 __all__ = [
+    "CLASSIFIED",
     "IGNORE",
     "LOCAL_OR_FEDERATED",
     "Batch",

@@ -31,6 +31,9 @@ Kind = Literal["local", "federated"]
 
 LOCAL_OR_FEDERATED: frozenset[Kind] = frozenset({"local", "federated"})
 
+CLASSIFIED: frozenset[str] = frozenset({"image", "tokens", "features"})
+"""Modalities of streams whose samples a classifier tells apart: all but text that is generated."""
+
 
 @dataclass(frozen=True)
 class Needs:

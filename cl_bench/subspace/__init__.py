@@ -46,6 +46,7 @@ from cl_bench.subspace.restricted import (
     restricted_update,
 )
 from cl_bench.subspace.restricted_weights import RestrictedWeights
+from cl_bench.subspace.ridge import Sums, add_gram, block_rows, chosen, solve_ridge
 from cl_bench.subspace.sketch import ResidualSketch, SketchKind, leading_inputs
 from cl_bench.subspace.spectrum import Spectrum, Split, largest_value, spectra
 from cl_bench.subspace.units import UnitChain
@@ -75,9 +76,13 @@ __all__ = [
     "Spectrum",
     "Split",
     "StepUpdate",
+    "Sums",
     "UnitChain",
     "Where",
+    "add_gram",
     "added_weight",
+    "block_rows",
+    "chosen",
     "complement",
     "complement_within",
     "dropping",
@@ -104,6 +109,7 @@ __all__ = [
     "retention_ratios",
     "shared_out",
     "snapped_rank",
+    "solve_ridge",
     "spectra",
     "split_as_published",
     "split_by_angle",

@@ -81,6 +81,8 @@ def small(options, calm):
             found[key] = min(value, FEW)
         if key == "rank":
             found[key] = min(value, 2)
+        if key == "width":
+            found[key] = min(value, FEW)
         if key == "dropout" and calm:
             found[key] = 0.0
     return found

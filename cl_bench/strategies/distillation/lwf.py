@@ -10,7 +10,17 @@ has one softmax over all their classes. The paper's warm-up of the new head alon
 
 from torch import Tensor
 
-from cl_bench.contracts import Batch, Learner, Loss, Needs, State, Statistics, Strategy, Task
+from cl_bench.contracts import (
+    CLASSIFIED,
+    Batch,
+    Learner,
+    Loss,
+    Needs,
+    State,
+    Statistics,
+    Strategy,
+    Task,
+)
 from cl_bench.contracts.learner import Snapshot
 from cl_bench.contracts.options import Rate, Strength
 from cl_bench.strategies.logits import (
@@ -32,7 +42,7 @@ class LwF(Strategy):
         logits: classes that compete in the cross-entropy.
     """
 
-    needs = Needs(modalities=frozenset({"image"}), shardable=False)
+    needs = Needs(modalities=CLASSIFIED, shardable=False)
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ classes the network as it was before the task gives the answer, of others the la
 
 from torch import Tensor
 
-from cl_bench.contracts import Batch, Learner, Loss, Needs, Strategy, Task
+from cl_bench.contracts import CLASSIFIED, Batch, Learner, Loss, Needs, Strategy, Task
 from cl_bench.contracts.learner import Snapshot
 from cl_bench.strategies.logits import Asked, open_heads, sigmoid_distillation
 
@@ -20,7 +20,7 @@ class LwFMC(Strategy):
         logits: classes that are asked for: those seen so far, or those of tasks to come as well.
     """
 
-    needs = Needs(modalities=frozenset({"image"}), scenarios=frozenset({"class"}), shardable=False)
+    needs = Needs(modalities=CLASSIFIED, scenarios=frozenset({"class"}), shardable=False)
 
     def __init__(self, logits: Asked = "seen") -> None:
         self.logits = logits

@@ -15,6 +15,7 @@ from typing import Annotated, Any, cast
 from torch import Tensor, nn
 
 from cl_bench.contracts import (
+    CLASSIFIED,
     Batch,
     Learner,
     Needs,
@@ -44,7 +45,7 @@ class HAT(Masking):
         task_id_at_test=True,
         rewrites_gradients=True,
         shardable=False,
-        modalities=frozenset({"image"}),
+        modalities=CLASSIFIED,
     )
     penalises_weights = False
 

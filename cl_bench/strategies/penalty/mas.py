@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cl_bench.contracts import (
+    CLASSIFIED,
     LOCAL_OR_FEDERATED,
     Batch,
     Learner,
@@ -41,7 +42,7 @@ class MAS(Quadratic):
             the mean over the classes, takes 128.
     """
 
-    needs = Needs(engines=LOCAL_OR_FEDERATED, shardable=False, modalities=frozenset({"image"}))
+    needs = Needs(engines=LOCAL_OR_FEDERATED, shardable=False, modalities=CLASSIFIED)
 
     def __init__(self, strength: Strength = 1.0, samples: Count = 1000, mean_of: Count = 1) -> None:
         super().__init__(strength)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_bench.contracts import (
+    CLASSIFIED,
     Batch,
     Learner,
     Needs,
@@ -43,7 +44,7 @@ class OGD(Strategy):
             parameters.
     """
 
-    needs = Needs(rewrites_gradients=True, shardable=False, modalities=frozenset({"image"}))
+    needs = Needs(rewrites_gradients=True, shardable=False, modalities=CLASSIFIED)
 
     def __init__(self, samples: Count = 200) -> None:
         self.samples = samples

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from cl_bench.contracts import (
+    CLASSIFIED,
     Batch,
     Data,
     Learner,
@@ -60,7 +61,7 @@ class Classwise(Strategy):
     temperature = 2.0
     squared = False
 
-    needs = Needs(modalities=frozenset({"image"}), scenarios=frozenset({"class"}), shardable=False)
+    needs = Needs(modalities=CLASSIFIED, scenarios=frozenset({"class"}), shardable=False)
     least = 1
     """Samples of a class that the method cannot do without."""
 

@@ -4,7 +4,7 @@ A memory holds as many samples of every class as there is room for. Of a task no
 learned: the network begins from its first weights and learns the memory.
 """
 
-from cl_bench.contracts import Learner, Needs, Plan, Stream, Task, likewise
+from cl_bench.contracts import CLASSIFIED, Learner, Needs, Plan, Stream, Task, likewise
 from cl_bench.contracts.options import Count
 from cl_bench.strategies.replay.buffer import Exemplars, Part, labels_of, rows_by_class
 from cl_bench.strategies.replay.classwise import Classwise, shuffled
@@ -17,7 +17,7 @@ class GDumb(Classwise):
         memory: samples kept, over all classes.
     """
 
-    needs = Needs(modalities=frozenset({"image"}), scenarios=frozenset({"class", "task"}))
+    needs = Needs(modalities=CLASSIFIED, scenarios=frozenset({"class", "task"}))
 
     def __init__(self, memory: Count = 500) -> None:
         super().__init__(memory, "random")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cl_bench.contracts import (
+    CLASSIFIED,
     Batch,
     FederatedStrategy,
     Learner,
@@ -77,7 +78,7 @@ class ReplayTerms(Rehearsal):
         sizes: samples of the latest batch that are new, and of each draw.
     """
 
-    needs = Needs(modalities=frozenset({"image"}), plain_view=True)
+    needs = Needs(modalities=CLASSIFIED, plain_view=True)
     draws = 1
 
     def __init__(self, memory: int, replay: int | None, logits: Logits) -> None:
