@@ -1,10 +1,10 @@
-"""Do some optimizers forget less at the same accuracy on what is new? Runs of the study, its tables.
+"""Do some optimizers forget less at the same accuracy on what is new? The study's runs and table.
 
     python tests/benchmarks/optimizer_study.py --runs build/optimizer_study
     python tests/benchmarks/optimizer_study.py --runs build/optimizer_study --results docs/results
 
-The first learns what is missing of optimizers x strategies x initial weights x rates x seeds, all in
-one process, and can be stopped and started at any time. The second writes the two tables. Initial
+The first learns what is missing of optimizers x strategies x initial weights x rates x seeds, in
+one process, and can be stopped and started at any time. The second writes the table's data. Initial
 weights ``adamw`` have learned the upright digits with AdamW before the first task.
 """
 
@@ -42,13 +42,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--results", type=Path)
-    parser.add_argument("--commit", default=head())
+    parser.add_argument("--commit", help="of the code that learned them; by default of this")
     arguments = parser.parse_args()
     if arguments.results is None:
         for case in cases():
             learn(arguments.runs, *case)
         return
-    write(arguments.results / "optimizer_study.json", arguments.runs, arguments.commit)
+    write(arguments.results / "optimizer_study.json", arguments.runs, arguments.commit or head())
 
 
 def cases() -> Iterator[tuple[str, str, str, float, int]]:
@@ -145,9 +145,9 @@ def write(path: Path, runs: Path, commit: str) -> None:
                 | {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
             )
     whole = {
-        "what": "five rotations of the digits, MLP 100-100; of four rates of each optimizer the one "
-        "whose learning accuracy is nearest to the best that all optimizers reach with that strategy "
-        "and start; percent, mean and standard deviation over seeds",
+        "what": "five rotations of the digits, MLP 100-100; of four rates of each optimizer the "
+        "one whose learning accuracy is nearest to the best that all optimizers reach with that "
+        "strategy and start; percent, mean and standard deviation over seeds",
         "command": "python tests/benchmarks/optimizer_study.py --runs build/optimizer_study",
         "commit": commit,
         "seeds": list(SEEDS),
