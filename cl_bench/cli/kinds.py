@@ -48,7 +48,7 @@ SLOTS = {
     "strategy": Kind("a strategy", (Strategy,), (Protect,)),
     "stream": Kind("a stream", (Stream,), (Prompt,)),
     "model": Kind("a network", (nn.Module,), (nn.Module,)),
-    "optimizer": Kind("an optimizer", (Optimizer,)),
+    "optimizer": Kind("an optimizer", (Optimizer,), (Optimizer,)),
     "schedule": Kind("a schedule", (Plateau, Cosine, LRScheduler), (LRScheduler,)),
     "learner": Kind("a learner", (BaseLearner,)),
     "trainer": Kind(

@@ -12,13 +12,13 @@ from cl_bench.cli.build import (
     build,
     build_backbone,
     build_model,
-    build_optimizer,
     build_strategy,
     build_stream,
     build_trainer,
     trainer_options,
 )
 from cl_bench.cli.effects import check_beside
+from cl_bench.cli.optimizers import Built, build_optimizer, check_rule
 from cl_bench.cli.settings import (
     NODES,
     SETTINGS,
@@ -121,9 +121,12 @@ def prepare(asked: Request) -> Parts:
     check_trainer(cfg.trainer, 1 if "federation" in cfg else settings.loop.pack, strategy)
     check_schedule(strategy, settings.loop.schedule)
     trainer = build_trainer(options)
-    optimizer = given["optimizer"] if "optimizer" in given else build_optimizer(cfg.optimizer)
+    optimizer = (
+        Built.given(given["optimizer"]) if "optimizer" in given else build_optimizer(cfg.optimizer)
+    )
     stream, federation = _tasks(asked, settings, strategy, name)
-    learner = _learner(asked, settings, stream, optimizer)
+    learner = _learner(asked, settings, stream, optimizer.factory)
+    check_rule(optimizer, learner, cfg.trainer, federation is not None)
     parts = Parts(settings, strategy, name, trainer, stream, federation, learner, sink)
     _check_learner(asked, parts)
     return parts

@@ -14,6 +14,7 @@ from torch.optim import SGD
 
 from cl_bench.cli.build import on_cuda
 from cl_bench.cli.effects import check_effects
+from cl_bench.cli.optimizers import remarks
 from cl_bench.cli.prepare import Parts, Request, prepare
 from cl_bench.cli.settings import check_top_level, require_nodes
 from cl_bench.cli.threads import AUTO, check_threads, computing_with
@@ -118,6 +119,7 @@ def _here(asked: Request, parts: Parts) -> Result:
     cfg, stream, settings = asked.cfg, parts.stream, parts.settings
     says = statement(asked.deterministic, on_cuda(cfg.trainer))
     selected = OmegaConf.to_container(cfg.selected, resolve=True) if cfg.get("selected") else None
+    at_task = parts.learner.at_task
     told = parts.strategy.needs.task_id_at_test and stream.scenario != "task"
     return conduct(
         stream,
@@ -146,11 +148,13 @@ def _here(asked: Request, parts: Parts) -> Result:
             *asked.notes,
             *_idle_schedule(settings.loop.schedule, cfg.trainer.max_epochs, stream),
             *([says] if asked.deterministic else []),
+            *remarks(parts.learner),
             *([f"{parts.strategy_name} is given the task id at test time"] if told else []),
         ],
         facts={
             **search_facts(stream, settings.search),
             **({"selection": selected} if selected else {}),
+            **({"optimizer_at_task": at_task} if at_task != "reset" else {}),
         },
         engine=_engine(parts.federation, cfg.trainer, parts.strategy, asked.given),
         sharded=shares_weights(cfg.trainer),

@@ -21,6 +21,7 @@ from cl_bench.contracts.plan import Start
 from cl_bench.contracts.strategy import overrides, penalises_weights
 from cl_bench.learners.evaluation import Evaluation
 from cl_bench.learners.guardable import is_norm
+from cl_bench.learners.optimizing import Optimizing
 from cl_bench.learners.readout import Readout
 from cl_bench.learners.shared import SharedServices
 from cl_bench.learners.window import Window
@@ -41,7 +42,7 @@ def trainer_of(learner: lightning.LightningModule) -> lightning.Trainer | None:
         return None
 
 
-class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule):
+class BaseLearner(Readout, Evaluation, SharedServices, Optimizing, lightning.LightningModule):
     """Model, loss, score and optimizer factory, plus the services strategies stand on.
 
     Subclasses give :meth:`forward`, :meth:`loss`, :meth:`score` and :meth:`label_logits`.
@@ -124,6 +125,7 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
         self.stand(None, 0, 0, 0)
         self.held_norms.clear()
         self._held.clear()
+        self._due = self._carried
         self.equip(strategy)
         self.start_from(start)
         for parameter in self.parameters():
@@ -168,6 +170,8 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
 
     def leave(self) -> None:
         """A stage is over: the whole strategy is asked again, and what the task trains trains."""
+        if self.phase is None:
+            self._hand_on(self._optimizing())
         if self._before_phase is not None:
             trained, norms = self._before_phase
             self._before_phase = None
@@ -222,7 +226,9 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
             raise UsageError(
                 "nothing is left to train: the strategy froze every parameter; freeze less"
             )
-        optimizer = self._optimizer_factory(groups)
+        optimizer = self.make_optimizer(groups)
+        if self.phase is None:
+            self._take_over(optimizer)
         self._optimizer = weakref.ref(optimizer)
         for group in optimizer.param_groups:
             group["lr"] *= self.task.rate if self.task else 1.0
@@ -258,12 +264,14 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
         return {
             "seen_heads": self.seen_heads,
             "work": self.work.counts(),
+            **self._carried_state(),
             **self._losses_state(),
         }
 
     def load_progress_state(self, state: State) -> None:
         """Inverse of :meth:`progress_state`."""
         self.seen_heads, self.work = state["seen_heads"], Work(**state["work"])
+        self._carried = state.get("optimizer")
         self._load_losses_state(state)
 
     def train(self, mode: bool = True) -> "BaseLearner":
@@ -282,6 +290,8 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
             id(self.strategy): Strategy(),
             id(self.schedule): None,
             id(self._optimizer_factory): None,
+            id(self._carried): None,
+            id(self._due): None,
             id(self.task): self.task,
         }
 
@@ -312,7 +322,7 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
         At the inputs, where gradients are enough and the loss reaches the weights through the
         forward pass alone.
         """
-        if place_of_factory(self._optimizer_factory, self._groups(), self.parameters()) == "step":
+        if self.at_task != "reset" or self._place() == "step":
             return "step"
         shared = len(list(self.named_parameters(remove_duplicate=False))) > len(
             list(self.named_parameters())
@@ -322,3 +332,6 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
         apart = not (shared or half or self.sharded or penalises_weights(self.strategy))
         apart = apart and self.own_objective is None
         return "input" if apart else "gradient"
+
+    def _place(self) -> Literal["gradient", "step"]:
+        return place_of_factory(self.make_optimizer, self._groups(), self.parameters())
