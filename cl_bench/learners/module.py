@@ -20,10 +20,9 @@ from cl_bench.contracts import Batch, Loss, Phase, State, Strategy, Stream, Task
 from cl_bench.contracts.plan import Start
 from cl_bench.contracts.strategy import overrides, penalises_weights
 from cl_bench.learners.evaluation import Evaluation
-from cl_bench.learners.guardable import is_norm
 from cl_bench.learners.optimizing import Optimizing
-from cl_bench.learners.readout import Readout
 from cl_bench.learners.shared import SharedServices
+from cl_bench.learners.stages import Stages
 from cl_bench.learners.window import Window
 from cl_bench.learners.work import Work
 from cl_bench.optimizers import OptimizerFactory, place_of_factory
@@ -42,7 +41,7 @@ def trainer_of(learner: lightning.LightningModule) -> lightning.Trainer | None:
         return None
 
 
-class BaseLearner(Readout, Evaluation, SharedServices, Optimizing, lightning.LightningModule):
+class BaseLearner(Stages, Evaluation, SharedServices, Optimizing, lightning.LightningModule):
     """Model, loss, score and optimizer factory, plus the services strategies stand on.
 
     Subclasses give :meth:`forward`, :meth:`loss`, :meth:`score` and :meth:`label_logits`.
@@ -85,7 +84,7 @@ class BaseLearner(Readout, Evaluation, SharedServices, Optimizing, lightning.Lig
         self.held_norms: set[nn.Module] = set()
         self._held: set[Tensor] = set()
         self._extras: dict[int, nn.ModuleDict] = {}
-        self._before_phase: tuple[list[nn.Parameter], list[nn.Module]] | None = None
+        self._before_phase = None
         self._begin_counting()
         self._window = Window()
 
@@ -115,75 +114,15 @@ class BaseLearner(Readout, Evaluation, SharedServices, Optimizing, lightning.Lig
 
     def begin(self, task: Task, strategy: Strategy, start: Start = "current") -> None:
         """Meet a task: everything that an earlier task or strategy froze is free again."""
-        self.task, self.strategy, self.acting = task, strategy, strategy
-        self.phase = self._before_phase = None
-        self.own_objective = strategy.objective if overrides(strategy, "objective") else None
-        self.seen_heads = max(self.seen_heads, task.head + 1)
-        self.learned_steps = 0
         self._optimizer = None
-        self._step.step, self._step.phase = 0, None
-        self.stand(None, 0, 0, 0)
-        self.held_norms.clear()
-        self._held.clear()
         self._due = self._carried
-        self.equip(strategy)
-        self.start_from(start)
-        for parameter in self.parameters():
-            parameter.requires_grad_(self.learns(parameter))
-        self.train_heads("seen" if self.scenario == "class" else "current")
-        strategy.setup(self, task)
-        self.equip(strategy)
-        if self.sharded:
-            sharding.agree(self)
-
-    def enter(self, phase: Phase, again: bool = False) -> None:
-        """From now on only what the phase names trains, and only its owner's hooks are called.
-
-        With ``again`` it goes on where it was, in a run that was resumed.
-        """
-        if not again:
-            self.learned_steps = self._step.step = 0
-        self.phase = phase
-        if isinstance(phase.owner, Strategy):
-            self.acting = phase.owner
-        mine = overrides(self.acting, "objective")
-        self.own_objective = phase.objective or (self.acting.objective if mine else None)
-        wanted = {p for group in phase.groups(self) for p in group["params"]}
-        norms = [m for m in self._idle_norms(wanted) if m not in self.held_norms]
-        self._before_phase = [p for p in self.parameters() if p.requires_grad], norms
-        for parameter in self.parameters():
-            parameter.requires_grad_(parameter in wanted)
-        self.held_norms.update(norms)
-        for norm in norms:
-            norm.eval()
-
-    def _idle_norms(self, wanted: set[Tensor]) -> list[nn.Module]:
-        """Those of which nothing trains; without parameters, those in a body that does not."""
-        body = any(p in wanted for p in self.body.parameters())
-        return [
-            m
-            for m in self.modules()
-            if is_norm(m)
-            and not any(p in wanted for p in m.parameters())
-            and not (body and not list(m.parameters()))
-        ]
+        super().begin(task, strategy, start)
 
     def leave(self) -> None:
-        """A stage is over: the whole strategy is asked again, and what the task trains trains."""
+        """A stage is over; the task's own hands on what the optimizer knows."""
         if self.phase is None:
             self._hand_on(self._optimizing())
-        if self._before_phase is not None:
-            trained, norms = self._before_phase
-            self._before_phase = None
-            self.requires_grad_(False)
-            for parameter in trained:
-                parameter.requires_grad_(True)
-            self.held_norms.difference_update(norms)
-            for norm in norms:
-                norm.train(self.training)
-        self.acting, self.phase = self.strategy, None
-        mine = overrides(self.strategy, "objective")
-        self.own_objective = self.strategy.objective if mine else None
+        super().leave()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """One step, or ``pack`` of them."""
