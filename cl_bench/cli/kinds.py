@@ -21,6 +21,7 @@ from cl_bench.experiment.probes import Probe
 from cl_bench.features import Backbone, BaseTraining
 from cl_bench.federation import Federation
 from cl_bench.learners import BaseLearner
+from cl_bench.streaming import Streaming
 from cl_bench.tasks.text import Prompt
 
 
@@ -59,6 +60,7 @@ SLOTS = {
     "backbone": Kind("a backbone", (Backbone,), (nn.Module, BaseTraining)),
     "probe": Kind("a probe", (Probe,), (Probe,)),
     "federation": Kind("a federation", (Federation,), (Optimizer,)),
+    "engine": Kind("an engine's settings", (Streaming,)),
 }
 """By top-level key of the configuration; nothing else in it is made from a ``_target_``."""
 

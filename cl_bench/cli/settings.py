@@ -125,6 +125,8 @@ def require_nodes(cfg: DictConfig, given: Mapping[str, Any]) -> None:
     added = {f"also.{n}": (node, f"+also={n}") for n, node in (cfg.get("also") or {}).items()}
     if "federation" in cfg:
         added["federation"] = (cfg.federation, "+federation=small")
+    if "engine" in cfg:
+        added["engine"] = (cfg.engine, "+engine=streaming")
     if "backbone" in cfg:
         added["backbone"] = (cfg.backbone, "+backbone=efficientnet_lite0")
     for name, (node, word) in added.items():

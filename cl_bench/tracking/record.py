@@ -36,6 +36,9 @@
 * ``layers``: ``task``, ``layers`` {layer: {quantity: value}}.
 * ``round``, in a federation: ``task``, ``round`` (from 1), ``train_loss``, ``clients`` (sampled),
   ``dropped``, ``steps``, ``bytes_down``, ``bytes_up``, ``client_seconds``, ``seconds``.
+* ``prequential``, of a stream that is tested first: ``task``, ``position`` (samples of the task),
+  ``answered`` (of the run), ``accuracy``, ``window``, ``faded``, ``kappa``, ``state_bytes``,
+  ``predict_seconds``, ``learn_seconds``.
 * ``federation``, after a task of one: ``task``, ``partition`` (hash of the split), ``holders``,
   ``population``, ``rounds``, bytes of all clients (``model_down``, ``model_up``,
   ``statistics_up``, ``memory_down``), ``client_seconds``.
@@ -245,6 +248,10 @@ class Record:
     def round(self, task: int, round: int, **measured: float) -> None:
         """A round of a federation on the task with index ``task``; rounds count from 1."""
         self._event("round", task=task, round=round, **measured)
+
+    def prequential(self, task: int, position: int, **measured: float) -> None:
+        """Where a stream that is tested first stands, after so many samples of a task."""
+        self._event("prequential", task=task, position=position, **measured)
 
     def federation(self, task: int, **facts: Any) -> None:
         """How a federation learned a task, and what it cost."""
