@@ -122,7 +122,7 @@ def test_options_that_came_later_are_no_difference_as_long_as_nobody_sets_them(c
     assert cli(*TINY, "seed=0")[0] == 0
     (old,) = (p.parent for p in Path("study").rglob("config.yaml"))
     text = (old / "config.yaml").read_text()
-    for name in ("identity_first", "validation_split"):
+    for name in ("identity_first", "validation_split", "at_task"):
         (line,) = [line for line in text.splitlines() if line.strip().startswith(f"{name}:")]
         text = text.replace(f"{line}\n", "")
     unseal(old)
