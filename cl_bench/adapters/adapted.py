@@ -93,8 +93,8 @@ class Adapted(Strategy):
     def setup(self, learner: Learner, task: Task) -> None:
         """Freeze the network; put the task's adapter on every target."""
         known = self.key(task) in self.kept
-        if self.end == "keep":
-            self._put_first(learner)
+        if self.first:
+            self._put(learner, self.first)
         seen = {} if known else self.looked(learner, task)
         self._freeze(learner)
         if self.end == "reset":
@@ -131,9 +131,11 @@ class Adapted(Strategy):
         }
 
     @torch.no_grad()
-    def _put_first(self, learner: Learner) -> None:
-        for m in self.maps(learner) if self.first else ():
-            _write(m, self.first[m.name])
+    def _put(self, learner: Learner, values: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Inverse of :meth:`_parameters`."""
+        for m in self.maps(learner):
+            for name, parameter in m.module.named_parameters(recurse=False):
+                parameter.copy_(shared_out(values[m.name][name], parameter))
 
     def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
         """Remember the adapter."""
@@ -145,7 +147,8 @@ class Adapted(Strategy):
         if self.attached is None:
             return
         if self.end == "reset":
-            self.attached.drop(self._before)
+            self.attached.drop()
+            self._put(learner, self._before)
         else:
             self.attached.merge()
         self.attached, self._before = None, {}
@@ -159,7 +162,7 @@ class Adapted(Strategy):
                 yield
             return
         latest = self._parameters(learner)
-        self._put_first(learner)
+        self._put(learner, self.first)
         learned = [p for p in learner.network.parameters() if p.requires_grad]
         attached = self._attach(learner, task, {}, known=True)
         try:
@@ -167,9 +170,7 @@ class Adapted(Strategy):
             yield
         finally:
             attached.drop()
-            with torch.no_grad():
-                for m in self.maps(learner):
-                    _write(m, latest[m.name])
+            self._put(learner, latest)
             for parameter in learned:
                 parameter.requires_grad_(True)
 
@@ -185,8 +186,3 @@ class Adapted(Strategy):
 
 def _copied(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
     return {name: dict(own) for name, own in tensors.items()}
-
-
-def _write(layer: LinearMap, values: Mapping[str, Tensor]) -> None:
-    for name, parameter in layer.module.named_parameters(recurse=False):
-        parameter.copy_(shared_out(values[name], parameter))

@@ -161,7 +161,7 @@ class Adapter(Adapted):
         from cl_bench.adapters.starts import from_data
 
         batches = list(pieces(learner, task, self.samples))
-        return from_data(start, learner, batches, config, self.maps(learner), self.called(task))
+        return from_data(learner, batches, config, self.maps(learner), self.called(task))
 
     def inference(self, learner: Learner, task: Task | None) -> AbstractContextManager[None]:
         """The task's own adapter, where it has one that is not in the network now."""

@@ -180,16 +180,10 @@ class Attached:
         """Into the layers' weights; then it is gone. PEFT's ``unload`` alone would lose it."""
         for layer in self.layers.values():
             merge_adapted(layer)
-        self._take_off()
+        self.drop()
 
-    def drop(self, base: Mapping[str, Tensor] | None = None) -> None:
-        """Take it off; ``base`` are the layers' weights of before, for starts that changed them."""
-        with torch.no_grad():
-            for name, weight in (base or {}).items():
-                self.layers[name].get_base_layer().weight.copy_(weight)
-        self._take_off()
-
-    def _take_off(self) -> None:
+    def drop(self) -> None:
+        """Take it off. A start that has changed the layers' weights leaves them so."""
         if self._tuner is not None:
             self._tuner.unload()
         else:

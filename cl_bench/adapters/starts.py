@@ -21,10 +21,9 @@ def from_data(
     learner: Learner, batches: Sequence[Batch], config: Any, maps: Sequence[LinearMap], name: str
 ) -> Attached:
     """The adapter on the layers, started from what they read in ``batches``."""
-    network = learner.network
     if config.init_lora_weights == "eva":
         moments = learner.tap(maps, batches)
-        attached = Attached(network, maps, plain_start(config), name)
+        attached = Attached(learner.network, maps, plain_start(config), name)
         with torch.no_grad():
             for m in maps:
                 A = attached.layers[m.name].lora_A[name].weight
@@ -33,19 +32,20 @@ def from_data(
                 ]
                 A.copy_(leading.t().reshape(A.shape))
         return attached
-    from peft.tuners.lora.corda import preprocess_corda
+    from peft.tuners.lora.corda import collect_eigens, crop_corda_eigens
 
     config = copy.deepcopy(config)
     config.target_modules = whole_names(maps)
-
-    def run() -> None:
-        with learner.evaluating():
-            for batch in batches:
-                learner.features(batch)
-
-    preprocess_corda(network, config, run_model=run, hooked_model=network)  # type: ignore[arg-type]
+    moments = learner.tap(maps, batches)
+    modules: list[Any] = [m.module for m in maps]
     try:
-        return Attached(network, maps, config, name)
+        for m, module in zip(maps, modules, strict=True):
+            module.covariance_matrix = (moments[m.name].gram / moments[m.name].rows).float()
+            module.corda_method, module.rank = config.corda_config.corda_method, config.r
+        collect_eigens(learner.network, config, verbose=False)
+        crop_corda_eigens(learner.network, config)
+        return Attached(learner.network, maps, config, name)
     finally:
-        for m in maps:
-            vars(m.module).pop("eigens", None)
+        for module in modules:
+            for left in ("covariance_matrix", "corda_method", "rank", "eigens"):
+                vars(module).pop(left, None)

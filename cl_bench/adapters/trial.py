@@ -24,7 +24,7 @@ FAR = 2.0
 """A count that differs from what was asked for by more than this factor is none of that budget."""
 
 
-def trial(maps: Sequence[LinearMap], config: Any) -> tuple[int, float]:
+def trial(maps: Sequence[LinearMap], config: Any, apart: bool = False) -> tuple[int, float]:
     """How many numbers the adapter trains, and how much its start changes outputs.
 
     One layer of every kind and shape is copied and adapted; what layers share counts once.
@@ -32,13 +32,15 @@ def trial(maps: Sequence[LinearMap], config: Any) -> tuple[int, float]:
     Args:
         maps: the layers.
         config: of the adapter. Starts from data are left out.
+        apart: copy all of the layers, as is done where the adapter's parameters are shared.
 
     Raises:
         UsageError: it does not fit the layers.
     """
-    kinds: dict[tuple[Any, ...], list[LinearMap]] = {}
+    kinds: dict[Any, list[LinearMap]] = {}
     for m in maps:
-        kinds.setdefault((type(m.module), m.weight.shape, m.groups, m.bias is None), []).append(m)
+        kind = (type(m.module), m.weight.shape, m.groups, m.bias is None)
+        kinds.setdefault(m.name if apart else kind, []).append(m)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         modules = [_bare(alike[0].module) for alike in kinds.values()]
@@ -55,6 +57,8 @@ def trial(maps: Sequence[LinearMap], config: Any) -> tuple[int, float]:
             for parameter in {p for p in layer.parameters() if p.requires_grad}:
                 owners.setdefault(parameter, []).append(i)
         times = [len(alike) for alike in kinds.values()]
+        if not apart and max(times) > 1 and any(len(i) > 1 for i in owners.values()):
+            return trial(maps, config, apart=True)
         count = sum(p.numel() * (times[i[0]] if len(i) == 1 else 1) for p, i in owners.items())
         after = [
             _tried(layer, x, config)
