@@ -91,19 +91,29 @@ def build_model(cfg: DictConfig, stream: Stream) -> nn.Module:
     return model
 
 
-def build_strategy(cfg: DictConfig, name: str, given: Strategy | None) -> tuple[Strategy, str]:
-    """The strategy with its companions, and what they are called together.
+def build_strategy(
+    cfg: DictConfig, name: str, given: Strategy | None, adapter: str = "adapter"
+) -> tuple[Strategy, str]:
+    """The strategy with its companions and its adapter, and what they are called together.
 
     Args:
         cfg: of the run.
         name: of the strategy.
         given: in its place, an object.
+        adapter: name of the adapter, if there is one.
     """
     members = {name: build(cfg.strategy) if given is None else given}
     for companion, node in (cfg.get("also") or {}).items():
         if companion in members:
             raise UsageError(f"+also={companion}: the strategy is {name!r} already")
         members[str(companion)] = build(node)
+    if cfg.get("adapter") is not None:
+        if adapter in members:
+            raise UsageError(f"adapter={adapter}: the strategy is called that too")
+        members[adapter] = build(cfg.adapter)
+        # Attached before, and taken off after, whatever trains it; in front for that alone.
+        first = {adapter: members[adapter], **members}
+        return Together(first), "+".join(members)
     if len(members) == 1:
         return members[name], name
     return Together(members), "+".join(members)

@@ -18,7 +18,7 @@ TOP = (
     "seed", "run_dir", "batch_size", "pack", "widths", "num_workers", "deterministic", "search",
     "selected", "reference", "eval", "alignment", "probe", "checkpoint", "strategy", "stream",
     "model", "optimizer", "schedule", "learner", "trainer", "logger", "federation", "backbone",
-    "also", "engine",
+    "also", "engine", "adapter",
 )  # fmt: skip
 """What a configuration holds."""
 

@@ -3,7 +3,9 @@
 import inspect
 import types
 import typing
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from lightning import Trainer
@@ -15,6 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from cl_bench.adapters import Adapter, Reparametrisation
 from cl_bench.contracts import Protect, Strategy, Stream, UsageError
 from cl_bench.experiment import Cosine, Plateau
 from cl_bench.experiment.probes import Probe
@@ -33,11 +36,23 @@ class Kind:
         noun: for messages.
         classes: whose subclasses the slot takes, or functions that make their instances.
         inside: the same for objects among its arguments, where a record names them.
+        beside: full names of more of those, in packages that may not be there.
     """
 
     noun: str
     classes: tuple[type, ...]
     inside: tuple[type, ...] = ()
+    beside: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> tuple[type, ...]:
+        """What objects among its arguments may be."""
+        found = list(self.inside)
+        for name in self.beside:
+            with suppress(ImportError):
+                package, _, cls = name.rpartition(".")
+                found.append(getattr(import_module(package), cls))
+        return tuple(found)
 
     @property
     def names(self) -> str:
@@ -59,6 +74,12 @@ SLOTS = {
     ),
     "backbone": Kind("a backbone", (Backbone,), (nn.Module, BaseTraining)),
     "probe": Kind("a probe", (Probe,), (Probe,)),
+    "adapter": Kind(
+        "an adapter",
+        (Adapter,),
+        (Reparametrisation,),
+        ("peft.PeftConfig", "peft.EvaConfig", "peft.tuners.lora.config.CordaConfig"),
+    ),
     "federation": Kind("a federation", (Federation,), (Optimizer,)),
     "engine": Kind("an engine's settings", (Streaming,)),
 }

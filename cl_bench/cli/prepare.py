@@ -118,7 +118,10 @@ def prepare(asked: Request) -> Parts:
     sink = functools.partial(wandb_sink, config=plain, **logger_options(cfg.logger))
     # A threshold of 1.7 should not wait for the data.
     strategy, name = build_strategy(
-        cfg, str(asked.choices.get("strategy", "strategy")), given.get("strategy")
+        cfg,
+        str(asked.choices.get("strategy", "strategy")),
+        given.get("strategy"),
+        str(asked.choices.get("adapter", "adapter")),
     )
     options = trainer_options(cfg.trainer, asked.deterministic)
     plain_loop = "federation" in cfg or "engine" in cfg
@@ -211,7 +214,7 @@ def _check_learner(asked: Request, parts: Parts) -> None:
 def _made_of(cfg: DictConfig) -> dict[str, Callable[..., Any]]:
     """What parts of the configuration, which all have been made by now, are made into."""
     groups = [f"{group}.{name}" for group in ("also", "probe") for name in cfg.get(group) or ()]
-    places = [*NODES, "federation", "engine", "backbone", *groups]
+    places = [*NODES, "federation", "engine", "backbone", "adapter", *groups]
     nodes = {place: OmegaConf.select(cfg, place) for place in places}
     targets = {
         place: get_object(node._target_)

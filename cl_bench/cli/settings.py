@@ -129,6 +129,8 @@ def require_nodes(cfg: DictConfig, given: Mapping[str, Any]) -> None:
         added["engine"] = (cfg.engine, "+engine=streaming")
     if "backbone" in cfg:
         added["backbone"] = (cfg.backbone, "+backbone=efficientnet_lite0")
+    if cfg.get("adapter") is not None:
+        added["adapter"] = (cfg.adapter, "adapter=lora")
     for name, (node, word) in added.items():
         if not isinstance(node, DictConfig) or "_target_" not in node:
             raise UsageError(f"{name} has settings, but is not named: add {word}")

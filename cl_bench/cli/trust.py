@@ -108,7 +108,7 @@ def require_trusted(config: Mapping[str, Any], directory: Path, word: str, trust
                     "is a group of settings"
                 )
             for key, name in _targets(node, slot):
-                classes = kind.classes if key == slot else kind.inside
+                classes = kind.classes if key == slot else kind.parts
                 try:
                     _require(key, name, classes, directory, trust)
                 except UsageError as error:

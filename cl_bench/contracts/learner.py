@@ -112,6 +112,16 @@ class Learner(Protocol):
 
     seed: int
 
+    modality: str
+    """Of the stream: ``image``, ``text``, ..."""
+
+    def example(self) -> Batch:
+        """A sample of the stream's first task, as the network takes it.
+
+        Raises:
+            UsageError: no stream is known, as in somebody else's loop.
+        """
+
     @property
     def progress(self) -> Position:
         """Where training stands; all zeros until it begins, and how it ended after it.

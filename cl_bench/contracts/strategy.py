@@ -55,6 +55,9 @@ class Needs:
         epochs: how many every task must be learned for, at least.
         freezes_weights: trains parameters of its own in place of the network's weights; a companion
             that pulls at the weights is refused.
+        adapts: puts adapters around the network's layers, which train in place of their weights.
+        own_weights: works on the network's own weights, by name or as matrices, so that adapters
+            in their place are refused; whoever guards weights does so anyway.
         sample_index: training batches carry ``index`` int64 (n,), each sample's position in the
             data that is trained on (in a federation, in the client's own).
         plain_view: training batches carry ``plain``, which is ``x`` without augmentation; text has
@@ -74,6 +77,8 @@ class Needs:
     first_task: int = 0
     epochs: int = 1
     freezes_weights: bool = False
+    adapts: bool = False
+    own_weights: bool = False
     sample_index: bool = False
     plain_view: bool = False
     options: Mapping[str, str] = field(default_factory=dict)

@@ -61,6 +61,13 @@ class Together(Strategy):
                 f"{holding[0]} freezes the network's weights and trains others, which "
                 f"{' and '.join(pulling)} would know nothing of: leave one of them out"
             )
+        adapting = [n for n, m in members.items() if m.needs.adapts]
+        for name in (n for n, m in members.items() if adapting and n != adapting[0]):
+            if _on_own_weights(members[name]):
+                raise UsageError(
+                    f"{name} works on the network's own weights, in whose place {adapting[0]} "
+                    "trains others: leave one of them out"
+                )
         for hook in EXCLUSIVE:
             both = [n for n, m in members.items() if overrides(m, hook)]
             if len(both) > 1:
@@ -92,6 +99,8 @@ class Together(Strategy):
             modalities=frozenset.intersection(*modalities) if modalities else frozenset(),
             scenarios=frozenset.intersection(*scenarios) if scenarios else frozenset(),
             freezes_weights=any(n.freezes_weights for n in needs),
+            adapts=any(n.adapts for n in needs),
+            own_weights=any(n.own_weights for n in needs),
             sample_index=any(n.sample_index for n in needs),
             plain_view=any(n.plain_view for n in needs),
         )
@@ -224,3 +233,7 @@ class Together(Strategy):
         """Inverse of :meth:`state_dict`."""
         for name, member in zip(self.names, self.members, strict=True):
             member.load_state_dict(state[name])
+
+
+def _on_own_weights(member: Strategy) -> bool:
+    return member.needs.adapts or member.needs.own_weights or overrides(member, "guarded")

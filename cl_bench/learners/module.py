@@ -66,6 +66,7 @@ class BaseLearner(Stages, Evaluation, SharedServices, Optimizing, lightning.Ligh
         self.scenario = stream.scenario
         self.task_id_at_test = stream.task_id_at_test
         self.modality = stream.modality
+        self._first_data = lambda: stream[0].train
         self.batch_size = batch_size
         self.seed = seed
         self.pack = pack
@@ -243,6 +244,10 @@ class BaseLearner(Stages, Evaluation, SharedServices, Optimizing, lightning.Ligh
 
     def configure_model(self) -> None:
         """What :meth:`shard` does, before Lightning comes to ask for it."""
+
+    def example(self) -> Batch:
+        """A sample of the stream's first task, as the network takes it."""
+        return self._first_data()[torch.tensor([0])]
 
     @property
     def network(self) -> nn.Module:

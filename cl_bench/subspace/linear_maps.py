@@ -6,6 +6,7 @@ how layers keep them.
 """
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -110,11 +111,10 @@ class LinearMap:
         return self._without_bias(weight.full_tensor() if isinstance(weight, DTensor) else weight)
 
     def merged(self) -> Tensor:
-        """W (o, d) as it acts now, without bias: what PEFT's adapters add to it is part of it."""
-        W = self.whole()
-        if self.adapted is not None:
-            W = W + self._without_bias(added_weight(self.adapted)).to(W)
-        return W
+        """W (o, d) as it acts now, without bias: what adapters make of it."""
+        if self.adapted is None:
+            return self.whole()
+        return self._without_bias(acting_weight(self.adapted))
 
     def store(self, matrix: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         """Write an (o, d) matrix into tensors shaped like the layer's weight and bias."""
@@ -208,8 +208,43 @@ def is_adapted(module: nn.Module) -> bool:
     return hasattr(module, "base_layer") and hasattr(module, "adapter_layer_names")
 
 
+def merge_adapted(adapted: Any) -> None:
+    """Write what adapters make of a layer's weight into it."""
+    weight = adapted.get_base_layer().weight
+    if isinstance(weight, DTensor):  # PEFT's own way knows of no parts
+        weight.add_(shared_out(added_weight(adapted), weight))
+    else:
+        adapted.merge()
+
+
+@torch.no_grad()
+def acting_weight(adapted: Any) -> Tensor:
+    """What adapters make of the weight of the layer they adapt, whole and in its shape.
+
+    They need not add to it: some turn it. The layer is as before, to the bit.
+    """
+    base = adapted.get_base_layer()
+    weight = base.weight
+    if isinstance(weight, DTensor):
+        whole = weight.full_tensor()
+        return whole + added_weight(adapted).to(whole)
+    if adapted.merged:
+        return weight.detach()  # type: ignore[no-any-return]
+    before = [(p, p.detach().clone()) for p in base.parameters(recurse=False)]
+    adapted.merge()
+    acting: Tensor = weight.detach().clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # OSF's layers cannot take back what they have merged
+        adapted.unmerge()
+    if adapted.merged:
+        adapted.merged_adapters.clear()
+    for parameter, value in before:
+        parameter.copy_(value)
+    return acting
+
+
 def added_weight(adapted: Any) -> Tensor:
-    """What PEFT's active adapters add to the weight of the layer they adapt, in its shape."""
+    """What PEFT's active LoRA adds to the weight of the layer it adapts, in its shape."""
     with torch.no_grad():
         added = [adapted.get_delta_weight(name) for name in adapted.active_adapters]
         return torch.stack(added).sum(0)
@@ -237,10 +272,10 @@ def merged_parameters(network: nn.Module) -> dict[str, Tensor]:
             if id(parameter) in known:
                 continue
             known.add(id(parameter))
-            weight = parameter.detach()
-            if adapted is not None and part == "weight":
-                weight = weight + added_weight(adapted).to(weight)
-            found[f"{name}.{part}" if name else part] = weight
+            acts = adapted is not None and part == "weight"
+            found[f"{name}.{part}" if name else part] = (
+                acting_weight(adapted) if acts else parameter.detach()
+            )
     return found
 
 

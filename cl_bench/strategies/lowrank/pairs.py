@@ -1,35 +1,32 @@
-"""Pairs of thin matrices on top of frozen weights, one at a time, merged after every task.
+"""Pairs of thin matrices on top of frozen weights, one at a time: the adapters of O-LoRA's family.
 
 A task t learns a pair (A_t, B_t), W_t = W_{t-1} + alpha / r B_t A_t with A_t (r, d) and B_t (o, r),
 while everything else is frozen (Hu et al., ICLR 2022, "LoRA").
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from cl_bench.adapters import Adapted
+from cl_bench.adapters.adapted import End, Lifetime
+from cl_bench.adapters.targets import require_untied
 from cl_bench.contracts import (
     Learner,
     Needs,
     Protect,
     State,
     Statistics,
-    Strategy,
     Task,
     UsageError,
 )
 from cl_bench.contracts.options import Count, PartShare, Rate
-from cl_bench.subspace import added_weight, shared_out
-
-if TYPE_CHECKING:
-    from peft import LoraModel
-    from peft.tuners.lora import LoraLayer
+from cl_bench.subspace import LinearMap
 
 
-class LowRankPairs(Strategy):
+class LowRankPairs(Adapted):
     """Low-rank pairs on top of frozen weights, merged into them after every task.
 
     Args:
@@ -48,7 +45,9 @@ class LowRankPairs(Strategy):
         UsageError: an option is out of range.
     """
 
-    needs = Needs(modalities=frozenset({"text"}), freezes_weights=True)
+    needs = Needs(modalities=frozenset({"text"}), freezes_weights=True, adapts=True)
+
+    lasting: ClassVar[tuple[Lifetime, End]] = ("per_task", "merge")
 
     def __init__(
         self,
@@ -58,74 +57,55 @@ class LowRankPairs(Strategy):
         targets: Sequence[str] | Literal["all"] | None = None,
         full_first: bool = False,
     ) -> None:
+        super().__init__(*self.lasting)
         self.rank = rank
         self.alpha = alpha
         self.dropout = dropout
         self.targets = targets
         self.full_first = full_first
         self.past: dict[str, Tensor] = {}  # A_1, A_2, ... (t r, d) of every layer
-        self.layers: dict[str, LoraLayer] = {}
+        self.layers: dict[str, Any] = {}
         self.overlap: dict[str, float] = {}
-        self._model: LoraModel | None = None
         self._pair = ""
 
     def check(self, learner: Learner) -> None:
         """PEFT must be there, and layers to adapt that no embedding shares its weight with."""
         _require_peft()
-        self._targeted(learner)
+        self.maps(learner)
 
-    def _targeted(self, learner: Learner) -> list[str]:
-        """Names of the layers that get pairs."""
+    def maps(self, learner: Learner) -> list[LinearMap]:
+        """The layers that get pairs."""
         found = {m.name: m for m in learner.layers(Protect(bias="free", heads="never"))}
         ends = self.targets if self.targets is not None else _default_targets(learner)
-        names = [n for n in found if ends == "all" or any(_ends(n, end) for end in ends)]
-        if not names:
+        maps = [m for n, m in found.items() if ends == "all" or any(_ends(n, end) for end in ends)]
+        named = [] if ends == "all" or self.targets is None else ends
+        wrong = [end for end in named if not any(_ends(n, end) for n in found)]
+        if wrong or not maps:
             raise UsageError(
-                f"strategy.targets={list(ends)} is the end of no layer's name; the network's "
-                f"layers are {', '.join(found)}"
+                f"strategy.targets={list(wrong or ends)} is the end of no layer's name; the "
+                f"network's layers are {', '.join(found)}"
             )
-        tied = {id(e.weight) for e in learner.embeddings()}
-        for name in names:
-            if id(found[name].weight) in tied:
-                raise UsageError(
-                    f"strategy.targets: layer {name} shares its weight with an embedding, which a "
-                    "pair would change too: leave it out"
-                )
-        return names
+        require_untied(learner, maps, "strategy")
+        return maps
+
+    def make(self, learner: Learner) -> Any:
+        """LoRA."""
+        from peft import LoraConfig
+
+        return LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout)  # type: ignore[arg-type]
 
     def setup(self, learner: Learner, task: Task) -> None:
-        """Freeze all there is; put a fresh pair on every target."""
+        """Freeze all there is; put a pair on every target."""
         self.check(learner)
         if self.full_first and task.index == 0:
             return
-        from peft import LoraConfig, LoraModel
-        from peft.tuners.lora import LoraLayer
-
-        learner.hold([learner.network])
-        self._pair = self.pair_name(task)
-        config = LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]
-            lora_dropout=self.dropout,
-            target_modules=self._targeted(learner),
-        )
-        with warnings.catch_warnings():
-            # PEFT sees by itself that GPT-2 stores its weights transposed, and says so.
-            warnings.filterwarnings("ignore", message="fan_in_fan_out is set")
-            self._model = LoraModel(learner.network, config, self._pair)
-        self.layers = {
-            name: module
-            for name, module in learner.network.named_modules()
-            if isinstance(module, LoraLayer)
-        }
-
-    def pair_name(self, task: Task) -> str:
-        """What PEFT calls the pair of a task; parameters are known by it."""
-        return f"task{task.index}"
+        super().setup(learner, task)
+        assert self.attached is not None
+        self._pair, self.layers = self.called(task), self.attached.layers
 
     def _weights(self, name: str) -> tuple[Tensor, Tensor]:
         """A (r, d) and B (o, r) of the pair that is trained."""
-        layer: Any = self.layers[name]
+        layer = self.layers[name]
         return layer.lora_A[self._pair].weight, layer.lora_B[self._pair].weight
 
     def _products(self) -> list[Tensor]:
@@ -150,14 +130,9 @@ class LowRankPairs(Strategy):
             self.past[name] = torch.cat([self.past[name], A]) if name in self.past else A
 
     def release(self, learner: Learner) -> None:
-        """W <- W + alpha / r B A: PEFT's ``unload`` alone would throw the training away."""
-        if self._model is not None:
-            with torch.no_grad():
-                for layer in self.layers.values():
-                    weight: Tensor = layer.get_base_layer().weight  # type: ignore[assignment]
-                    weight.add_(shared_out(added_weight(layer), weight))
-            self._model.unload()
-        self._model, self.layers = None, {}
+        """W <- W + alpha / r B A."""
+        super().release(learner)
+        self.layers = {}
 
     def metrics(self) -> Mapping[str, Mapping[str, float]]:
         """Rank of what all pairs add; ||A A_t^T|| / (||A|| ||A_t||), A that of all pairs before."""

@@ -90,7 +90,7 @@ class Merge(Strategy):
     """
 
     # Weights that are shared out are merged nowhere yet.
-    needs = Needs(shardable=False)
+    needs = Needs(shardable=False, own_weights=True)
 
     def __init__(
         self,

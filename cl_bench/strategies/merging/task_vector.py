@@ -41,7 +41,7 @@ class TaskVector(Strategy):
         UsageError: an option is out of range.
     """
 
-    needs = Needs(options={"first_task": "start_task", "epochs": "epoch"})
+    needs = Needs(own_weights=True, options={"first_task": "start_task", "epochs": "epoch"})
 
     def __init__(
         self, alpha: Strength = 0.4, epoch: Count | None = None, start_task: Index = 1

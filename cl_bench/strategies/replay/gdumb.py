@@ -17,7 +17,11 @@ class GDumb(Classwise):
         memory: samples kept, over all classes.
     """
 
-    needs = Needs(modalities=CLASSIFIED, scenarios=frozenset({"class", "task"}))
+    needs = Needs(
+        modalities=CLASSIFIED,
+        scenarios=frozenset({"class", "task"}),
+        own_weights=True,  # it puts the first ones back in every task
+    )
 
     def __init__(self, memory: Count = 500) -> None:
         super().__init__(memory, "random")

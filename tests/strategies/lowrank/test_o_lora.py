@@ -284,8 +284,7 @@ def test_merged_the_model_is_what_it_was_and_the_next_task_begins_there(make, ar
 
 def test_training_thrown_away_at_the_boundary_would_be_noticed(monkeypatch):
     """Negative control: PEFT's ``unload`` puts back what was there before the adapters."""
-    nothing = torch.zeros(())
-    monkeypatch.setattr("cl_bench.strategies.lowrank.pairs.added_weight", lambda layer: nothing)
+    monkeypatch.setattr("cl_bench.adapters.attached.merge_adapted", lambda layer: None)
     assert boundary_gap(inc_lora()) > 0.5
 
 
@@ -315,10 +314,10 @@ def test_a_shared_pair_goes_on_from_itself_on_the_first_weights():
     learner, strategy = make_causal(), seq_lora()
     first = targets(learner, "gpt_neox")
     steps(learner, strategy, world()[0])
-    pair = {n: {k: v.clone() for k, v in kept.items()} for n, kept in strategy.kept.items()}
+    pair = {n: {k: v.clone() for k, v in p.items()} for n, p in strategy.kept["shared"].items()}
     steps(learner, strategy, world()[1], count=0, boundary=False)
     for name, layer in strategy.layers.items():
         assert torch.equal(layer.base_layer.weight, first[name])
-        assert torch.equal(layer.lora_A["shared"].weight, pair[name]["A"])
-        assert torch.equal(layer.lora_B["shared"].weight, pair[name]["B"])
-        assert pair[name]["B"].abs().max() > 0
+        assert torch.equal(layer.lora_A["shared"].weight, pair[name]["lora_A.shared.weight"])
+        assert torch.equal(layer.lora_B["shared"].weight, pair[name]["lora_B.shared.weight"])
+        assert pair[name]["lora_B.shared.weight"].abs().max() > 0

@@ -196,7 +196,7 @@ def tiny(kind):
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_defaults_are_queries_and_values(kind):
     learner = Causal(world(), tiny(kind), functools.partial(SGD, lr=0.1), 8, 0)
-    ends = {name.rpartition(".")[2] for name in OLoRA()._targeted(learner)}
+    ends = {m.name.rpartition(".")[2] for m in OLoRA().maps(learner)}
     assert ends == {"q_proj", "v_proj"}
 
 
@@ -233,9 +233,9 @@ def test_an_encoder_decoder_learns_in_both_attentions_and_answers_alike_when_mer
 
 def test_targets_are_ends_of_names_or_all_but_heads():
     learner = make_causal()
-    picked = OLoRA(targets=["dense"])._targeted(learner)
+    picked = [m.name for m in OLoRA(targets=["dense"]).maps(learner)]
     assert picked == [f"backbone.layers.{i}.attention.dense" for i in range(2)]
-    every = OLoRA(targets="all")._targeted(learner)
+    every = [m.name for m in OLoRA(targets="all").maps(learner)]
     assert len(every) == 8
     assert not any(name.startswith("heads") for name in every)
     strategy = OLoRA(rank=2, targets="all")
@@ -243,6 +243,8 @@ def test_targets_are_ends_of_names_or_all_but_heads():
     assert set(strategy.past) == set(every)
     with pytest.raises(UsageError, match=r"strategy.targets=\['query'\] is the end of no layer"):
         OLoRA(targets=["query"]).check(learner)
+    with pytest.raises(UsageError, match=r"strategy.targets=\['query'\] is the end of no layer"):
+        OLoRA(targets=["dense", "query"]).check(learner)
 
 
 @pytest.mark.parametrize(
