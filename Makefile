@@ -19,11 +19,11 @@ SEEDS ?= 0,1,2
 METHOD ?= gpm
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-flower test-kills lint bench bench-pmnist bench-alexnet \
+.PHONY: help demo test test-slow test-flower test-kills lint bench bench-commits bench-pmnist bench-alexnet \
 	bench-svd reproduce backbones docs clean
 
 help: ## what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## set up, then learn ten tasks with GPM on embedded data
 	$(BIN)/python -m cl_bench +strategy=gpm +stream=permuted_digits
@@ -50,6 +50,9 @@ bench: $(VENV)/.dev ## time training steps against bare PyTorch loops
 	$(BIN)/python tests/benchmarks/step.py
 	$(BIN)/python tests/benchmarks/federation.py
 	$(BIN)/python tests/benchmarks/dropout.py
+
+bench-commits: $(VENV)/.dev ## time the rows of bench at another commit and at this one, in turns (BEFORE=commit)
+	$(BIN)/python tests/benchmarks/commits.py $(or $(BEFORE),$(error BEFORE=... must name a commit))
 
 bench-pmnist: $(VENV)/.dev ## time whole PMNIST runs against naive ones (METHOD=gpm|rogo DATA=folder with mnist/)
 	$(BIN)/python tests/benchmarks/pmnist.py --method $(METHOD) --data-dir $(or $(DATA),$(error DATA=... must name a folder with mnist/))/mnist

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.utils import get_object, instantiate
 from mkdocs.commands.build import build as build_site
 from mkdocs.config import load_config
@@ -248,15 +247,11 @@ def searched(name: str) -> str:
 def published(name: str) -> str:
     """Numbers that experiments quote for the strategy, and where they stand."""
     rows = []
-    for experiment, path in sorted(options([CONF], "experiment").items()):
-        config = yaml.safe_load(path.read_text())
-        found = config.get("reference") or {}
-        if found.get("strategy") != name:
-            continue
+    for words, found in quoted(name):
         acc = f"{found.get('acc', '-')} ± {found.get('acc_std', '-')}"
         bwt = found.get("bwt", "-")
         source = found.get("source", "")
-        rows.append(f"| `+experiment={experiment}` | {acc} | {bwt} | {source} |")
+        rows.append(f"| `{words}` | {acc} | {bwt} | {source} |")
     if not rows:
         return (
             "No published number is quoted for it: whatever is compared with this strategy here "
@@ -265,6 +260,22 @@ def published(name: str) -> str:
     head = ["| experiment | published ACC (%) | published BWT | quoted from |", "|---|---|---|---|"]
     ours = "Whether our runs reach them stands in [benchmarks](../benchmarks.md)."
     return "\n".join([*head, *rows, "", ours])
+
+
+def quoted(name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The overrides that make a published run of the strategy, and the numbers quoted for it."""
+    for experiment, path in sorted(options([CONF], "experiment").items()):
+        part = path.with_suffix("") / f"{name}.yaml"  # of an experiment of many strategies
+        for file, words in ((path, ""), (part, f" strategy={name}")):
+            config = OmegaConf.load(file) if file.exists() else {}
+            if (config.get("reference") or {}).get("strategy") != name:
+                continue
+            for scenario in config.get("scenarios") or [None]:
+                stream = {} if scenario is None else {"stream": {"scenario": scenario}}
+                found = OmegaConf.to_container(OmegaConf.merge(config, stream), resolve=False)
+                found = OmegaConf.to_container(OmegaConf.create(found).reference, resolve=True)
+                said = "" if scenario is None else f" stream.scenario={scenario}"
+                yield f"+experiment={experiment}{words}{said}", found
 
 
 def sizes(name: str, config: Any, data: Path | None) -> str:

@@ -20,7 +20,11 @@ which the first counts whose fields the row has. A cell is empty if it has those
 
 A row has the fields of its file, and its own in their place. Where it names a published row
 (``published: <file>/<id>``), it has that row's fields too, as ``published_<field>``, and for every
-score a ``verdict_<score>`` by the rule of ``python -m cl_bench.report --published``.
+score a ``verdict_<score>`` by the rule of ``python -m cl_bench.report --published``. Where that row
+names the naive one of its file (``naive: <id>``), the row is also held against ours of the same
+file that names that one: ``gap`` is what its ACC has over the naive run's, in the mean over common
+seeds, and ``verdict`` is ``holds`` where ACC is inside and the gap has the published sign, or
+``not discriminating`` where the published naive ACC would be inside too.
 """
 
 import argparse
@@ -28,12 +32,12 @@ import json
 import re
 import string
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cl_bench.report.published import judge
+from cl_bench.report.published import Verdict, judge
 from cl_bench.report.quantities import METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,25 +85,52 @@ def rows(name: str) -> Iterator[dict[str, Any]]:
     missing = [field for field in FIELDS if field not in whole]
     if missing:
         raise ValueError(f"{name}.json: no {', '.join(missing)} (null where it is not known)")
-    for values in whole.pop("values"):
-        row = {**whole, **values}
-        yield {**row, **_published(row)}
+    values = whole.pop("values")
+    ours = [{**whole, **one} for one in values]
+    for row in ours:
+        found = {**row, **_published(row)}
+        yield {**found, **_paired(found, ours)}
 
 
 def _published(row: Mapping[str, Any]) -> dict[str, Any]:
     if "published" not in row:
         return {}
-    name, _, which = row["published"].rpartition("/")
-    found = [one for one in rows(name) if one["id"] == which]
-    if len(found) != 1:
-        raise ValueError(f"{row['published']}: {len(found)} rows of that id")
-    (reference,) = found
+    reference = _named(row["published"])
     verdicts = {
         f"verdict_{key}": judge(reference, key, row[key]).text
         for key in METRICS
         if isinstance(reference.get(key), float) and key in row
     }
     return {**{f"published_{key}": value for key, value in reference.items()}, **verdicts}
+
+
+def _named(place: str) -> dict[str, Any]:
+    """The one row ``<file>/<id>``."""
+    name, _, which = place.rpartition("/")
+    found = [one for one in rows(name) if one["id"] == which]
+    if len(found) != 1:
+        raise ValueError(f"{place}: {len(found)} rows of that id")
+    return found[0]
+
+
+def _paired(row: Mapping[str, Any], ours: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    if "published_naive" not in row:
+        return {}
+    place = f"{row['published'].rpartition('/')[0]}/{row['published_naive']}"
+    (naive,) = (one for one in ours if one.get("published") == place)
+    scores, bare = (
+        dict(zip(one["seeds"], one["per_seed"]["acc"], strict=True)) for one in (row, naive)
+    )
+    common = scores.keys() & bare.keys()
+    gap = sum(scores[seed] - bare[seed] for seed in common) / len(common)
+    published_gap = row["published_acc"] - _named(place)["acc"]
+    band = Verdict("acc", row["published_acc"], row["published_acc_std"], row["acc"])
+    missed = [band.text] if band.text != "inside" else []
+    missed += ["the gap has another sign"] if gap * published_gap <= 0 else []
+    verdict = f"missed: {', '.join(missed)}" if missed else "holds"
+    if abs(published_gap) <= band.tolerance:
+        verdict = "not discriminating"
+    return {"gap": gap, "published_gap": published_gap, "verdict": verdict}
 
 
 def _table(match: re.Match[str]) -> str:

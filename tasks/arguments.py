@@ -22,6 +22,8 @@ Permutations = Annotated[int, Range(least=1, most=100)]
 Rotations = Annotated[int, Range(least=1, most=360)]
 Angle = Annotated[float, Range(above=0, most=360)]
 """In degrees."""
+Angles = Literal["even", "uniform"]
+"""Of a stream's tasks: as far apart, or drawn."""
 
 
 def require(condition: bool, key: str, value: object, remedy: str) -> None:

@@ -15,13 +15,14 @@ CITATION = (
 MOMENTS = Moments((0.1307,), (0.3081,))
 
 
-def load_mnist(data_dir: str | None, alternative: str) -> ImageSource:
-    """MNIST from ``data_dir`` or the hub, normalised with (x / 255 - 0.1307) / 0.3081.
+def load_mnist(data_dir: str | None, alternative: str, moments: Moments = MOMENTS) -> ImageSource:
+    """MNIST from ``data_dir`` or the hub.
 
     Args:
         data_dir: folder with ``train*.parquet`` and ``test*.parquet`` (columns image, label) or
             ``train/<class>/*.png`` and ``test/<class>/*.png``; None for the hub.
         alternative: embedded stream that the error for missing data proposes.
+        moments: to normalise with.
 
     Raises:
         UsageError: if the data is missing or is not 28x28 with ten classes.
@@ -31,7 +32,7 @@ def load_mnist(data_dir: str | None, alternative: str) -> ImageSource:
         licence=LICENCE,
         citation=CITATION,
         grayscale=True,
-        moments=MOMENTS,
+        moments=moments,
     )
     if source.shape != (1, 28, 28) or source.num_classes != 10:
         raise UsageError(

@@ -5,10 +5,11 @@
 By default from the branch's base to HEAD. Each commit gets a worktree under a temporary directory
 and one process that has imported its code and forks a child for every run, with the packages of
 this environment. Compared are the accuracy matrix, the weights after every task, all of the last
-checkpoint's state (strategy, learner, observer, engine), and events and summary without times. A
-run that both commits refuse alike is said to be refused. Differences that somebody has declared,
-with a reason, in ``tests/declared_differences.yaml`` are shown apart, if the commit that brought
-them lies between the two. Exit status 1 if there are others.
+checkpoint's state (strategy, learner, observer, engine), and events and summary without times.
+Strategies that the first commit does not have are left out. A run that both commits refuse alike is
+said to be refused. Differences that somebody has declared, with a reason, in
+``tests/declared_differences.yaml`` are shown apart, if the commit that brought them lies between
+the two. Exit status 1 if there are others.
 """
 
 import argparse
@@ -262,11 +263,9 @@ def judge(name, words, before, after, entries):
         said = [last_line(one), last_line(other)]
         if first == second and said[0] == said[1] and first != 70:
             return "refused", [said[0]], []
-        return (
-            "DIFFERENT",
-            [f"exit status {first}: {said[0]}", f"exit status {second}: {said[1]}"],
-            [],
-        )
+        why = reason(name, "exit status", entries)
+        lines = [f"exit status {first}: {said[0]}", f"exit status {second}: {said[1]}"]
+        return ("DIFFERENT", lines, []) if why is None else ("declared", [], [why])
     found = compare(one, other)
     reasons = {result: reason(name, result, entries) for result in found}
     loose = [result for result, why in reasons.items() if why is None]
@@ -301,16 +300,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.serve:
         serve(given.serve)
         return 0
+    after = git("rev-parse", given.after)
+    before = git("rev-parse", given.before) if given.before else git("merge-base", "main", after)
+    known = {Path(f).stem for f in git("ls-tree", "--name-only", before, "conf/strategy/").split()}
     chosen = {
         name: words
         for name, words in cases(given.data and given.data.resolve()).items()
-        if any(fnmatchcase(name, pattern) for pattern in given.only)
+        if name.split()[0] in known and any(fnmatchcase(name, pattern) for pattern in given.only)
     }
     if given.list:
         print("\n".join(f"{name}: {' '.join(words)}" for name, words in chosen.items()))
         return 0
-    after = git("rev-parse", given.after)
-    before = git("rev-parse", given.before) if given.before else git("merge-base", "main", after)
     entries = declared(before, after)
     directory = Path(tempfile.mkdtemp(prefix="cl_bench-commits-"))
     print(f"{len(chosen)} runs at {before[:9]} and {after[:9]} in {directory}", flush=True)

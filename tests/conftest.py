@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from pair import Pair
 
 from cl_bench.cli.main import main
 from cl_bench.subspace import confinement
@@ -31,6 +32,14 @@ def own_wandb_service():
     os.environ.pop("WANDB_SERVICE", None)
     yield
     os.environ.pop("WANDB_SERVICE", None)
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory):
+    """Two processes that learn cases of the contract together; their start takes seconds."""
+    two = Pair(tmp_path_factory.mktemp("pair"))
+    yield two
+    two.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The parts of a run from its configuration: stream, strategy, model, optimizer, Trainer."""
+"""The parts of a run from its configuration: stream, strategy, model, schedule, Trainer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +31,6 @@ __all__ = [
     "build",
     "build_backbone",
     "build_model",
-    "build_optimizer",
     "build_schedule",
     "build_strategy",
     "build_stream",
@@ -108,17 +107,6 @@ def build_strategy(cfg: DictConfig, name: str, given: Strategy | None) -> tuple[
     if len(members) == 1:
         return members[name], name
     return Together(members), "+".join(members)
-
-
-def build_optimizer(cfg: DictConfig) -> Any:
-    """The factory, tried once on a parameter of its own: a negative rate shows before any work."""
-    with explained(cfg):
-        checked_options(target_of(cfg), cfg)
-        refuse_given(cfg, ["params"])
-        factory = instantiate(cfg, _partial_=True, _convert_="all")
-        with as_values():
-            require_made(factory([{"params": [nn.Parameter()]}]), cfg)
-    return factory
 
 
 def build_schedule(cfg: DictConfig) -> Plateau | Cosine | Callable[..., Any] | None:

@@ -18,7 +18,7 @@ TOP = (
     "seed", "run_dir", "batch_size", "pack", "widths", "num_workers", "deterministic", "search",
     "selected", "reference", "eval", "alignment", "probe", "checkpoint", "strategy", "stream",
     "model", "optimizer", "schedule", "learner", "trainer", "logger", "federation", "backbone",
-    "also",
+    "also", "engine",
 )  # fmt: skip
 """What a configuration holds."""
 
@@ -46,11 +46,15 @@ def check_effects(cfg: DictConfig, words: Sequence[str]) -> list[str]:
             )
     if "widths" in typed and ":widths" not in text:
         raise UsageError(f"widths={cfg.widths}: no part of this model takes them; leave it out")
-    if "federation" not in cfg:
+    where = {
+        "federation": "a federation, whose clients learn in a plain loop without a Trainer",
+        "engine": "a stream that is met once, in a plain loop without a Trainer",
+    }
+    told = next((said for name, said in where.items() if name in cfg), None)
+    if told is None:
         return []
     return [
-        f"warning: {key}={shown(OmegaConf.select(cfg, key))} has no effect in a federation, whose "
-        "clients learn in a plain loop without a Trainer"
+        f"warning: {key}={shown(OmegaConf.select(cfg, key))} has no effect in {told}"
         for key in typed
         if key == "pack" or (key.startswith("trainer.") and key != "trainer.accelerator")
     ]

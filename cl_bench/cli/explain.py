@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cl_bench.cli.listing import options
 from cl_bench.errors import UsageError
 
-ADDED = ("strategy", "stream", "protocol", "experiment", "also", "federation", "backbone")
+ADDED = ("strategy", "stream", "protocol", "experiment", "also", "federation", "backbone", "engine")
 """Groups without a default: ``+`` names their first choice."""
 
 REPLACED = {"widths": "model.hidden"}
@@ -107,6 +107,7 @@ def refuse_lists(overrides: Sequence[str]) -> str | None:
             "trainer",
             "logger",
             "federation",
+            "engine",
             "backbone",
             "schedule",
             "protocol",

@@ -21,6 +21,7 @@ from cl_bench.experiment.probes import Probe
 from cl_bench.features import Backbone, BaseTraining
 from cl_bench.federation import Federation
 from cl_bench.learners import BaseLearner
+from cl_bench.streaming import Streaming
 from cl_bench.tasks.text import Prompt
 
 
@@ -48,7 +49,7 @@ SLOTS = {
     "strategy": Kind("a strategy", (Strategy,), (Protect,)),
     "stream": Kind("a stream", (Stream,), (Prompt,)),
     "model": Kind("a network", (nn.Module,), (nn.Module,)),
-    "optimizer": Kind("an optimizer", (Optimizer,)),
+    "optimizer": Kind("an optimizer", (Optimizer,), (Optimizer,)),
     "schedule": Kind("a schedule", (Plateau, Cosine, LRScheduler), (LRScheduler,)),
     "learner": Kind("a learner", (BaseLearner,)),
     "trainer": Kind(
@@ -59,6 +60,7 @@ SLOTS = {
     "backbone": Kind("a backbone", (Backbone,), (nn.Module, BaseTraining)),
     "probe": Kind("a probe", (Probe,), (Probe,)),
     "federation": Kind("a federation", (Federation,), (Optimizer,)),
+    "engine": Kind("an engine's settings", (Streaming,)),
 }
 """By top-level key of the configuration; nothing else in it is made from a ``_target_``."""
 

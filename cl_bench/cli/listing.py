@@ -31,6 +31,7 @@ GROUPS = {
     ),
     "cluster": ("clusters", "-m +cluster=...", "where the jobs of a sweep run"),
     "federation": ("federations", "+federation=...", "clients that share no data, and a server"),
+    "engine": ("engines", "+engine=...", "another loop than epochs of batches"),
     "also": ("companions", "+also=...", "join a strategy; several: +also=[er,ewc]"),
 }
 """Title, how to choose one, and what they are."""

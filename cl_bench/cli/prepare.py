@@ -12,13 +12,13 @@ from cl_bench.cli.build import (
     build,
     build_backbone,
     build_model,
-    build_optimizer,
     build_strategy,
     build_stream,
     build_trainer,
     trainer_options,
 )
 from cl_bench.cli.effects import check_beside
+from cl_bench.cli.optimizers import Built, build_optimizer, check_rule
 from cl_bench.cli.settings import (
     NODES,
     SETTINGS,
@@ -48,6 +48,7 @@ from cl_bench.federation import Federation, check_federation, check_shares
 from cl_bench.learners import BaseLearner
 from cl_bench.learners.guards import refuse_half_precision
 from cl_bench.parallel.ranks import rank
+from cl_bench.streaming import Streaming, check_streaming
 from cl_bench.tracking import wandb_sink
 
 
@@ -87,6 +88,7 @@ class Parts:
         trainer: builds a ``lightning.Trainer``.
         stream: the tasks; those that are left of them in a trial of a search.
         federation: settings of clients and server; None where there are none.
+        streaming: of a stream that is met once; None where it is not.
         learner: what learns.
         sink: makes the logger beside the files, or None, for the run's directory.
     """
@@ -97,6 +99,7 @@ class Parts:
     trainer: TrainerFactory
     stream: Stream
     federation: Federation | None
+    streaming: Streaming | None
     learner: BaseLearner
     sink: SinkFactory
 
@@ -118,20 +121,24 @@ def prepare(asked: Request) -> Parts:
         cfg, str(asked.choices.get("strategy", "strategy")), given.get("strategy")
     )
     options = trainer_options(cfg.trainer, asked.deterministic)
-    check_trainer(cfg.trainer, 1 if "federation" in cfg else settings.loop.pack, strategy)
+    plain_loop = "federation" in cfg or "engine" in cfg
+    check_trainer(cfg.trainer, 1 if plain_loop else settings.loop.pack, strategy)
     check_schedule(strategy, settings.loop.schedule)
     trainer = build_trainer(options)
-    optimizer = given["optimizer"] if "optimizer" in given else build_optimizer(cfg.optimizer)
-    stream, federation = _tasks(asked, settings, strategy, name)
-    learner = _learner(asked, settings, stream, optimizer)
-    parts = Parts(settings, strategy, name, trainer, stream, federation, learner, sink)
+    optimizer = (
+        Built.given(given["optimizer"]) if "optimizer" in given else build_optimizer(cfg.optimizer)
+    )
+    stream, federation, streaming = _tasks(asked, settings, strategy, name)
+    learner = _learner(asked, settings, stream, optimizer.factory)
+    check_rule(optimizer, learner, cfg.trainer, federation is not None)
+    parts = Parts(settings, strategy, name, trainer, stream, federation, streaming, learner, sink)
     _check_learner(asked, parts)
     return parts
 
 
 def _tasks(
     asked: Request, settings: RunSettings, strategy: Strategy, name: str
-) -> tuple[Stream, Federation | None]:
+) -> tuple[Stream, Federation | None, Streaming | None]:
     """The stream, and who learns it: the strategy can."""
     cfg, given = asked.cfg, asked.given
     with memory_explained(settings.loop, settings.evaluation.batch_size):
@@ -140,14 +147,19 @@ def _tasks(
             stream = FeatureStream(stream, build_backbone(cfg.backbone), _say)
         stream = for_search(stream, settings.search)
     federation = build(cfg.federation) if "federation" in cfg else None
+    streaming = build(cfg.engine) if "engine" in cfg else None
+    if federation is not None and streaming is not None:
+        raise UsageError("+engine=streaming and +federation=...: a run has one of them")
     schedule = settings.loop.schedule
-    check_pair(name, strategy, stream, federation is not None)
-    if federation is None:
+    check_pair(name, strategy, stream, federation is not None, streaming is not None)
+    if streaming is not None:
+        check_streaming(streaming, name, strategy, stream, cfg.trainer, schedule)
+    elif federation is None:
         check_epochs(strategy, stream, cfg.trainer.max_epochs)
     else:
         check_federation(federation, name, strategy, stream, cfg.trainer, schedule)
     check_tasks(stream, validated=isinstance(schedule, Plateau))
-    return stream, federation
+    return stream, federation, streaming
 
 
 def _say(line: str) -> None:
@@ -199,7 +211,7 @@ def _check_learner(asked: Request, parts: Parts) -> None:
 def _made_of(cfg: DictConfig) -> dict[str, Callable[..., Any]]:
     """What parts of the configuration, which all have been made by now, are made into."""
     groups = [f"{group}.{name}" for group in ("also", "probe") for name in cfg.get(group) or ()]
-    places = [*NODES, "federation", "backbone", *groups]
+    places = [*NODES, "federation", "engine", "backbone", *groups]
     nodes = {place: OmegaConf.select(cfg, place) for place in places}
     targets = {
         place: get_object(node._target_)

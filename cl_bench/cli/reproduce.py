@@ -37,7 +37,7 @@ def reproduce(arguments: Sequence[str]) -> bool:
     directory, others = named(arguments, "reproduce")
     # torch and lightning load here, not for a listing.
     from cl_bench.cli.run import run_config
-    from cl_bench.report.comparison import compare_runs
+    from cl_bench.report.comparison import compare_runs, recorded_by_one
     from cl_bench.tracking.files import write_atomically
     from cl_bench.tracking.reading import is_finished
 
@@ -60,15 +60,20 @@ def reproduce(arguments: Sequence[str]) -> bool:
         result = run_config(run.cfg, run.command, run.choices)
         again = result.directory.absolute()
     found = compare_runs(original, again)
+    alone = recorded_by_one(original, again)
     changes = list(environment_changes(run, read_recorded("reproduce", again, trust)))
     report = {
         "original": str(original),
         "identical": not found,
         "differences": [vars(d) for d in found],
+        "recorded_by_one": alone,
         "environment": changes,
     }
     write_atomically(again / REPORT, json.dumps(report, indent=2).encode())
-    print("\n" + printable("\n".join(_told(found, changes, directory, again))))
+    lines = [*_told(found, changes, directory, again)]
+    if alone:
+        lines.append(f"only one of them records: {', '.join(alone)}")
+    print("\n" + printable("\n".join(lines)))
     return not found
 
 

@@ -14,10 +14,11 @@ from torch.optim import SGD
 
 from cl_bench.cli.build import on_cuda
 from cl_bench.cli.effects import check_effects
+from cl_bench.cli.optimizers import remarks
 from cl_bench.cli.prepare import Parts, Request, prepare
 from cl_bench.cli.settings import check_top_level, require_nodes
 from cl_bench.cli.threads import AUTO, check_threads, computing_with
-from cl_bench.contracts import Engine, Strategy, Stream, UsageError
+from cl_bench.contracts import Engine, Stream, UsageError
 from cl_bench.experiment import (
     Cosine,
     Identity,
@@ -36,6 +37,7 @@ from cl_bench.experiment.determinism import deterministically, statement
 from cl_bench.experiment.reopen import Resume
 from cl_bench.federation import FederatedEngine, Federation
 from cl_bench.parallel.ranks import world
+from cl_bench.streaming import StreamingEngine
 from cl_bench.tracking.files import require_plain
 
 
@@ -118,6 +120,7 @@ def _here(asked: Request, parts: Parts) -> Result:
     cfg, stream, settings = asked.cfg, parts.stream, parts.settings
     says = statement(asked.deterministic, on_cuda(cfg.trainer))
     selected = OmegaConf.to_container(cfg.selected, resolve=True) if cfg.get("selected") else None
+    at_task = parts.learner.at_task
     told = parts.strategy.needs.task_id_at_test and stream.scenario != "task"
     return conduct(
         stream,
@@ -146,29 +149,34 @@ def _here(asked: Request, parts: Parts) -> Result:
             *asked.notes,
             *_idle_schedule(settings.loop.schedule, cfg.trainer.max_epochs, stream),
             *([says] if asked.deterministic else []),
+            *remarks(parts.learner),
             *([f"{parts.strategy_name} is given the task id at test time"] if told else []),
         ],
         facts={
             **search_facts(stream, settings.search),
             **({"selection": selected} if selected else {}),
+            **({"optimizer_at_task": at_task} if at_task != "reset" else {}),
         },
-        engine=_engine(parts.federation, cfg.trainer, parts.strategy, asked.given),
+        engine=_engine(parts, cfg.trainer, asked.given),
         sharded=shares_weights(cfg.trainer),
     )
 
 
 def _engine(
-    federation: Federation | None,
+    parts: Parts,
     trainer: DictConfig,
-    strategy: Strategy,
     given: Mapping[str, Any],
 ) -> Callable[..., Engine]:
+    device = "cuda" if on_cuda(trainer) else "cpu"
+    if parts.streaming is not None:
+        return functools.partial(StreamingEngine, streaming=parts.streaming, device=device)
+    federation, strategy = parts.federation, parts.strategy
     if federation is None:
         return LightningEngine
     return functools.partial(
         FederatedEngine,
         federation=federation,
-        device="cuda" if on_cuda(trainer) else "cpu",
+        device=device,
         site=given["site"](strategy) if "site" in given else None,
     )
 

@@ -125,6 +125,8 @@ def require_nodes(cfg: DictConfig, given: Mapping[str, Any]) -> None:
     added = {f"also.{n}": (node, f"+also={n}") for n, node in (cfg.get("also") or {}).items()}
     if "federation" in cfg:
         added["federation"] = (cfg.federation, "+federation=small")
+    if "engine" in cfg:
+        added["engine"] = (cfg.engine, "+engine=streaming")
     if "backbone" in cfg:
         added["backbone"] = (cfg.backbone, "+backbone=efficientnet_lite0")
     for name, (node, word) in added.items():
@@ -138,8 +140,10 @@ def check_top_level(cfg: DictConfig) -> bool:
     found = {
         k: top.get(k, cfg.get(k)) for k in inspect.signature(_top_level).parameters if k in cfg
     }
-    check(_top_level, found)
     reference = found.get("reference")
+    if reference is not None and isinstance(cfg.reference, DictConfig):
+        reference = found["reference"] = plain(cfg.reference)  # its numbers may refer to others
+    check(_top_level, found)
     if reference is not None:
         numbers = [field.name for field in fields(PUBLISHED)]
         for key in set(reference) - set(numbers):

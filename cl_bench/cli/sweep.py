@@ -8,6 +8,7 @@ of their own (``hydra/launcher=joblib``) leave what they print in ``logs``.
 
 import contextlib
 import hashlib
+import inspect
 import math
 import os
 import re
@@ -20,6 +21,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cl_bench.cli.ledger import Ledger
@@ -186,8 +188,10 @@ class SweepJob:
         from cl_bench.tracking.reading import read_config
 
         then = _compared(read_config(self.directory))
-        now = _compared(OmegaConf.to_container(self.cfg, resolve=True))
+        plain = OmegaConf.to_container(self.cfg, resolve=True)
+        now = _compared(plain)
         changed = sorted(k for k in {*then, *now} if then.get(k) != now.get(k))
+        changed = [k for k in changed if k in then or not _by_default(plain, k, now[k])]
         if changed:
             key = changed[0]
             more = f" (and {len(changed) - 1} more)" if changed[1:] else ""
@@ -251,6 +255,17 @@ def _compared(plain: Any) -> dict[str, Any]:
     if found.get("trainer.threads") == AUTO:  # what runs did that have no such setting
         del found["trainer.threads"]
     return found
+
+
+def _by_default(plain: Any, name: str, value: Any) -> bool:
+    """Whether an option has its own default: versions without that option did the same."""
+    *path, option = name.split(".")
+    for key in path:
+        plain = plain[key]
+    if "_target_" not in plain:
+        return False
+    known = inspect.signature(get_object(plain["_target_"])).parameters.get(option)
+    return known is not None and known.default == value
 
 
 def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

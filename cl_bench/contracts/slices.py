@@ -70,6 +70,7 @@ class RenumberedTask(Task):
         self.classes = range(start, start + len(task.classes))
         self.name, self.metric, self.origin = task.name, task.metric, task.origin
         self.epochs, self.rate = task.epochs, task.rate
+        self.ordered, self.kind = task.ordered, task.kind
         self._shift = start - task.classes.start
         self._same = self._shift == 0 and not (tells_task and index != task.index)
 

@@ -26,8 +26,8 @@ class Summable(Protocol):
 Statistics = Mapping[str, Summable]
 
 
-Kind = Literal["local", "federated"]
-"""Of engines."""
+Kind = Literal["local", "federated", "streaming"]
+"""Of engines: one site's data, task by task; clients and a server; one pass, tested first."""
 
 LOCAL_OR_FEDERATED: frozenset[Kind] = frozenset({"local", "federated"})
 
@@ -44,7 +44,9 @@ class Needs:
         rewrites_gradients: two strategies that both do are refused together.
         shardable: works where every process holds some rows of each weight (FSDP2).
         engines: what can learn under it: ``local`` has one site's data, ``federated`` clients and a
-            server.
+            server; what runs ``local`` may stream as well, and ``streaming`` alone means that
+            :meth:`Strategy.observe` learns everything.
+        first_batch: samples that the first call of :meth:`Strategy.observe` must bring.
         plateau: works only where the rate decays on a plateau of the validation loss.
         modalities: kinds of streams it can learn; empty means any.
         scenarios: of streams it can learn; empty means any.
@@ -65,6 +67,7 @@ class Needs:
     rewrites_gradients: bool = False
     shardable: bool = True
     engines: frozenset[Kind] = frozenset({"local"})
+    first_batch: int = 1
     plateau: bool = False
     modalities: frozenset[str] = frozenset()
     scenarios: frozenset[Scenario] = frozenset()
@@ -211,6 +214,13 @@ class Strategy:
     def on_batch(self, learner: Learner, batch: Batch) -> Batch:
         """The batch that is learned: replay adds to it here."""
         return batch
+
+    def observe(self, learner: Learner, batch: Batch) -> bool:
+        """Learn one batch of a stream that is tested first, in closed form and outside of SGD.
+
+        False leaves it to the engine, which takes one optimizer step.
+        """
+        return False
 
     def objective(self, learner: Learner, batch: Batch, out: Tensor) -> Loss:
         """What is minimised, in place of the learner's loss; without side effects.

@@ -149,6 +149,8 @@ class Task(ABC):
         metric: name of the per-sample score in [0, 1] that the accuracy matrix averages.
         epochs: how long it is learned; None leaves it to ``trainer.max_epochs``.
         rate: multiplies the optimizer's learning rate.
+        ordered: whether training samples stand in the order of time, as a stream of data has them.
+        kind: ``learn``, or ``forget``: a request that what ``train`` holds be known no longer.
         recovery: halves for recovery experiments; None if the task has no such halves.
         facts: further plain values for the record, such as chance levels.
         origin: licence, source and citation of the data.
@@ -161,6 +163,8 @@ class Task(ABC):
     metric: str = "accuracy"
     epochs: int | None = None
     rate: float = 1.0
+    ordered: bool = False
+    kind: Literal["learn", "forget"] = "learn"
     recovery: Recovery | None = None
     facts: Mapping[str, Any] = MappingProxyType({})
     origin: Origin

@@ -111,7 +111,13 @@ KEYS = {
 """How a stream makes what a learner takes."""
 
 
-def check_pair(name: str, strategy: Strategy, stream: Stream, federated: bool = False) -> None:
+def check_pair(
+    name: str,
+    strategy: Strategy,
+    stream: Stream,
+    federated: bool = False,
+    streaming: bool = False,
+) -> None:
     """Raise :class:`UsageError` if stream or engine do not give what the strategy needs.
 
     Args:
@@ -119,6 +125,7 @@ def check_pair(name: str, strategy: Strategy, stream: Stream, federated: bool = 
         strategy: which updates are allowed.
         stream: the tasks.
         federated: whether clients and a server learn them.
+        streaming: whether they are met once, tested first.
     """
     needs = strategy.needs
     if needs.task_id_at_test and not stream.task_id_at_test:
@@ -155,6 +162,10 @@ def check_pair(name: str, strategy: Strategy, stream: Stream, federated: bool = 
             "+federation=... out, or use one that learns from clients' (docs/federation.md)"
         )
     if not federated and "local" not in needs.engines:
+        if streaming and "streaming" in needs.engines:
+            return
+        if "federated" not in needs.engines:
+            raise UsageError(f"strategy {name!r} observes a stream: add +engine=streaming")
         raise UsageError(
             f"strategy {name!r} runs in a federation: add one, for example +federation=small"
         )
@@ -316,4 +327,26 @@ def check_trainer(trainer: Mapping[str, Any], pack: int, strategy: Strategy) -> 
         raise UsageError(
             "trainer.gradient_clip_algorithm=value leads a projected gradient out of its subspace: "
             "use trainer.gradient_clip_algorithm=norm"
+        )
+
+
+def check_plain_loop(trainer: Mapping[str, Any], who: str) -> None:
+    """Raise :class:`UsageError` where ``who`` learn in a plain loop, and options need a Trainer."""
+    for key, plain in (
+        ("gradient_clip_val", (None, 0, 0.0)),
+        ("accumulate_grad_batches", (1,)),
+        ("limit_train_batches", (None,)),
+        ("deterministic", (None, False)),
+        ("devices", (1, "1", [0])),
+        ("num_nodes", (1,)),
+    ):
+        if trainer.get(key, plain[0]) not in plain:
+            raise UsageError(
+                f"trainer.{key}={trainer[key]}: {who} in a plain loop, without a Trainer, "
+                "that does not do this; leave it out"
+            )
+    if str(trainer.get("precision", "32-true")) not in ("32", "32-true"):
+        raise UsageError(
+            f"trainer.precision={trainer['precision']}: {who} in single precision; use "
+            "trainer.precision=32-true"
         )

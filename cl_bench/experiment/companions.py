@@ -27,7 +27,7 @@ from cl_bench.contracts import (
 )
 from cl_bench.contracts.strategy import overrides, penalises_weights
 
-EXCLUSIVE = ("plan", "param_groups", "objective", "predict")
+EXCLUSIVE = ("plan", "param_groups", "observe", "objective", "predict")
 """Hooks that give one answer: at most one of the strategies may implement each."""
 
 
@@ -86,6 +86,7 @@ class Together(Strategy):
             task_id_at_test=any(n.task_id_at_test for n in needs),
             rewrites_gradients=any(n.rewrites_gradients for n in needs),
             shardable=all(n.shardable for n in needs),
+            first_batch=max(n.first_batch for n in needs),
             plateau=any(n.plateau for n in needs),
             engines=frozenset.intersection(*(n.engines for n in needs)),
             modalities=frozenset.intersection(*modalities) if modalities else frozenset(),
@@ -126,6 +127,10 @@ class Together(Strategy):
         for member in self.members:
             batch = member.on_batch(learner, batch)
         return batch
+
+    def observe(self, learner: Learner, batch: Batch) -> bool:
+        """From the member that decides it."""
+        return self._deciding("observe").observe(learner, batch)
 
     def objective(self, learner: Learner, batch: Batch, out: Tensor) -> Loss:
         """From the member that decides it."""

@@ -139,7 +139,7 @@ def conduct(
             opened as record,
             _saying_where(directory, checkpoints),
             memory_explained(loop, evaluation.batch_size),
-            Interrupts(checkpoints.settings.enabled) as interrupts,
+            Interrupts(checkpoints.settings.enabled and learner.resumes_inside) as interrupts,
         ):
             title = f"{identity.stream} · {identity.strategy} · seed {loop.seed}: {directory}"
             for note in (title, *notes, *(guarding.lines() if guarding else ())):

@@ -51,6 +51,7 @@ class SearchTask(Task):
         self.name, self.index, self.classes = task.name, task.index, task.classes
         self.head, self.metric, self.epochs = task.head, task.metric, task.epochs
         self.rate, self.facts, self.origin = task.rate, task.facts, task.origin
+        self.ordered, self.kind = task.ordered, task.kind
 
     @property
     def train(self) -> Data:

@@ -73,6 +73,8 @@ class RunState:
     @property
     def every_steps(self) -> float:
         """Optimizer steps between two checkpoints inside a task."""
+        if not self.learner.resumes_inside:
+            return float("inf")
         settings = self.checkpoints.settings if self.checkpoints else None
         return settings.every_steps or float("inf") if settings else float("inf")
 

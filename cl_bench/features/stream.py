@@ -30,6 +30,7 @@ class FeatureTask(Task):
         self.name, self.index, self.classes = task.name, task.index, task.classes
         self.head, self.metric, self.epochs = task.head, task.metric, task.epochs
         self.rate, self.facts, self.origin = task.rate, task.facts, task.origin
+        self.ordered, self.kind = task.ordered, task.kind
         self._sides = sides
         self._held: weakref.ref[MemoryData] | None = None
 

@@ -178,6 +178,7 @@ class ClientTask(Task):
             task.facts,
             task.origin,
         )
+        self.kind = task.kind
         self._data = data
 
     @property

@@ -10,6 +10,7 @@ from cl_bench.contracts import FederatedStrategy, Strategy, Stream, UsageError
 from cl_bench.contracts.checking import checked
 from cl_bench.contracts.options import Count, OnlyWith, PartShare, Range, Rate, Share, SomeShare
 from cl_bench.contracts.strategy import overrides
+from cl_bench.experiment.checks import check_plain_loop
 
 ServerOptimizer = Callable[[Iterable[Any]], Optimizer]
 
@@ -177,26 +178,4 @@ def check_federation(
                 f"federation.{key} = {parts}, but task {task.name!r} has {len(task.train)} "
                 "training samples: make at most one part a sample"
             )
-    _check_trainer(trainer)
-
-
-def _check_trainer(trainer: Mapping[str, Any]) -> None:
-    """Clients learn in a plain loop: what a Trainer alone can do is refused."""
-    for key, plain in (
-        ("gradient_clip_val", (None, 0, 0.0)),
-        ("accumulate_grad_batches", (1,)),
-        ("limit_train_batches", (None,)),
-        ("deterministic", (None, False)),
-        ("devices", (1, "1", [0])),
-        ("num_nodes", (1,)),
-    ):
-        if trainer.get(key, plain[0]) not in plain:
-            raise UsageError(
-                f"trainer.{key}={trainer[key]}: clients learn in a plain loop, without a Trainer, "
-                "that does not do this; leave it out"
-            )
-    if str(trainer.get("precision", "32-true")) not in ("32", "32-true"):
-        raise UsageError(
-            f"trainer.precision={trainer['precision']}: clients learn in single precision; use "
-            "trainer.precision=32-true"
-        )
+    check_plain_loop(trainer, "clients learn")

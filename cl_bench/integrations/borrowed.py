@@ -1,7 +1,7 @@
 """Somebody else's network, seen through the learner's services; it is left as it was found."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
@@ -11,22 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cl_bench.contracts import Batch, Position, Protect, Strategy, UsageError
-from cl_bench.contracts.learner import Heads
-from cl_bench.learners import NetworkServices
+from cl_bench.contracts import Batch, Position, Protect, Scenario, Strategy, Task, UsageError
+from cl_bench.contracts.plan import Start
+from cl_bench.integrations.outputs import Forward, LossFunction, Outputs
 from cl_bench.learners.guardable import is_norm, require_guardable
 from cl_bench.learners.guards import guards
 from cl_bench.learners.modes import own_buffers, same_modes
+from cl_bench.learners.stages import Stages
+from cl_bench.learners.work import Work
 from cl_bench.subspace import Accumulator, LinearMap, Moments
 
-Forward = Callable[[Any, Batch], Tensor]
-"""Outputs of a model for a batch ``{"x": ..., "y": ...}``."""
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""Mean loss from outputs and labels, as ``torch.nn.functional.cross_entropy``."""
-
-
-class Borrowed(NetworkServices):
+class Borrowed(Outputs, Stages):
     """The services that strategies stand on, over any module.
 
     Args:
@@ -34,37 +30,81 @@ class Borrowed(NetworkServices):
         loss: mean loss from outputs and labels; for strategies that ask for gradients.
         forward: how the model is called; ``model(batch["x"])`` if None.
         seed: for samples that strategies draw.
+        heads: shell patterns of the names of output layers, which together make its logits.
+        scenario: what tasks bring and what is known at test time; None: ``class`` where there are
+            several heads, else ``domain``.
 
     Raises:
-        UsageError: the model is compiled or wrapped, so that its layers could not be watched.
+        UsageError: the model is compiled or wrapped, so that its layers could not be watched, or a
+            name fits no layer.
     """
 
-    batch_size = 1
-    """Not known in somebody else's loop. It prices input-side projection, never chosen there."""
-
     def __init__(
-        self, model: nn.Module, loss: Loss | None, forward: Forward | None, seed: int
+        self,
+        model: nn.Module,
+        loss: LossFunction | None,
+        forward: Forward | None,
+        seed: int,
+        heads: Sequence[str] = (),
+        scenario: Scenario | None = None,
     ) -> None:
         wrapped = getattr(model, "_orig_mod", None) or getattr(model, "_compiled_call_impl", None)
         if wrapped is not None or isinstance(model, nn.parallel.DistributedDataParallel):
             raise UsageError(
                 f"{type(model).__name__} hides its layers: give the module itself, and train "
-                "what torch.compile(module) returned"
+                "what torch.compile(module) or DistributedDataParallel(module) returned"
             )
-        self._model = model
-        self._loss = loss
-        self._forward = forward
+        self._model, self._loss, self._forward = model, loss, forward
         self.seed = seed
+        self.batch_size = 64  # not known here; nothing but the size of pieces follows from it
         self.projectable: Literal["input", "gradient", "step"] = "step"
+        self.strategy = self.acting = Strategy()
+        self.phase, self.own_objective, self._before_phase = None, None, None
         self.held_norms: set[nn.Module] = set()
         self.optimizers: list[Optimizer] = []
-        self._learnable: list[nn.Parameter] = []
+        self.work = Work()
+        self._initial: Mapping[str, Tensor] = {}
+        self._learnable: set[nn.Parameter] = set()
+        self._held: set[Tensor] = set()
+        self._extras: dict[int, nn.ModuleDict] = {}
         self._announced = False
         self._left_alone: set[str] = set()
+        self._begin_counting()
+        self.task: Task | None = None
+        self.test_tasks: list[Task] = []
+        self._head_names = _heads(model, heads)
+        self.heads = nn.ModuleList(model.get_submodule(name) for name in self._head_names)
+        several = len(self.heads) > 1
+        self.scenario: Scenario = scenario or ("class" if several else "domain")
+        self.task_id_at_test = self.scenario == "task"
+        self.seen_heads = self.seen_classes = 0
+        sizes = [head.weight.shape[0] for head in self.heads] if several else []
+        self.sizes: list[int] = sizes
+        self.head_of_class = torch.arange(len(sizes)).repeat_interleave(
+            torch.tensor(sizes, dtype=torch.long)
+        )
 
-    def begin(self) -> None:
+    # -- a task -----------------------------------------------------------------------------------
+
+    def open(self) -> None:
         """Remember what is trainable before a strategy freezes some of it."""
-        self._learnable = list(self.trainable_parameters())
+        self._learnable = set(self.trainable_parameters())
+        self._learnable |= {p for e in self._extras.values() for p in e.parameters()}
+
+    def begin(self, task: Task, strategy: Strategy, start: Start = "current") -> None:
+        """Meet a task."""
+        self.seen_classes = max(self.seen_classes, task.classes.stop)
+        self.belongs(task)
+        super().begin(task, strategy, start)
+
+    def belongs(self, task: Task) -> None:
+        """Take down whose the classes of a task are."""
+        if not self.sizes:
+            owner = torch.zeros(max(self.seen_classes, task.classes.stop), dtype=torch.long)
+            owner[: len(self.head_of_class)] = self.head_of_class.cpu()
+            owner[task.classes.start : task.classes.stop] = task.index
+            self.head_of_class = owner
+        self.head_of_class = self.head_of_class.to(next(self.parameters()).device)
 
     def announce(self, strategy: Strategy) -> None:
         """Warn, once, of what trains and ``strategy`` does not guard.
@@ -97,21 +137,26 @@ class Borrowed(NetworkServices):
                 parameter.grad = None
 
     def end(self) -> None:
-        """Free again whatever was frozen or held since :meth:`begin`."""
+        """Free again whatever was frozen or held since :meth:`open`, and take what was added."""
         for parameter in self._learnable:
             parameter.requires_grad_(True)
-        for norm in self.held_norms:
-            del norm.__dict__["train"]
-            norm.training = norm.__dict__.pop("mode_asked_for")
-        self._learnable, self.optimizers = [], []
-        self.held_norms.clear()
+        self._free_norms(list(self.held_norms))
+        self._learnable, self.optimizers = set(), []
+        self._held.clear()
+        self.phase, self._before_phase, self.open_heads = None, None, False
+        if self._extras and hasattr(self._model, "extra"):
+            del self._model.extra
 
-    def accepts(self, sample: Batch) -> None:
-        """Raise :class:`UsageError` unless the model takes the first rows of ``sample``."""
+    def accepts(self, sample: Batch) -> Tensor:
+        """Outputs for the first rows of ``sample``.
+
+        Raises:
+            UsageError: the model does not take them.
+        """
         rows = self._to_device({name: value[:2] for name, value in sample.items()})
         try:
             with torch.no_grad(), self.evaluating():
-                self(rows)
+                return self._said(rows)
         except UsageError:
             raise
         except Exception as error:
@@ -124,11 +169,19 @@ class Borrowed(NetworkServices):
 
     @property
     def progress(self) -> Position:
-        """Raise :class:`UsageError`: epochs are not known in somebody else's loop."""
-        raise UsageError(
-            "this strategy asks how far training has come, which is not known in somebody else's "
-            "loop: run it in cl_bench's own"
-        )
+        """Where training stands.
+
+        Raises:
+            UsageError: nobody said how long training goes on.
+        """
+        now = self._step
+        if not (now.steps and now.epochs):
+            raise UsageError(
+                "this strategy asks how far training has come: say how long it goes on, "
+                "guard.task(..., epochs=5, steps=5 * len(loader))"
+            )
+        epoch = min(now.step * now.epochs // now.steps, now.epochs - 1)
+        return Position(now.phase, epoch, now.step, now.steps, now.epochs)
 
     @property
     def network(self) -> nn.Module:
@@ -137,35 +190,33 @@ class Borrowed(NetworkServices):
 
     @property
     def body(self) -> nn.Module:
-        """The network without wrappers that hold a single module, such as a LightningModule."""
+        """The network without heads and wrappers that hold a single module."""
         body = self._model
         while True:
-            inner = [m for m in body.children() if any(True for _ in m.parameters())]
+            inner = self._holding(body)
             if hasattr(body, "blocks") or len(inner) != 1 or isinstance(inner[0], nn.Linear):
                 return body
             body = inner[0]
 
-    def __call__(self, batch: Batch, head: int | None = None) -> Tensor:
-        """Outputs for a batch.
+    def _holding(self, module: nn.Module) -> list[nn.Module]:
+        """Children that hold parameters of other things than heads."""
+        heads = self._head_parameters()
+        extra = getattr(self._model, "extra", None)
+        children = [m for m in module.children() if m is not extra or not self._extras]
+        return [m for m in children if any(p not in heads for p in m.parameters())]
 
-        Raises:
-            UsageError: a certain head is wanted, or nothing says how to call the model.
-        """
-        if head is not None:
-            raise UsageError("which head serves a task is not known in somebody else's model")
-        if self._forward is not None:
-            return self._forward(self._model, batch)
-        if "x" not in batch:
-            raise UsageError(
-                f"the sample has {', '.join(batch)} but no 'x': say how the model is called, "
-                "for example forward=lambda model, batch: model(**batch).logits"
-            )
-        out: Tensor = self._model(batch["x"])
-        return out
-
-    def weights(self) -> dict[str, Tensor]:
-        """Weights and buffers, live."""
-        return self._model.state_dict()
+    def blocks(self) -> list[nn.Module]:
+        """The layers of a model of transformers, the body's ``blocks``, or its children."""
+        config: Any = getattr(self._model, "config", None)
+        depth = getattr(config, "num_hidden_layers", None)
+        if depth is None:
+            if hasattr(self.body, "blocks"):
+                return super().blocks()
+            return self._holding(self.body)
+        lists = [m for m in self._model.modules() if isinstance(m, nn.ModuleList)]
+        found = [m for m in lists if len(m) == depth]
+        wanted = 2 if getattr(config, "is_encoder_decoder", False) else 1
+        return [block for stack in found[:wanted] for block in stack]
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Write weights and buffers into the network."""
@@ -177,54 +228,21 @@ class Borrowed(NetworkServices):
     def _left_behind(self) -> dict[int, Any]:
         # Functions may belong to objects that hold much more than the network.
         kept = {id(self._forward): self._forward, id(self._loss): self._loss}
-        return {**kept, id(self.optimizers): []}
-
-    def _features(self, batch: Batch) -> Tensor:
-        raise UsageError(
-            "this strategy asks for what the output layer reads, and which layer that is is not "
-            "known in somebody else's model: run it in cl_bench's own loop"
-        )
-
-    def readout(self, features: Tensor, heads: Heads = "seen") -> Tensor:
-        """Raise :class:`UsageError`: heads are not known in somebody else's model."""
-        return self._features({})
-
-    def loss(self, out: Tensor, batch: Batch) -> Tensor:
-        """Mean loss over the batch.
-
-        Raises:
-            UsageError: no loss was given.
-        """
-        if self._loss is None:
-            raise UsageError("this strategy needs the loss: give loss=F.cross_entropy (or yours)")
-        return self._loss(out, _labels(batch))
-
-    def label_logits(self, out: Tensor, batch: Batch) -> Tensor:
-        """Logit of every sample's own label (n,)."""
-        return out.gather(1, _labels(batch).unsqueeze(1)).squeeze(1)
-
-    def performance(self, batch: Batch) -> float:
-        """Share of the batch whose most likely class is right."""
-        batch = self._to_device(batch)
-        with torch.no_grad(), self.evaluating():
-            return float((self(batch).argmax(1) == _labels(batch)).double().mean())
-
-    def draw_labels(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """The batch with labels drawn from the model's own predictions."""
-        with torch.no_grad(), self.evaluating():
-            likelihood = self(self._to_device(batch)).softmax(1).cpu()
-        drawn = torch.multinomial(likelihood, 1, generator=generator).squeeze(1)
-        return {**batch, "y": drawn.to(_labels(batch).device)}
+        empty: list[Any] = [self.held_norms, self.test_tasks, self._losses, self._terms]
+        empty += [self.work, self._step, self.optimizers]
+        return {
+            **super()._left_behind(),
+            **{id(value): type(value)() for value in empty},
+            **kept,
+            id(self.strategy): Strategy(),
+            id(self.acting): Strategy(),
+            id(self.own_objective): None,
+            id(self.task): self.task,
+        }
 
     def learns(self, parameter: nn.Parameter) -> bool:
         """As it was when the task began: a strategy may have frozen it since."""
-        inside = self._learnable or [p for p in self._model.parameters() if p.requires_grad]
-        return any(parameter is p for p in inside)
-
-    def counted(self, batch: Batch, layer: str) -> Tensor | None:
-        """Which tokens (n, L) are no padding, if the sample says so as Hugging Face's models do."""
-        mask = batch.get("attention_mask")
-        return None if mask is None else mask.bool()
+        return parameter in self._learnable if self._learnable else parameter.requires_grad
 
     def layers(self, protect: Protect) -> list[LinearMap]:
         """The linear maps that ``protect`` selects.
@@ -261,44 +279,74 @@ class Borrowed(NetworkServices):
             )
         return moments
 
+    def head_of(self, name: str) -> int | None:
+        """Which head a layer or parameter belongs to, by its name; None: to none that is known."""
+        for i, head in enumerate(self._head_names):
+            if name == head or name.startswith((f"{head}.", f"{head}#")):
+                return i
+        return None
+
     def is_guarded_head(self, name: str, heads: str) -> bool | None:
-        """Unknown: a head is a layer like any other here.
+        """Whether ``protect.heads`` guards this layer; None if it is no head that is known.
 
         Raises:
-            UsageError: heads are to be left alone.
+            UsageError: heads are to be left alone, and none is known.
         """
-        if heads == "never":
+        if heads == "never" and not self._head_names:
             raise UsageError(
                 "protect.heads='never': which layers are heads is not known in somebody else's "
                 "model; name them, for example Protect(exclude=('head*',))"
             )
-        return None
+        return super().is_guarded_head(name, heads)
+
+    def is_own_head(self, name: str) -> bool:
+        """Whether the layer or parameter belongs to a head that came with a task."""
+        return len(self.heads) > 1 and super().is_own_head(name)
+
+    def train_heads(self, which: Literal["current", "seen", "all"]) -> None:
+        """Which output heads take part in training; one that serves all tasks always does."""
+        self.open_heads = which == "all"
+        if len(self.heads) > 1:
+            super().train_heads(which)
 
     def hold(self, modules: Iterable[nn.Module]) -> None:
         """Until the end of the task: no gradients, running statistics held."""
         for module in modules:
-            module.requires_grad_(False)
-            for norm in module.modules():
-                if is_norm(norm) and norm not in self.held_norms:
-                    self.held_norms.add(norm)
-                    _stay_in_eval(norm, norm.training)
-                    # The user's own model.train() comes later. Forward hooks would not do: a
-                    # compiled network ignores those that are registered after its compilation.
-                    norm.__dict__["train"] = partial(_stay_in_eval, norm)
+            self._freeze(module.parameters())
+            self._hold_norms([m for m in module.modules() if is_norm(m)])
 
-    def train_heads(self, which: Literal["current", "seen", "all"]) -> None:
-        """Raise :class:`UsageError`: heads are not known in somebody else's model."""
-        raise UsageError(
-            "this strategy chooses heads, and which layers are heads is not known here"
-        )
+    def _hold_norms(self, norms: Iterable[nn.Module]) -> None:
+        for norm in norms:
+            if norm not in self.held_norms:
+                self.held_norms.add(norm)
+                _stay_in_eval(norm, norm.training)
+                # The user's own model.train() comes later. Forward hooks would not do: a
+                # compiled network ignores those that are registered after its compilation.
+                norm.__dict__["train"] = partial(_stay_in_eval, norm)
+
+    def _free_norms(self, norms: Iterable[nn.Module]) -> None:
+        for norm in norms:
+            self.held_norms.discard(norm)
+            del norm.__dict__["train"]
+            norm.training = norm.__dict__.pop("mode_asked_for")
 
     def reset_weights(self) -> None:
-        """Raise :class:`UsageError`: the weights of construction are not known."""
-        raise UsageError("this strategy starts afresh, from weights that are not known here")
+        """Back to the weights of before the first task.
+
+        Raises:
+            UsageError: they were not kept, as the strategy chooses no training data.
+        """
+        if not self._initial:
+            raise UsageError("this strategy starts afresh, from weights that are not known here")
+        super().reset_weights()
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """The network's parameters."""
         return self._model.parameters(recurse)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The same with their names."""
+        return self._model.named_parameters()
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -318,13 +366,23 @@ class Borrowed(NetworkServices):
             yield
 
 
+def _heads(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Names of the output layers, in the order of the patterns, and then of the modules."""
+    layers = [name for name, m in model.named_modules() if getattr(m, "weight", None) is not None]
+    found: list[str] = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        fitting = [name for name in layers if fnmatchcase(name, pattern) and name not in found]
+        if not fitting:
+            raise UsageError(
+                f"heads={list(patterns)}: {pattern!r} fits no layer of the model, which has "
+                f"{', '.join(layers)}"
+            )
+        found += fitting
+    last: Any = getattr(model, "get_output_embeddings", lambda: None)() if not patterns else None
+    return found or [name for name, m in model.named_modules() if m is last and last is not None]
+
+
 def _stay_in_eval(norm: nn.Module, mode: bool = True) -> nn.Module:
     norm.__dict__["mode_asked_for"] = mode
     norm.training = False
     return norm
-
-
-def _labels(batch: Batch) -> Tensor:
-    if "y" not in batch:
-        raise UsageError("this strategy needs labels: give sample=(x, y)")
-    return batch["y"]

@@ -1,20 +1,23 @@
 """A strategy around a plain PyTorch training loop, which stays as it is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
 
-from cl_bench.contracts import State, Strategy, UsageError
-from cl_bench.integrations.borrowed import Borrowed, Forward, Loss
-from cl_bench.integrations.sample import Sample, SampledTask
-from cl_bench.integrations.session import Session, require_one_process, require_served
+from cl_bench.contracts import Batch, Phase, Scenario, State, Strategy, Task, UsageError
+from cl_bench.contracts.strategy import overrides
+from cl_bench.integrations.borrowed import Borrowed
+from cl_bench.integrations.outputs import Forward, LossFunction
+from cl_bench.integrations.sample import Sample, SampledTask, as_batch
+from cl_bench.integrations.session import Lesson, Session, require_served
 from cl_bench.optimizers import place_of
 
 
@@ -22,15 +25,20 @@ class Guarded:
     """A model whose updates a strategy guards, one task after another.
 
     Each task's training loop goes inside :meth:`task`. The strategy sees gradients just before
-    ``optimizer.step()`` (after clipping, accumulation and unscaling) and weights just after it;
-    ``after_step`` gets no batch and no outputs.
+    ``optimizer.step()`` (after clipping, accumulation and unscaling) and weights just after it.
+    Which further lines a strategy needs, if any, it says at the end of the first step.
 
     Args:
-        model: the network, before ``torch.compile``.
+        model: the network, before ``torch.compile`` and ``DistributedDataParallel``.
         strategy: which updates are allowed.
         loss: mean loss from outputs and labels, for strategies that take gradients themselves.
         forward: how the model is called on a batch; ``model(batch["x"])`` if None.
         seed: for samples that the strategy draws.
+        heads: names (shell patterns) of the output layers, in the order of the tasks or of their
+            classes: for strategies that tell heads from other layers or read features.
+        scenario: ``domain`` (all tasks share their classes), ``class`` (each brings some, and the
+            task is not known at test time) or ``task`` (it is); None: ``class`` if there are
+            several heads, else ``domain``.
 
     Attributes:
         tasks: tasks learned so far.
@@ -44,62 +52,229 @@ class Guarded:
         model: nn.Module,
         strategy: Strategy,
         *,
-        loss: Loss | None = None,
+        loss: LossFunction | None = None,
         forward: Forward | None = None,
         seed: int = 0,
+        heads: Sequence[str] = (),
+        scenario: Scenario | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise UsageError(f"model={model!r}: give a torch.nn.Module that is made already")
-        require_served(strategy)
-        self.learner = Borrowed(model, loss, forward, seed)
+        require_served(strategy, heads)
+        self.learner = Borrowed(model, loss, forward, seed, heads, scenario)
+        self.learner.strategy = self.learner.acting = strategy
+        if overrides(strategy, "plan"):
+            self.learner.remember_initial_state()
+            self.learner._learnable = set()
         self.strategy = strategy
-        self.tasks = 0
-        self._inside = False
+        self.met: list[SampledTask] = []
+        self.watching: Any = None
+        self._session: Session | None = None
+
+    @property
+    def tasks(self) -> int:
+        """Tasks learned so far."""
+        return len(self.met)
+
+    # -- a task -----------------------------------------------------------------------------------
 
     @contextmanager
-    def task(self, *optimizers: Optimizer, sample: Sample) -> Iterator[None]:
+    def task(
+        self,
+        *optimizers: Optimizer,
+        sample: Sample,
+        epochs: int | None = None,
+        steps: int | None = None,
+        classes: range | None = None,
+        name: str | None = None,
+    ) -> Iterator[Lesson]:
         """Around the training loop of the next task.
 
         On leaving, the strategy remembers the task by ``sample``. An exception inside leaves the
         strategy's memory as it was; the weights are what the loop has made of them.
 
         Args:
-            *optimizers: every optimizer that moves the model's weights; fresh or carried over.
-            sample: some of the task's training data: ``x``, ``(x, y)`` or tensors by name.
+            *optimizers: every optimizer that moves the model's weights; fresh or carried over. None
+                of them where it is built inside, from :meth:`param_groups`.
+            sample: some of the task's training data: ``x``, ``(x, y)`` or tensors by name. All of
+                it, for strategies that choose what is trained.
+            epochs: that the loop trains, for strategies that ask.
+            steps: optimizer steps of all epochs, likewise.
+            classes: of the task, where tasks bring their own; None takes those of its head.
+            name: of the task in reports.
 
         Raises:
             UsageError: an optimizer, the sample or the strategy does not fit the model; or the
-                loop moved weights with an optimizer that was not given, or took no step.
+                loop moved weights with an optimizer that was not given, took no step, or left out
+                a line that the strategy needs.
         """
-        if self._inside:
-            raise UsageError("a task is open already: leave its `with` block first")
-        require_one_process()
-        task = SampledTask(sample, self.tasks)
-        self.learner.accepts(task.batch)
-        self._check(optimizers)
-        self.learner.projectable = place_of(optimizers, self.learner.parameters())
-        session = Session(self.strategy, self.learner, task, constrain=True)
-        session.begin()
-        self._inside = True
+        session = self.opened(
+            sample, epochs=epochs, steps=steps, classes=classes, name=name, optimizers=optimizers
+        )
         try:
-            with self._only_through(session):
+            with self._only_through(session, given=bool(optimizers)):
                 for optimizer in optimizers:
                     session.attach(optimizer)
-                yield
-            if session.steps == 0:
-                raise UsageError(
-                    "no given optimizer took a step inside the task, so nothing was guarded: put "
-                    "the loop inside `with`, and give the optimizer that it steps"
-                )
-            session.consolidate()
-            self.tasks += 1
+                yield session.lesson
+            self.close()
         finally:
-            self._inside = False
+            self.release()
+
+    def opened(
+        self,
+        sample: Sample,
+        *,
+        epochs: int | None = None,
+        steps: int | None = None,
+        classes: range | None = None,
+        name: str | None = None,
+        optimizers: Sequence[Optimizer] = (),
+        constrain: bool = True,
+    ) -> Session:
+        """Begin a task: for callbacks, who cannot enter :meth:`task`."""
+        if self._session is not None:
+            raise UsageError("a task is open already: leave its `with` block first")
+        task = self._described(sample, classes, name)
+        self._check(optimizers)
+        place = place_of(optimizers, self.learner.parameters()) if optimizers else "step"
+        self.learner.projectable = place if constrain else "step"
+        session = Session(self.strategy, self.learner, task, constrain, self.met, epochs, steps)
+        session.lesson = session.begin()
+        self._session = session
+        if self.watching is not None:
+            self.watching.before(self, task)
+        return session
+
+    def before(self, tasks: int) -> None:
+        """So many tasks were learned before, of which only the strategy knows more."""
+        nothing = torch.zeros(1)
+        self.met = [SampledTask(nothing, t).bare() for t in range(tasks)]
+
+    def close(self, resumed: bool = False) -> None:
+        """The task is learned, here or, if ``resumed``, before what it goes on from was saved.
+
+        Raises:
+            UsageError: it took no step.
+        """
+        session = self._open()
+        if session.steps == 0 and session.trains and not resumed:
+            raise UsageError(
+                "no given optimizer took a step inside the task, so nothing was guarded: put "
+                "the loop inside `with`, and give the optimizer that it steps"
+            )
+        session.consolidate()
+        self.met.append(session.task if overrides(self.strategy, "plan") else session.task.bare())
+        if self.watching is not None:
+            self.watching.after(self, session.task)
+
+    def release(self) -> None:
+        """Give the model back; a task that was not closed is not remembered."""
+        session, self._session = self._session, None
+        if session is not None:
             session.end()
+        if self.watching is not None:
+            self.watching.released(self)
+
+    def _open(self) -> Session:
+        if self._session is None:
+            raise UsageError("no task is open: call this inside `with guard.task(...)`")
+        return self._session
+
+    def _described(self, sample: Sample, classes: range | None, name: str | None) -> SampledTask:
+        learner, t = self.learner, len(self.met)
+        batch = as_batch(sample)
+        if learner.scenario == "task" and "task" not in batch:
+            batch["task"] = torch.full((len(next(iter(batch.values()))),), t)
+        out = learner.accepts(batch)
+        several = len(learner.heads) > 1
+        if several and t >= len(learner.heads):
+            raise UsageError(
+                f"heads: there are {len(learner.heads)}, and this is task {t + 1}: name one a task"
+            )
+        if classes is None and several:
+            classes = range(sum(learner.sizes[:t]), sum(learner.sizes[: t + 1]))
+        elif classes is None:
+            if learner.scenario != "domain":
+                raise UsageError(
+                    f"scenario={learner.scenario!r}: say which classes the task has, for example "
+                    "guard.task(..., classes=range(0, 10))"
+                )
+            classes = range(out.shape[-1]) if out.dim() > 1 else range(0)
+        return SampledTask(batch, t, classes, t if several else 0, name)
+
+    # -- lines that some strategies need -----------------------------------------------------------
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimizer, inside a task or a phase: ``SGD(guard.param_groups())``."""
+        return self._open().param_groups()
+
+    def on_batch(self, batch: Sample) -> Batch:
+        """What is learned in place of a batch, by name: ``x`` and ``y``, or the batch's own."""
+        return self._open().on_batch(as_batch(batch))
+
+    def objective(self, batch: Sample, out: Tensor) -> Tensor:
+        """What is minimised, a mean over the batch: the strategy's, or the loss that was given."""
+        return self._open().objective(as_batch(batch), out)
+
+    def penalty(self, batch: Sample, out: Tensor) -> Tensor:
+        """What joins the loss."""
+        return self._open().penalty(as_batch(batch), out)
+
+    def after_epoch(self, train_loss: float = float("nan")) -> bool:
+        """An epoch is over; whether the task is, too."""
+        return self._open().after_epoch(train_loss)
+
+    def phases(self) -> Iterator[Phase]:
+        """Further stages of a task, each with ``data``, ``epochs`` and an optimizer of its own."""
+        return self._open().phases()
+
+    def predict(self, batch: Sample, task: int | None = None) -> Tensor:
+        """What answers at test, without gradients and in evaluation mode.
+
+        Args:
+            batch: inputs, by name or as one tensor.
+            task: whose data it is, from 0, where that is known.
+
+        Raises:
+            UsageError: the strategy needs to know the task, or there is no such task.
+        """
+        with torch.no_grad(), self.learner.evaluating(), self.answering(task) as known:
+            named = self.learner._to_device(self.told(as_batch(batch), task))
+            return self.strategy.predict(self.learner, named, known)  # type: ignore[arg-type]
+
+    @contextmanager
+    def answering(self, task: int | None) -> Iterator[Task | None]:
+        """Inside, the network answers for the task."""
+        if task is None and (self.strategy.needs.task_id_at_test or self.learner.task_id_at_test):
+            raise UsageError(
+                f"{type(self.strategy).__name__} answers task by task: say whose data it is, "
+                "guard.predict(x, task=0)"
+            )
+        known = [*self.met, *([] if self._session is None else [self._session.task])]
+        if task is not None and not 0 <= task < len(known):
+            raise UsageError(f"task={task}: {len(known)} tasks are known, counted from 0")
+        found = None if task is None else known[task]
+        with self.strategy.inference(self.learner, found):  # type: ignore[arg-type]
+            yield found
+
+    def told(self, batch: Batch, task: int | None) -> Batch:
+        """The batch with its task, where that is known."""
+        if task is None or self.learner.scenario != "task" or "task" in batch:
+            return batch
+        first = next(iter(batch.values()))
+        return {**batch, "task": torch.full((len(first),), task, device=first.device)}
+
+    # -- saving -----------------------------------------------------------------------------------
 
     def state_dict(self) -> State:
-        """The strategy's memory and the number of tasks; the model's weights are not in it."""
-        return {"tasks": self.tasks, "strategy": self.strategy.state_dict()}
+        """The strategy's memory, its modules and the tasks; the model's weights are not in it."""
+        extras = self.learner._extras
+        return {
+            "tasks": self.tasks,
+            "strategy": self.strategy.state_dict(),
+            "known": [[t.name, t.classes.start, t.classes.stop, t.head] for t in self.met],
+            "extras": {i: dict(modules.state_dict()) for i, modules in extras.items()},
+        }
 
     def load_state_dict(self, state: State) -> None:
         """Inverse of :meth:`state_dict`, between tasks.
@@ -107,12 +282,25 @@ class Guarded:
         Raises:
             UsageError: a task is open.
         """
-        if self._inside:
+        if self._session is not None:
             raise UsageError("load the state before the `with` block of a task")
-        self.tasks = state["tasks"]
         self.strategy.load_state_dict(state["strategy"])
+        learner, nothing = self.learner, torch.zeros(1)
+        self.met = []
+        for t, (name, start, stop, head) in enumerate(state["known"]):
+            task = SampledTask(nothing, t, range(start, stop), head, name).bare()
+            learner.seen_heads = max(learner.seen_heads, head + 1)
+            learner.seen_classes = max(learner.seen_classes, stop)
+            learner.belongs(task)
+            self.met.append(task)
+        learner.equip(self.strategy)
+        for i, weights in state["extras"].items():
+            learner._extras[i].load_state_dict(weights)
+        learner.end()
 
-    def _check(self, optimizers: tuple[Optimizer, ...]) -> None:
+    # -- optimizers -------------------------------------------------------------------------------
+
+    def _check(self, optimizers: Sequence[Optimizer]) -> None:
         for optimizer in optimizers:
             if not isinstance(optimizer, Optimizer):
                 raise UsageError(
@@ -124,20 +312,24 @@ class Guarded:
                     f"{type(optimizer).__name__} holds none of the model's parameters: build it on "
                     "model.parameters()"
                 )
-        if not optimizers:
-            raise UsageError("give the optimizer: guard.task(optimizer, sample=(x, y))")
 
     def _moves(self, optimizer: Optimizer) -> bool:
         own = {id(p) for p in self.learner.parameters()}
+        if self._session is not None:
+            own |= self._session._added
         return any(id(p) in own for group in optimizer.param_groups for p in group["params"])
 
     @contextmanager
-    def _only_through(self, session: Session) -> Iterator[None]:
-        """Refuse weight changes that the session did not see."""
+    def _only_through(self, session: Session, given: bool) -> Iterator[None]:
+        """Watch optimizers that are built inside; refuse weight changes that nobody saw."""
         steps_before: dict[int, int] = {}
 
         def enter(optimizer: Optimizer, *_: Any) -> None:
             steps_before[id(optimizer)] = session.steps
+            new = not (session.stepping or session.attached(optimizer))
+            built_inside = not given or "param_groups" in session.called
+            if new and built_inside and self._moves(optimizer):
+                session.attach(optimizer)  # the hooks of its own come after this one
 
         def leave(optimizer: Optimizer, *_: Any) -> None:
             # An optimizer that wraps a given one is seen through that one.

@@ -1,50 +1,80 @@
 """One task of a strategy inside somebody else's loop, from setup to release."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
-from cl_bench.contracts import Strategy, UsageError
+from cl_bench.contracts import Batch, Plan, Progress, Strategy, UsageError
 from cl_bench.contracts.strategy import overrides
 from cl_bench.integrations.borrowed import Borrowed
-from cl_bench.integrations.sample import SampledTask
+from cl_bench.integrations.groups import decide, regroup
+from cl_bench.integrations.sample import Met, SampledTask
+from cl_bench.parallel.ranks import average_, decided, gathered, is_idle, share, world
 
-UNSERVED = {
-    "plan": "chooses the training data",
-    "modules": "brings modules of its own",
-    "objective": "replaces the loss",
-    "phases": "trains in phases",
-    "predict": "answers at test",
-    "on_batch": "changes the batches",
-    "penalty": "adds to the loss",
-    "param_groups": "brings its own parameter groups",
-    "after_epoch": "acts at the end of epochs",
-    "inference": "acts during evaluation",
+LINES = {
+    "plan": "train on what the strategy chose, `with guard.task(...) as lesson:` and lesson.data",
+    "on_batch": "batch = guard.on_batch(batch), before the model sees it",
+    "objective": "loss = guard.objective(batch, out), in place of your own loss",
+    "penalty": "loss = loss + guard.penalty(batch, out)",
+    "param_groups": "optimizer = SGD(guard.param_groups(), lr=...), inside `with guard.task(...)`",
+    "after_epoch": "guard.after_epoch(), at the end of every epoch",
+    "phases": "for phase in guard.phases(): ..., behind the epochs of the task",
 }
-"""Hooks that only the owner of the loop can call, and what a strategy does there."""
+"""What the loop calls, by the hook that a strategy has."""
 
 
-def require_served(strategy: Strategy) -> None:
+def require_served(strategy: Strategy, heads: object = ()) -> None:
     """Raise :class:`UsageError` if the strategy needs what somebody else's loop cannot give."""
     if not isinstance(strategy, Strategy):
         raise UsageError(f"strategy={strategy!r}: give an object, such as GPM(threshold=0.95)")
-    name = type(strategy).__name__
-    wanted = [what for hook, what in UNSERVED.items() if overrides(strategy, hook)]
-    if "local" not in strategy.needs.engines:
+    name, needs = type(strategy).__name__, strategy.needs
+    wanted = []
+    if "local" not in needs.engines:
         wanted.append("runs in a federation")
-    if strategy.needs.sample_index or strategy.needs.plain_view:
-        wanted.append("asks for more of a batch than the owner of the loop knows of")
-    if strategy.needs.task_id_at_test:
-        wanted.append("needs the task id at test time")
+    if needs.plateau:
+        wanted.append("waits until the loss on validation data has reached a plateau")
     if wanted:
         raise UsageError(
             f"{name} {' and '.join(wanted)}, which somebody else's training loop leaves no room "
-            "for: run it in cl_bench's own loop (python -m cl_bench +strategy=...), or use a "
-            "strategy that works on gradients and steps alone"
+            "for: run it in cl_bench's own loop (python -m cl_bench +strategy=...), or use another"
+        )
+    if needs.scenarios and "domain" not in needs.scenarios and not heads:
+        raise UsageError(
+            f"{name} learns tasks that bring classes of their own, each with an output layer: name "
+            "these in the order of the tasks, for example Guarded(..., heads=['heads.*'])"
         )
     for member in strategy.members:
         member.check_elsewhere()
+
+
+def require_trainer(strategy: Strategy) -> None:
+    """Raise :class:`UsageError` if the strategy needs what a ready Trainer leaves no room for."""
+    if overrides(strategy, "phases"):
+        raise UsageError(
+            f"{type(strategy).__name__} trains a task in phases, and a Trainer knows one: use a "
+            "plain loop, `with guard.task(...)` and `for phase in guard.phases()`"
+        )
+
+
+class Lesson:
+    """What a task trains on, and for how long.
+
+    Attributes:
+        epochs: as the strategy wants it, else as the loop said; None where neither did.
+    """
+
+    def __init__(self, session: "Session", plan: Plan, epochs: int | None) -> None:
+        self._session, self._plan = session, plan
+        self.epochs = epochs if plan.epochs is None else plan.epochs
+
+    @property
+    def data(self) -> Any:
+        """The samples, ``data[LongTensor] -> {name: tensor}``, and ``len(data)``."""
+        self._session.called.add("plan")
+        return self._plan.data
 
 
 class Session:
@@ -56,37 +86,265 @@ class Session:
         task: what is known of the task.
         constrain: whether gradients are ready when ``optimizer.step`` is called, or once its
             closure has returned; if not, the owner calls :meth:`constrain`.
+        met: the tasks before.
+        epochs: that the loop is going to train.
+        steps: optimizer steps of all of them.
 
     Attributes:
         steps: optimizer steps seen.
+        called: names of the hooks that the loop has called in this stage.
     """
 
     def __init__(
-        self, strategy: Strategy, learner: Borrowed, task: SampledTask, constrain: bool
+        self,
+        strategy: Strategy,
+        learner: Borrowed,
+        task: SampledTask,
+        constrain: bool,
+        met: Iterable[SampledTask] = (),
+        epochs: int | None = None,
+        steps: int | None = None,
     ) -> None:
         self.strategy = strategy
         self.learner = learner
         self.task = task
+        self.met = Met([*met, task])
+        self.epochs, self.planned = epochs, steps
         self.steps = 0
+        self.epoch = 0
+        self.called: set[str] = set()
+        self.needed: set[str] = set()
+        self.batch: Batch = {}
+        self.out = torch.empty(0)
+        self.lines = LINES
+        self.trains, self.regroups = True, False
+        self.origin: list[int] | None = None  # of groups that an epoch's end has made
+        self.lesson: Lesson
         self._constrain_before = constrain
         self._attached: dict[Optimizer, list[Any]] = {}
-        self._stepping = False
+        self._added: set[int] = set()
+        self._idle = self._checked = self._set_up = False
+        self.stepping = False
         self._evaluations = 0
 
-    def begin(self) -> None:
+    # -- from setup to release --------------------------------------------------------------------
+
+    def begin(self) -> Lesson:
         """Set the strategy up; if that fails, nothing stays changed."""
-        self.learner.begin()
+        learner = self.learner
+        learner.open()
+        before = {id(p) for p in learner.parameters()}
         try:
-            self.learner.announce(self.strategy)
-            self.strategy.setup(self.learner, self.task)
+            self.strategy.check(learner)
+            learner.announce(self.strategy)
+            plan = self.strategy.plan(self.met, self.task.index)  # type: ignore[arg-type]
+            if plan is None:
+                raise UsageError(
+                    f"{type(self.strategy).__name__} leaves task {self.task.name!r} out: leave it "
+                    "out of your loop"
+                )
+            self._set_up = True
+            learner.begin(self.task, self.strategy, plan.start)
         except BaseException:
             self.end()
             raise
-        self.learner.clear_frozen()
+        learner.clear_frozen()
+        lesson = Lesson(self, plan, self.epochs)
+        self.epochs = lesson.epochs
+        self.stand(None, self.epochs, self.planned)
+        self._need()
+        added = any(id(p) not in before for p in learner.trainable_parameters())
+        self.regroups = overrides(self.strategy, "param_groups")
+        if added or self.regroups:
+            self.needed.add("param_groups")
+        if plan.data is not self.task.train:
+            self.needed.add("plan")
+        self.trains = self.epochs != 0
+        return lesson
+
+    def stand(self, phase: str | None, epochs: int | None, steps: int | None) -> None:
+        """How long a stage goes on, as far as that is known."""
+        self.epochs = self.epochs if phase else epochs
+        self.learner.stand(phase, 0, epochs or 0, steps or 0)
+
+    def _need(self) -> None:
+        """What a stage's first step must have been through."""
+        acting = self.learner.acting
+        self.called, self._checked = set(), False
+        self.needed = {h for h in ("on_batch", "penalty") if overrides(acting, h)}
+        if self.learner.own_objective is not None:
+            self.needed.add("objective")
+
+    def consolidate(self) -> None:
+        """The task is learned: take it into the strategy's memory.
+
+        Raises:
+            UsageError: a line that the strategy needs after the first step was left out.
+        """
+        strategy, learner = self.strategy, self.learner
+        if overrides(strategy, "after_epoch") and not self.epoch and self.trains:
+            raise self._missing(["after_epoch"])
+        if self.phase_count():
+            raise self._missing(["phases"])
+        learner.require_finite()
+        strategy.consolidate(learner, self.task, strategy.collect(learner, self.task))
+        self.release()
+        if world() > 1:  # eigenvectors need not be the same to the last bit
+            state = strategy.state_dict()
+            strategy.load_state_dict(decided(lambda: state))
+        learner.equip(strategy)
+
+    def phase_count(self) -> int:
+        """Phases that the task asks for and that the loop has not trained."""
+        if "phases" in self.called:
+            return 0
+        return len(self.strategy.phases(self.learner, self.task))
+
+    def phases(self) -> Iterator[Any]:
+        """The task's phases, each entered before it is given and left behind it."""
+        learner = self.learner
+        for phase in self.strategy.phases(learner, self.task):
+            if phase.prepare is not None:
+                phase.prepare(learner)
+            learner.enter(phase)
+            learner.clear_frozen()
+            self.stand(phase.name, phase.epochs, None)
+            self._need()
+            self.needed.add("param_groups")
+            yield phase
+            if not self._checked:
+                raise UsageError(f"phase {phase.name!r} took no optimizer step: train it")
+            learner.leave()
+        self.called.add("phases")
+
+    def release(self) -> None:
+        """The strategy gives the network back, once."""
+        if self._set_up:
+            self._set_up = False
+            self.strategy.release(self.learner)  # type: ignore[arg-type]
+
+    def end(self) -> None:
+        """Leave the network and its optimizers as they were found, but for what was learned."""
+        for handles in self._attached.values():
+            for handle in handles:
+                handle.remove()
+        self._attached.clear()
+        try:
+            if self.learner.phase is not None:
+                self.learner.leave()
+            self.release()
+        finally:
+            self.learner.end()
+
+    # -- what the loop calls ----------------------------------------------------------------------
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimizer of the stage that is trained, as the strategy has them."""
+        self.called.add("param_groups")
+        phase, learner = self.learner.phase, self.learner
+        groups = phase.groups(learner) if phase else self.strategy.param_groups(learner)  # type: ignore[arg-type]
+        found = [{**group, "params": list(group["params"])} for group in groups]
+        self._added |= {id(p) for group in found for p in group["params"]}
+        return [group for group in found if group["params"]]
+
+    def on_batch(self, batch: Batch) -> Batch:
+        """What is learned in place of the loop's batch, or this process's part of it."""
+        self.called.add("on_batch")
+        batch = self.complete(batch)
+        self._idle = False
+        if not overrides(self.learner.acting, "on_batch"):
+            self.batch = batch
+            return batch
+        for name, wanted in (("plain", "plain_view"), ("index", "sample_index")):
+            if getattr(self.strategy.needs, wanted) and name not in batch:
+                raise UsageError(
+                    f"{type(self.strategy).__name__} asks for {name!r} in every batch ("
+                    + (
+                        "its x without augmentation; x itself, where there is none)"
+                        if name == "plain"
+                        else "each sample's position in the training data, int64)"
+                    )
+                    + f': guard.on_batch({{"x": x, "y": y, "{name}": ...}})'
+                )
+        if world() > 1:  # a strategy sees whole batches
+            parts = gathered(batch)
+            batch = {
+                k: torch.cat([part[k].to(v.device) for part in parts]) for k, v in batch.items()
+            }
+        whole = self.learner.acting.on_batch(self.learner, batch)  # type: ignore[arg-type]
+        self._idle = is_idle(whole)
+        self.batch = share(whole)
+        return self.batch
+
+    def complete(self, batch: Batch) -> Batch:
+        """The batch with its task, where that is known at test time."""
+        if self.learner.scenario == "task" and "task" not in batch:
+            first = next(iter(batch.values()))
+            task = torch.full((len(first),), self.task.index, device=first.device)
+            return {**batch, "task": task}
+        return batch
+
+    def objective(self, batch: Batch, out: Tensor) -> Tensor:
+        """What is minimised, but for penalties: a mean over the batch."""
+        self.called.add("objective")
+        batch, out = self._take(batch, out)
+        if self.learner.own_objective is None:
+            return self.learner.loss(out, batch)
+        found = self.learner.own_objective(self.learner, batch, out)
+        apart = world() > 1
+        return self.learner._own_mean(found, apart, self._idle)[0]
+
+    def penalty(self, batch: Batch, out: Tensor) -> Tensor:
+        """What joins the loss; 0 where nothing does."""
+        self.called.add("penalty")
+        batch, out = self._take(batch, out)
+        found = self.learner.acting.penalty(self.learner, batch, out)  # type: ignore[arg-type]
+        return out.new_zeros(()) if found is None else found
+
+    def _take(self, batch: Batch, out: Tensor) -> tuple[Batch, Tensor]:
+        if "on_batch" in self.needed - self.called:
+            raise self._missing(["on_batch"])
+        batch = self.complete(batch)
+        out = self.learner.shown(out, batch)
+        self.batch, self.out = batch, out.detach()
+        return batch, out
+
+    def after_epoch(self, train_loss: float) -> bool:
+        """An epoch is over; whether the task is, too."""
+        self.epoch += 1
+        if not overrides(self.learner.acting, "after_epoch"):
+            return False
+        if self.epochs is None:
+            raise UsageError("say how many epochs the task may take: guard.task(..., epochs=5)")
+        optimizers = list(self._attached)
+        if not optimizers:
+            raise UsageError("guard.after_epoch() is for the end of an epoch: no step was taken")
+        rate = optimizers[-1].param_groups[0]["lr"]
+        progress = Progress(self.epoch, self.epochs, train_loss, rate, None)
+        found = self.learner.acting.after_epoch(self.learner, self.task, progress)  # type: ignore[arg-type]
+        if found is None:
+            return False
+        if found.rebuild_optimizer:
+            self.origin = self.regroup(optimizers[-1])
+        decide(optimizers, found)
+        return found.stop
+
+    def regroup(self, optimizer: Optimizer) -> list[int]:
+        """Give an optimizer the strategy's groups, each with the options that it had before.
+
+        Returns:
+            For every group, which of the old ones its options are of.
+        """
+        own = {id(p) for p in self.learner.parameters()} | self._added
+        return regroup(optimizer, self.param_groups(), own)
+
+    # -- around steps -----------------------------------------------------------------------------
 
     def attach(self, optimizer: Optimizer) -> None:
         """Watch the steps of ``optimizer``; once is enough."""
         if optimizer not in self._attached:
+            for group in optimizer.param_groups:
+                group.setdefault("initial_lr", group.get("lr"))
             self.learner.optimizers.append(optimizer)
             self._attached[optimizer] = [
                 optimizer.register_step_pre_hook(self._before_step),
@@ -103,33 +361,28 @@ class Session:
         Raises:
             UsageError: the optimizer moves the weights several times within one step.
         """
-        if self._stepping:
+        if self.stepping:
             self._evaluations += 1
             if self._evaluations > 1:
                 raise UsageError(
                     "the optimizer evaluates its closure several times a step, so that the step "
                     "has no one gradient to constrain: use SGD, Adam or another that does it once"
                 )
-        self.strategy.constrain(self.learner)
-
-    def consolidate(self) -> None:
-        """The task is learned: take it into the strategy's memory."""
-        stats = self.strategy.collect(self.learner, self.task)
-        self.strategy.consolidate(self.learner, self.task, stats)
-
-    def end(self) -> None:
-        """Leave the network and its optimizers as they were found, but for what was learned."""
-        for handles in self._attached.values():
-            for handle in handles:
-                handle.remove()
-        self._attached.clear()
-        try:
-            self.strategy.release(self.learner)
-        finally:
-            self.learner.end()
+        if world() > 1:  # what a strategy has added lies outside the wrapped network
+            own = {id(p) for p in self.learner.parameters()}
+            for optimizer in self._attached:
+                for parameter in (p for g in optimizer.param_groups for p in g["params"]):
+                    if id(parameter) not in own and parameter.grad is not None:
+                        average_(parameter.grad)
+        self.learner.acting.constrain(self.learner)  # type: ignore[arg-type]
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        self._stepping, self._evaluations = True, 0
+        self.stepping, self._evaluations = True, 0
+        if not self.trains and self.learner.phase is None:
+            raise UsageError(
+                f"{type(self.strategy).__name__} trains nothing: train for lesson.epochs epochs, "
+                "`with guard.task(..., epochs=5) as lesson:`"
+            )
         if not self._constrain_before:
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -147,16 +400,18 @@ class Session:
         return args, {**kwargs, "closure": constrained}
 
     def _after_step(self, *_: Any) -> None:
-        self._stepping = False
+        self.stepping = False
         self.steps += 1
-        # The batch and the outputs stay with the owner of the loop.
-        self.strategy.after_step(self.learner, {}, torch.empty(0))
+        self.learner._count_step()
+        acting = self.learner.acting
+        if overrides(acting, "after_step"):
+            acting.after_step(self.learner, self.batch, self.out)  # type: ignore[arg-type]
+        if not self._checked:
+            self._checked = True
+            missing = sorted(self.needed - self.called)
+            if missing:
+                raise self._missing(missing)
 
-
-def require_one_process() -> None:
-    """Raise :class:`UsageError` in a process group: each process would find bases of its own."""
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        world = distributed.get_world_size()
-        if world > 1:
-            raise UsageError(f"{world} processes: this version guards training in one process")
+    def _missing(self, hooks: list[str]) -> UsageError:
+        lines = "; ".join(self.lines[hook] for hook in hooks)
+        return UsageError(f"{type(self.strategy).__name__} needs what the loop leaves out: {lines}")

@@ -1,19 +1,17 @@
 """Image (and other fixed-size) classification in the three scenarios of continual learning."""
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from cl_bench.contracts import Batch, Stream, UsageError, derive_seed
 from cl_bench.learners.batch_norm import need_company
+from cl_bench.learners.classes import Classes
 from cl_bench.learners.module import BaseLearner
-from cl_bench.metrics import ANSWERED, TASK_AWARE
 from cl_bench.optimizers import OptimizerFactory
 
 
-class Classifier(BaseLearner):
+class Classifier(Classes, BaseLearner):
     """A backbone and one linear head (``domain``) or one per task (``task``, ``class``).
 
     Outputs are logits over the stream's label space as far as it has been seen. With the task id
@@ -62,7 +60,6 @@ class Classifier(BaseLearner):
         for head, start, stop in offsets:
             owner[start:stop] = head
         self.register_buffer("head_of_class", owner, persistent=False)
-        self.head_of_class: Tensor
         self.remember_initial_state()
 
     def forward(self, batch: Batch, head: int | None = None) -> Tensor:
@@ -84,36 +81,6 @@ class Classifier(BaseLearner):
     def loss(self, out: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy."""
         return F.cross_entropy(out, batch["y"])
-
-    def score(self, out: Tensor, batch: Batch) -> Tensor:
-        """1 where the most likely class is right."""
-        return (out.argmax(1) == batch["y"]).double()
-
-    def details(self, out: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        """Where classes of all tasks compete: the score without other tasks', and who answers."""
-        if self.scenario != "class":
-            return {}
-        owner = self.head_of_class[batch["y"]]
-        answered = self.head_of_class[out.argmax(1)]
-        shares = {f"{ANSWERED}{i}": (answered == i).double() for i in range(self.seen_heads)}
-        return {TASK_AWARE: self.score(self._of_heads(out, owner), batch), **shares}
-
-    def _of_heads(self, logits: Tensor, heads: Tensor) -> Tensor:
-        """Logits (n, seen) with the classes of other heads than each sample's (n,) left out."""
-        foreign = self.head_of_class[: logits.shape[1]] != heads.unsqueeze(1)
-        return logits.masked_fill(foreign, -torch.inf)
-
-    def draw_labels(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """The batch with ``y`` drawn from the model's own predictions."""
-        batch = self._to_device(batch)
-        with torch.no_grad(), self.evaluating():
-            likelihood = self.answer(batch, self.task).softmax(1).cpu()
-        drawn = torch.multinomial(likelihood, 1, generator=generator).squeeze(1)
-        return {**batch, "y": drawn.to(batch["y"].device)}
-
-    def label_logits(self, out: Tensor, batch: Batch) -> Tensor:
-        """Logit of every sample's own class (n,)."""
-        return out.gather(1, batch["y"].unsqueeze(1)).squeeze(1)
 
 
 def _dry_run(model: nn.Module, stream: Stream) -> tuple[int, list[str]]:

@@ -20,9 +20,9 @@ from cl_bench.contracts import Batch, Loss, Phase, State, Strategy, Stream, Task
 from cl_bench.contracts.plan import Start
 from cl_bench.contracts.strategy import overrides, penalises_weights
 from cl_bench.learners.evaluation import Evaluation
-from cl_bench.learners.guardable import is_norm
-from cl_bench.learners.readout import Readout
+from cl_bench.learners.optimizing import Optimizing
 from cl_bench.learners.shared import SharedServices
+from cl_bench.learners.stages import Stages
 from cl_bench.learners.window import Window
 from cl_bench.learners.work import Work
 from cl_bench.optimizers import OptimizerFactory, place_of_factory
@@ -41,7 +41,7 @@ def trainer_of(learner: lightning.LightningModule) -> lightning.Trainer | None:
         return None
 
 
-class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule):
+class BaseLearner(Stages, Evaluation, SharedServices, Optimizing, lightning.LightningModule):
     """Model, loss, score and optimizer factory, plus the services strategies stand on.
 
     Subclasses give :meth:`forward`, :meth:`loss`, :meth:`score` and :meth:`label_logits`.
@@ -84,7 +84,7 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
         self.held_norms: set[nn.Module] = set()
         self._held: set[Tensor] = set()
         self._extras: dict[int, nn.ModuleDict] = {}
-        self._before_phase: tuple[list[nn.Parameter], list[nn.Module]] | None = None
+        self._before_phase = None
         self._begin_counting()
         self._window = Window()
 
@@ -114,72 +114,15 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
 
     def begin(self, task: Task, strategy: Strategy, start: Start = "current") -> None:
         """Meet a task: everything that an earlier task or strategy froze is free again."""
-        self.task, self.strategy, self.acting = task, strategy, strategy
-        self.phase = self._before_phase = None
-        self.own_objective = strategy.objective if overrides(strategy, "objective") else None
-        self.seen_heads = max(self.seen_heads, task.head + 1)
-        self.learned_steps = 0
         self._optimizer = None
-        self._step.step, self._step.phase = 0, None
-        self.stand(None, 0, 0, 0)
-        self.held_norms.clear()
-        self._held.clear()
-        self.equip(strategy)
-        self.start_from(start)
-        for parameter in self.parameters():
-            parameter.requires_grad_(self.learns(parameter))
-        self.train_heads("seen" if self.scenario == "class" else "current")
-        strategy.setup(self, task)
-        self.equip(strategy)
-        if self.sharded:
-            sharding.agree(self)
-
-    def enter(self, phase: Phase, again: bool = False) -> None:
-        """From now on only what the phase names trains, and only its owner's hooks are called.
-
-        With ``again`` it goes on where it was, in a run that was resumed.
-        """
-        if not again:
-            self.learned_steps = self._step.step = 0
-        self.phase = phase
-        if isinstance(phase.owner, Strategy):
-            self.acting = phase.owner
-        mine = overrides(self.acting, "objective")
-        self.own_objective = phase.objective or (self.acting.objective if mine else None)
-        wanted = {p for group in phase.groups(self) for p in group["params"]}
-        norms = [m for m in self._idle_norms(wanted) if m not in self.held_norms]
-        self._before_phase = [p for p in self.parameters() if p.requires_grad], norms
-        for parameter in self.parameters():
-            parameter.requires_grad_(parameter in wanted)
-        self.held_norms.update(norms)
-        for norm in norms:
-            norm.eval()
-
-    def _idle_norms(self, wanted: set[Tensor]) -> list[nn.Module]:
-        """Those of which nothing trains; without parameters, those in a body that does not."""
-        body = any(p in wanted for p in self.body.parameters())
-        return [
-            m
-            for m in self.modules()
-            if is_norm(m)
-            and not any(p in wanted for p in m.parameters())
-            and not (body and not list(m.parameters()))
-        ]
+        self._due = self._carried
+        super().begin(task, strategy, start)
 
     def leave(self) -> None:
-        """A stage is over: the whole strategy is asked again, and what the task trains trains."""
-        if self._before_phase is not None:
-            trained, norms = self._before_phase
-            self._before_phase = None
-            self.requires_grad_(False)
-            for parameter in trained:
-                parameter.requires_grad_(True)
-            self.held_norms.difference_update(norms)
-            for norm in norms:
-                norm.train(self.training)
-        self.acting, self.phase = self.strategy, None
-        mine = overrides(self.strategy, "objective")
-        self.own_objective = self.strategy.objective if mine else None
+        """A stage is over; the task's own hands on what the optimizer knows."""
+        if self.phase is None:
+            self._hand_on(self._optimizing())
+        super().leave()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """One step, or ``pack`` of them."""
@@ -222,7 +165,9 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
             raise UsageError(
                 "nothing is left to train: the strategy froze every parameter; freeze less"
             )
-        optimizer = self._optimizer_factory(groups)
+        optimizer = self.make_optimizer(groups)
+        if self.phase is None:
+            self._take_over(optimizer)
         self._optimizer = weakref.ref(optimizer)
         for group in optimizer.param_groups:
             group["lr"] *= self.task.rate if self.task else 1.0
@@ -258,12 +203,14 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
         return {
             "seen_heads": self.seen_heads,
             "work": self.work.counts(),
+            **self._carried_state(),
             **self._losses_state(),
         }
 
     def load_progress_state(self, state: State) -> None:
         """Inverse of :meth:`progress_state`."""
         self.seen_heads, self.work = state["seen_heads"], Work(**state["work"])
+        self._carried = state.get("optimizer")
         self._load_losses_state(state)
 
     def train(self, mode: bool = True) -> "BaseLearner":
@@ -282,6 +229,8 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
             id(self.strategy): Strategy(),
             id(self.schedule): None,
             id(self._optimizer_factory): None,
+            id(self._carried): None,
+            id(self._due): None,
             id(self.task): self.task,
         }
 
@@ -312,7 +261,7 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
         At the inputs, where gradients are enough and the loss reaches the weights through the
         forward pass alone.
         """
-        if place_of_factory(self._optimizer_factory, self._groups(), self.parameters()) == "step":
+        if self.at_task != "reset" or self._place() == "step":
             return "step"
         shared = len(list(self.named_parameters(remove_duplicate=False))) > len(
             list(self.named_parameters())
@@ -322,3 +271,6 @@ class BaseLearner(Readout, Evaluation, SharedServices, lightning.LightningModule
         apart = not (shared or half or self.sharded or penalises_weights(self.strategy))
         apart = apart and self.own_objective is None
         return "input" if apart else "gradient"
+
+    def _place(self) -> Literal["gradient", "step"]:
+        return place_of_factory(self.make_optimizer, self._groups(), self.parameters())

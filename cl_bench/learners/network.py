@@ -175,6 +175,8 @@ class NetworkServices(Protection):
         looking = self.evaluating() if mode == "eval" else self._as_in_training()
         with unconfined(), looking, torch.enable_grad():
             parameters = self.named_trainable()
+            if not parameters:
+                return {}
             if per_sample and (self.by_batch or mode == "train"):
                 return within_the_batch(parameters, self(batch), batch, of_outputs)
             if per_sample:

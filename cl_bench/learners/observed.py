@@ -78,7 +78,7 @@ def freed(learner: BaseLearner) -> list[nn.Parameter]:
 
 def plain_optimizer(learner: BaseLearner, parameters: list[nn.Parameter], rate: float) -> Optimizer:
     """A fresh optimizer of the run's kind on ``parameters``, its learning rate times ``rate``."""
-    optimizer = learner._optimizer_factory([{"params": parameters}])
+    optimizer = learner.make_optimizer([{"params": parameters}])
     for group in optimizer.param_groups:
         group["lr"] *= rate
     return optimizer

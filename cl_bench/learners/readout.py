@@ -13,7 +13,7 @@ from cl_bench.subspace import LinearMap
 
 
 class Readout(NetworkServices):
-    """Mixin: the heads of a learner, called ``heads.<i>``.
+    """Mixin: the heads of a learner; where :meth:`head_of` is not told otherwise, ``heads.<i>``.
 
     Attributes:
         heads: output layers, one for all tasks or one each.
@@ -29,6 +29,10 @@ class Readout(NetworkServices):
     seen_heads: int
     open_heads: bool = False
     _held: set[Tensor]
+
+    def head_of(self, name: str) -> int | None:
+        """Which head a layer or parameter belongs to, by its name; None: to none."""
+        return int(name.split(".")[1]) if name.startswith("heads.") else None
 
     def readout(self, features: Tensor, heads: Heads = "seen") -> Tensor:
         """Logits (n, classes) of those heads, side by side.
@@ -59,7 +63,7 @@ class Readout(NetworkServices):
 
     def is_guarded_head(self, name: str, heads: str) -> bool | None:
         """Whether ``protect.heads`` guards this layer; None if it is no head."""
-        if not name.startswith("heads."):
+        if self.head_of(name) is None:
             return None
         return heads == "always" or (heads == "auto" and self.scenario != "task")
 
@@ -72,19 +76,18 @@ class Readout(NetworkServices):
             UsageError: it selects none.
         """
         found = super().layers(protect)
-        heads = (
-            [m for m in found if m.name.startswith("heads.")] if self.scenario == "class" else []
-        )
+        classwise = self.scenario == "class"
+        heads = [m for m in found if self.head_of(m.name) is not None] if classwise else []
         return [replace(m, reads=heads[0].name) if m in heads[1:] else m for m in found]
 
     def is_own_head(self, name: str) -> bool:
         """Whether the layer or parameter belongs to a head that came with a task."""
-        return name.startswith("heads.") and self.scenario != "domain"
+        return self.head_of(name) is not None and self.scenario != "domain"
 
     def is_foreign_head(self, name: str) -> bool:
         """Whether a parameter belongs to the head of another task than the one that is learned."""
         current = self.task.head if self.task else 0
-        return self.is_own_head(name) and name.split(".")[1] != str(current)
+        return self.is_own_head(name) and self.head_of(name) != current
 
     def train_heads(self, which: Literal["current", "seen", "all"]) -> None:
         """Which output heads take part in training, apart from what is held in them."""

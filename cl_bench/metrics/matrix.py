@@ -15,6 +15,10 @@ Matrix = NDArray[np.float64]
 TASK_AWARE = "task_aware_accuracy"
 """The measure beside a class-incremental score: its samples, with their task id known."""
 
+ANSWERED = "answered_as/"
+"""Measure, a task's index behind it: share of a task's samples whose answer is a class of that
+task."""
+
 
 def empty_matrix(tasks: int) -> Matrix:
     """R of a run that has not been evaluated yet: (T + 1, T), all NaN."""

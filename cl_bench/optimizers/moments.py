@@ -6,12 +6,18 @@ from torch import Tensor, nn
 from torch.optim import Adadelta, Adagrad, Adam, NAdam, Optimizer, RAdam, RMSprop, SparseAdam
 
 from cl_bench.contracts.errors import UsageError
+from cl_bench.optimizers.traits import parts
 
 KEYS = ("exp_avg_sq", "square_avg", "sum")
 """What optimizers call it: Adam's family, RMSprop and Adadelta, Adagrad."""
 
 KNOWN = (Adam, NAdam, RAdam, SparseAdam, RMSprop, Adadelta, Adagrad)
 """Those of torch that keep one, from the first step on."""
+
+
+def keeps_second_moments(optimizer: Optimizer) -> bool:
+    """Whether it keeps one for each entry of a weight."""
+    return isinstance(optimizer, KNOWN)
 
 
 def second_moments(
@@ -37,7 +43,7 @@ def second_moments(
         for moment in (state[key] for state in states for key in KEYS if key in state):
             if moment.shape == parameter.shape:  # not a row's or a column's alone
                 found[name] = moment
-    if not found and not any(isinstance(optimizer, KNOWN) for optimizer in optimizers):
+    if not found and not any(keeps_second_moments(p) for o in optimizers for p in parts(o)):
         names = " and ".join(type(optimizer).__name__ for optimizer in optimizers)
         raise UsageError(
             f"{names} keeps no second moment for each weight: use optimizer=adam, or another of "

@@ -1,4 +1,4 @@
-"""Figures of probes: old tasks while a new one is learned, and loss landscapes."""
+"""Figures of probes: old tasks while a new one is learned, loss landscapes, and paths of loss."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -142,10 +142,58 @@ def landscape_figure(event: Event, task_names: Sequence[str], title: str = "") -
     return figure
 
 
+def connectivity_figure(
+    events: Sequence[Event], task_names: Sequence[str], title: str = ""
+) -> Figure:
+    """Loss of each task on the straight lines between the weights after two tasks, a panel a line.
+
+    Args:
+        events: probe events of a run; its ``connectivity`` ones are drawn.
+        task_names: of the stream.
+        title: what run it is.
+    """
+    events = [e for e in events if e["probe"] == "connectivity"]
+    lines = [(name, e) for e in events for name in e["losses"]]
+    if len(lines) > MOST_PANELS:
+        lines = [lines[i] for i in np.linspace(0, len(lines) - 1, MOST_PANELS).round().astype(int)]
+    columns = 2 if len(lines) == 4 else min(3, len(lines))
+    rows = -(-len(lines) // columns)
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(max(6.4, 4.2 * columns), 3.2 * rows + 0.6)
+        panels = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
+        for panel in panels[len(lines) :]:
+            panel.set_visible(False)
+        colours = _task_colours(len(task_names))
+        for panel, (start, event) in zip(panels, lines, strict=False):
+            after = task_names[event["task"]]
+            for name, losses in event["losses"][start].items():
+                newest = name == after
+                colour = NEW if newest else colours[task_names.index(name)]
+                label = "the later task" if newest else name
+                style = "--" if newest else "-"
+                # A loss that is not finite stands as null in the record.
+                shown = np.ma.masked_invalid(np.array(losses, dtype=float))
+                panel.plot(event["along"], shown, style, lw=1.8, color=colour, label=label)
+            panel.set_xlim(0, 1)
+            panel.set_xticks([0, 1], [f"after {start}", f"after {after}"])
+            for label, side in zip(panel.get_xticklabels(), ("left", "right"), strict=True):
+                label.set_horizontalalignment(side)
+            panel.set_ylim(bottom=0)
+            panel.grid(axis="y")
+            panel.set_ylabel("loss")
+            found = [v for v in event["values"][start].values() if v is not None]
+            rise = f"largest barrier {max(found):.3g}" if found else ""
+            _titles(panel, rise, title if panel is panels[0] else "")
+        # The last panel has every old task.
+        handles, labels = panels[len(lines) - 1].get_legend_handles_labels()
+        figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside right center")
+    return figure
+
+
 def write_probe_figures(directory: Path | str) -> list[Path]:
     """Draw what the probes of a run recorded, if there were any, from its files alone.
 
-    ``curve.png``, and ``landscape_<task>.png`` for every task that has one.
+    ``curve.png``, ``connectivity.png``, and ``landscape_<task>.png`` for every task that has one.
 
     Returns:
         The files.
@@ -162,6 +210,8 @@ def write_probe_figures(directory: Path | str) -> list[Path]:
     }
     if any(e["probe"] == "curve" for e in events):
         figures["curve.png"] = curve_figure(events, run.task_names, _caption(run))
+    if any(e["probe"] == "connectivity" and e["losses"] for e in events):
+        figures["connectivity.png"] = connectivity_figure(events, run.task_names, _caption(run))
     paths = []
     for name, figure in figures.items():
         picture = io.BytesIO()

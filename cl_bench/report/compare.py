@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cl_bench.report.escape import csv_cell, latex, markdown
+from cl_bench.report.orders import about, order_cells, over_orders
 from cl_bench.report.quantities import COSTS, METRICS, format_cost
 from cl_bench.report.rows import Block, Row
 from cl_bench.report.study import Study
@@ -36,6 +37,18 @@ def print_study(study: Study, console: Console) -> None:
             console.print(table)
         for warning in block.warnings():
             console.print(Text(f"! {warning}", style="yellow"), soft_wrap=True)
+        console.print()
+    for orders in over_orders(study):
+        known = KNOWN[orders.task_id_known]
+        console.print(Text.assemble((f"{orders.title}, over orders", "bold"), f"  {known}"))
+        header, lines = order_cells(orders)
+        table = Table(*header[:1], box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for title in header[1:]:
+            table.add_column(title, justify="right")
+        for row, line in zip(orders.rows, lines, strict=True):
+            table.add_row(*map(Text, line), style="dim" if row.bound else "")
+        console.print(table)
+        console.print(Text(about(orders), style="dim"), soft_wrap=True)
         console.print()
     for line in study.left_out:
         console.print(Text(f"left out: {line}", style="yellow"), soft_wrap=True)
@@ -189,6 +202,13 @@ def to_markdown(study: Study) -> str:
         lines += [f"| {' | '.join(header)} |", f"|{'---|' + '---:|' * (len(header) - 1)}"]
         lines += [f"| {' | '.join(cells)} |" for cells in rows]
         parts.append("\n".join([*lines, "", *(f"{markdown(r)}  " for r in remarks(block))]))
+    for orders in over_orders(study):
+        head, texts = order_cells(orders, 2)
+        lines = [f"### {markdown(orders.title)}, over orders, {KNOWN[orders.task_id_known]}", ""]
+        lines += [f"| {' | '.join(map(markdown, head))} |"]
+        lines += [f"|{'---|' + '---:|' * (len(head) - 1)}"]
+        lines += [f"| {' | '.join(map(markdown, texts_of_row))} |" for texts_of_row in texts]
+        parts.append("\n".join([*lines, "", f"{markdown(about(orders))}  "]))
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,6 +1,6 @@
 """The comparison of two runs: every number of their records, times left out."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from cl_bench.metrics import summaries
 from cl_bench.tracking import read_matrix, read_results
 from cl_bench.tracking.files import SUMMARY, read_json
 
@@ -45,8 +44,8 @@ def compare_runs(a: Path, b: Path) -> list[Difference]:
     """Compare matrix, events, summary and weights of two finished runs.
 
     Times, and what says how much was stored, are not compared; weights are, bit for bit, where both
-    runs keep them. A summary of the matrix that only one version of the program makes is left out:
-    the matrix is compared itself.
+    runs keep them. Quantities whose names only one of the records knows are left out, for versions
+    of the program differ in what they record: see :func:`recorded_by_one`.
 
     Returns:
         One entry for each part of the record that differs; empty if all is identical.
@@ -54,10 +53,11 @@ def compare_runs(a: Path, b: Path) -> list[Difference]:
     Raises:
         UsageError: one of them holds no run.
     """
+    alone = set(recorded_by_one(a, b))
     found = [
         *_differing("accuracy matrix", _matrix(a), _matrix(b)),
-        *_differing("events", _events(a), _events(b)),
-        *_differing("summary", _summary(a, beside=b), _summary(b, beside=a)),
+        *_differing("events", _without(_events(a), alone), _without(_events(b), alone)),
+        *_differing("summary", _without(_summary(a), alone), _without(_summary(b), alone)),
     ]
     for path in sorted((a / "weights").glob("*.safetensors")):
         other = b / "weights" / path.name
@@ -90,12 +90,29 @@ def _events(directory: Path) -> dict[str, Any]:
     return {f"{e['event']}, event {i}": _timeless(e) for i, e in enumerate(events, start=1)}
 
 
-def _summary(directory: Path, beside: Path) -> Any:
-    found, other = _timeless(read_json(directory / SUMMARY)), read_json(beside / SUMMARY)
-    if not isinstance(found, dict) or not isinstance(other, dict):
-        return found
-    made = {f"{told}{key}" for key in summaries() for told in ("", "task_aware_")}
-    return {k: v for k, v in found.items() if k in other or k not in made}
+def _summary(directory: Path) -> Any:
+    return _timeless(read_json(directory / SUMMARY))
+
+
+def recorded_by_one(a: Path, b: Path) -> list[str]:
+    """Names of quantities that stand in the events or summary of only one of two runs."""
+    one, two = ({*_names(_summary(d)), *_names(list(_events(d).values()))} for d in (a, b))
+    return sorted(one ^ two)
+
+
+def _names(value: Any) -> Iterator[str]:
+    """Keys at any depth."""
+    if isinstance(value, Mapping):
+        yield from value
+    for inner in value.values() if isinstance(value, Mapping) else value:
+        if isinstance(inner, Mapping | list):
+            yield from _names(inner)
+
+
+def _without(value: Any, names: Set[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _without(v, names) for k, v in value.items() if k not in names}
+    return [_without(v, names) for v in value] if isinstance(value, list) else value
 
 
 def _timeless(value: Any) -> Any:

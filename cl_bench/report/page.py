@@ -19,6 +19,7 @@ import numpy as np
 from cl_bench.metrics import Matrix, forgetting_per_task, summaries
 from cl_bench.report.compare import FLAG, KNOWN, p_value, remarks, spread
 from cl_bench.report.escape import script, shown
+from cl_bench.report.orders import Orders, about, order_cells, over_orders
 from cl_bench.report.quantities import COSTS, METRICS, MORE, format_cost
 from cl_bench.report.rows import Block, Row
 from cl_bench.report.study import Study, differences
@@ -56,7 +57,7 @@ def page_data(study: Study, paths: Iterable[Path | str]) -> dict[str, Any]:
     explanations = {key: summary.meaning for key, summary in summaries().items()}
     explanations["intransigence"] = INTRANSIGENCE
     explanations["task_aware_acc"] = TOLD
-    explanations |= {key: meaning for key, (_, meaning) in MORE.items()}
+    explanations |= {key: one.meaning for key, one in MORE.items()}
     runs = [trial for row in study.rows() for trial in row.trials]
     return {
         "version": VERSION,
@@ -69,6 +70,7 @@ def page_data(study: Study, paths: Iterable[Path | str]) -> dict[str, Any]:
         ],
         "costs": [{"key": k, "name": n} for k, n in COSTS.items()],
         "blocks": [_block(block) for block in study.blocks],
+        "orders": [_orders(orders) for orders in over_orders(study)],
         "left_out": study.left_out,
         "searches": [_search(trial) for trial in study.searches],
     }
@@ -88,6 +90,18 @@ def _block(block: Block) -> dict[str, Any]:
         "differences": [
             {"key": key, "values": [_said(v) for v in values]} for key, values in differing.items()
         ],
+    }
+
+
+def _orders(orders: Orders) -> dict[str, Any]:
+    header, lines = order_cells(orders)
+    return {
+        "title": orders.title,
+        "known": KNOWN[orders.task_id_known],
+        "about": about(orders),
+        "header": header,
+        "rows": lines,
+        "bounds": [bool(row.bound) for row in orders.rows],
     }
 
 

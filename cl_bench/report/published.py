@@ -18,6 +18,9 @@ LEAST = 0.5
 OURS = ("acc", "bwt")
 """What is shown of a row without a reference."""
 
+MOST = 3.0
+"""The most, in points: a published spread that is wider would let anything in."""
+
 NONE = "no reference"
 
 
@@ -39,8 +42,8 @@ class Verdict:
 
     @property
     def tolerance(self) -> float:
-        """How far from the published mean ours may lie: max(2 standard deviations, 0.5 points)."""
-        return max(2 * (self.std or 0.0), LEAST)
+        """How far from the published mean ours may lie: 2 standard deviations, 0.5 to 3 points."""
+        return min(max(2 * (self.std or 0.0), LEAST), MOST)
 
     @property
     def text(self) -> str:

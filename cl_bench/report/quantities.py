@@ -2,33 +2,18 @@
 
 import math
 
-from cl_bench.metrics import summaries
+from cl_bench.metrics import further_summaries, summaries
+
+MORE = {key: one for key, one in further_summaries().items() if one.label is not None}
+"""What only some runs have."""
 
 METRICS = {
     **{key: (summary.label, summary.better) for key, summary in summaries().items()},
     "intransigence": ("INT", -1),
     "task_aware_acc": ("ACC told", 1),
-    "last_accuracy_by_sample": ("ACC by sample", 1),
-    "average_accuracy_by_sample": ("AIA by sample", 1),
-    "recency_bias": ("recency bias", -1),
-    "min_acc": ("min-ACC", 1),
-    "wc_acc": ("WC-ACC", 1),
-    "stability_gap": ("stability gap", -1),
+    **{key: (str(one.label), one.better) for key, one in MORE.items()},
 }
 """Name, and whether more (1) or less (-1) is better."""
-
-MORE = {
-    "last_accuracy_by_sample": ("ACC by sample", "over all test samples at the end"),
-    "average_accuracy_by_sample": (
-        "AIA by sample",
-        "over all test samples of seen tasks, averaged over the sequence",
-    ),
-    "recency_bias": ("recency bias", "old tasks' samples taken for the newest task, at the end"),
-    "min_acc": ("min-ACC", "lowest score of each old task since learned, evaluated inside tasks"),
-    "wc_acc": ("WC-ACC", "newest task at the end and min-ACC of the others"),
-    "stability_gap": ("stability gap", "how deep old scores dip inside a task, and come back"),
-}
-"""What only some runs have: name and meaning."""
 
 COSTS = {
     "optimizer_steps": "optimizer steps",

@@ -96,9 +96,10 @@ def summary_table(
         columns = [summary] if task_aware is None else [summary, task_aware]
         shown = [_percent(column[key], one.signed) for column in columns]
         table.add_row(one.label, *shown, one.meaning)
-    for key, (name, meaning) in MORE.items():
+    for key, further in MORE.items():
         if more and key in more:
-            table.add_row(name, _percent(more[key], signed=False), *([""] if both else []), meaning)
+            shown = [_percent(more[key], signed=False), *([""] if both else [])]
+            table.add_row(further.label, *shown, further.meaning)
     return table
 
 

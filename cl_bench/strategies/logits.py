@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from cl_bench.contracts import Batch, Learner, Loss
+from cl_bench.contracts import Batch, Learner, Loss, UsageError
 from cl_bench.contracts.learner import Snapshot
 
 Logits = Literal["current", "seen", "all"]
@@ -19,6 +19,16 @@ those that were met so far, or those of tasks to come as well."""
 
 Asked = Literal["seen", "all"]
 """The same where old classes take part in any case."""
+
+
+def require_rivals(learner: Learner, logits: Logits) -> None:
+    """In ``check``: :class:`UsageError` if a class of some task has none to compete with."""
+    heads = [name for name, role in learner.roles().items() if role == "head"]
+    if logits == "current" and any(len(learner.weights()[name]) == 1 for name in heads):
+        raise UsageError(
+            "strategy.logits=current: a task of this stream has one class, which nothing would "
+            "compete with, so that nothing would be learned; use strategy.logits=seen, or all"
+        )
 
 
 def open_heads(learner: Learner, logits: Logits, old: bool) -> None:

@@ -23,6 +23,7 @@ from cl_bench.subspace.linear_maps import (
     plain_modules,
     shared_out,
 )
+from cl_bench.subspace.mixture import Mixture
 from cl_bench.subspace.moments import Accumulator, Moments, dropping, tapped
 from cl_bench.subspace.preservation import (
     CosineSum,
@@ -32,6 +33,7 @@ from cl_bench.subspace.preservation import (
     snapped_rank,
 )
 from cl_bench.subspace.projection import Projection, inverse_projection
+from cl_bench.subspace.recursive import RecursiveLeastSquares
 from cl_bench.subspace.relaxation import leading_directions, split_as_published, split_by_angle
 from cl_bench.subspace.relaxed import RelaxedSpaces
 from cl_bench.subspace.rescaling import Rescaling, Scaling
@@ -62,9 +64,11 @@ __all__ = [
     "Gates",
     "Kind",
     "LinearMap",
+    "Mixture",
     "Moments",
     "Parametrisation",
     "Projection",
+    "RecursiveLeastSquares",
     "RelaxedSpaces",
     "Rescaling",
     "ResidualSketch",

@@ -36,14 +36,17 @@
 * ``layers``: ``task``, ``layers`` {layer: {quantity: value}}.
 * ``round``, in a federation: ``task``, ``round`` (from 1), ``train_loss``, ``clients`` (sampled),
   ``dropped``, ``steps``, ``bytes_down``, ``bytes_up``, ``client_seconds``, ``seconds``.
+* ``prequential``, of a stream that is tested first: ``task``, ``position`` (samples of the task),
+  ``answered`` (of the run), ``accuracy``, ``window``, ``faded``, ``kappa``, ``state_bytes``,
+  ``predict_seconds``, ``learn_seconds``.
 * ``federation``, after a task of one: ``task``, ``partition`` (hash of the split), ``holders``,
   ``population``, ``rounds``, bytes of all clients (``model_down``, ``model_up``,
   ``statistics_up``, ``memory_down``), ``client_seconds``.
 * ``clients``, after a task of one: ``task``, ``forgetting`` and ``newest`` (score on the task just
   learned), each a list by client, and ``summary`` {quantity: value}.
-* ``probe``: ``probe`` (``curve``, ``dynamics``, ``alignment``, ``landscape``, ``general_text``,
-  ``cost``), ``task``, ``values`` (nested, by task name) and what else the probe tells; see
-  :mod:`cl_bench.experiment.probes`.
+* ``probe``: ``probe`` (``curve``, ``dynamics``, ``alignment``, ``landscape``, ``connectivity``,
+  ``general_text``, ``cost``), ``task``, ``values`` (nested, by task name) and what else the probe
+  tells; see :mod:`cl_bench.experiment.probes`.
 
 Tasks are indices from 0; a number that is not finite is null. A run that is resumed drops the
 events after its checkpoint and writes them again: apart from times they are equal. Those that
@@ -245,6 +248,10 @@ class Record:
     def round(self, task: int, round: int, **measured: float) -> None:
         """A round of a federation on the task with index ``task``; rounds count from 1."""
         self._event("round", task=task, round=round, **measured)
+
+    def prequential(self, task: int, position: int, **measured: float) -> None:
+        """Where a stream that is tested first stands, after so many samples of a task."""
+        self._event("prequential", task=task, position=position, **measured)
 
     def federation(self, task: int, **facts: Any) -> None:
         """How a federation learned a task, and what it cost."""

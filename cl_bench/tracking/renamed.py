@@ -83,6 +83,9 @@ def present(config: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = renamed(config)
     if "federation" not in found:  # elsewhere model.hidden alone tells them
         found.pop("widths", None)
+    optimizer = found.get("optimizer")
+    if isinstance(optimizer, dict) and "_target_" in optimizer:
+        optimizer.setdefault("at_task", "reset")  # what all did
     probes = found.get("probe")
     for name, node in probes.items() if isinstance(probes, dict) else ():
         if name in PROBES and isinstance(node, dict) and "_target_" not in node:

@@ -8,13 +8,12 @@ import numpy as np
 from cl_bench.metrics import (
     ANSWERED,
     TASK_AWARE,
+    Evidence,
     Matrix,
-    by_task_and_by_sample,
-    dense_summary,
     empty_matrix,
-    recency_bias,
     so_far,
     summarise,
+    summarise_further,
     tasks_learned,
 )
 from cl_bench.tracking.files import to_cell, to_csv
@@ -92,14 +91,17 @@ class Tables:
         done, R = tasks_learned(self.matrix), so_far(self.matrix)
         if done == 0:
             return {}
-        found: dict[str, float] = {}
         samples = _test_samples(data)[:done]
-        if data.get("scenario") == "class" and len(samples) == done:
-            found |= by_task_and_by_sample(R, samples)
-            confusion = self.last_confusion
-            if confusion is not None:
-                found["recency_bias"] = recency_bias(confusion)
-        return found | dense_summary(R, self.curves[:done])
+        by_class = data.get("scenario") == "class" and len(samples) == done
+        curves = self.curves[:done]
+        return summarise_further(
+            Evidence(
+                R,
+                samples if by_class else None,
+                self.last_confusion if by_class else None,
+                curves if done > 1 and all(curves[1:]) else None,
+            )
+        )
 
     @property
     def last_confusion(self) -> Matrix | None:

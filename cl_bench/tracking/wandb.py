@@ -131,7 +131,7 @@ class WandbSink:
         run.define_metric("task")
         run.define_metric("eval/*", step_metric="task")
         run.define_metric("layers/*", step_metric="task")
-        for probe in ("alignment", "dynamics", "landscape", "general_text", "cost"):
+        for probe in ("alignment", "dynamics", "landscape", "connectivity", "general_text", "cost"):
             run.define_metric(f"{probe}/*", step_metric="task")
         run.define_metric("curve_step")
         run.define_metric("curve/*", step_metric="curve_step")

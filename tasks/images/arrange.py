@@ -12,7 +12,7 @@ from torch import Tensor
 from cl_bench.contracts.errors import UsageError
 from cl_bench.contracts.randomness import generator
 from cl_bench.contracts.stream import Scenario
-from cl_bench.tasks.arguments import ClassOrder, Order, Rows, require
+from cl_bench.tasks.arguments import Angles, ClassOrder, Order, Rows, require
 from cl_bench.tasks.images.increments import first_of_each, increments, ordered
 from cl_bench.tasks.images.source import ImageSource
 from cl_bench.tasks.images.task import ImageData, ImageTask
@@ -111,24 +111,33 @@ def rotated_tasks(
     holdout: Holdout,
     max_angle: float,
     angle_order: Order,
+    angles: Angles = "even",
 ) -> list[ImageTask]:
-    """Tasks rotated by ``i * max_angle / num_tasks`` degrees, i = 0 .. num_tasks - 1.
+    """Tasks rotated by angles below ``max_angle``.
 
     Args:
         source: the images.
         num_tasks: how many angles, from 1 to 360.
-        order_seed: orders the angles if ``angle_order`` is ``random``.
+        order_seed: orders the angles if ``angle_order`` is ``random``, or draws them.
         holdout: the validation rule.
         max_angle: in (0, 360], itself not reached.
         angle_order: ``fixed`` (growing) or ``random``.
+        angles: ``even``, ``i * max_angle / num_tasks`` degrees for i = 0 .. num_tasks - 1; or
+            ``uniform``, drawn from [0, max_angle), which have no other order.
 
     Raises:
         UsageError: if an argument is out of range.
     """
-    angles = [i * max_angle / num_tasks for i in range(num_tasks)]
-    angles = [angles[i] for i in ordered(num_tasks, "angle_order", angle_order, order_seed)]
-    names = [f"rot_{angle:g}" for angle in angles]
-    return _domain_tasks(source, names, [Rotation(angle) for angle in angles], holdout)
+    if angles == "uniform":
+        drawn = torch.rand(
+            num_tasks, generator=generator(order_seed, "angles"), dtype=torch.float64
+        )
+        degrees = (max_angle * drawn).tolist()
+    else:
+        order = ordered(num_tasks, "angle_order", angle_order, order_seed)
+        degrees = [i * max_angle / num_tasks for i in order]
+    names = [f"rot_{angle:g}" for angle in degrees]
+    return _domain_tasks(source, names, [Rotation(angle) for angle in degrees], holdout)
 
 
 def split_tasks(
@@ -141,6 +150,7 @@ def split_tasks(
     class_order: ClassOrder,
     first_classes: int | None = None,
     classes: Sequence[int] | None = None,
+    arrange: Arrangement | None = None,
 ) -> list[ImageTask]:
     """Tasks with classes of their own.
 
@@ -156,6 +166,8 @@ def split_tasks(
         class_order: ``fixed`` (as in the data set), ``random`` or ``seed_1993``.
         first_classes: of the first task, where it has more (or fewer) than the others.
         classes: the data set's labels that there are tasks of; None for all.
+        arrange: what is done to the pixels of all tasks before they are normalised; None for
+            nothing.
 
     Raises:
         UsageError: if the classes cannot be divided like that.
@@ -171,7 +183,8 @@ def split_tasks(
     order = [labels[i] for i in ordered(len(labels), "class_order", class_order, order_seed)]
     stops = list(itertools.accumulate(sizes))
     groups = [order[stop - size : stop] for size, stop in zip(sizes, stops, strict=True)]
-    parts = [Part(_split_name(i, group), source, group) for i, group in enumerate(groups)]
+    done = arrange or Unchanged()
+    parts = [Part(_split_name(i, group), source, group, done) for i, group in enumerate(groups)]
     return class_tasks(parts, scenario, holdout)
 
 

@@ -18,6 +18,7 @@ from cl_bench.report.study import read_study
 from cl_bench.tracking import open_record
 from cl_bench.tracking.reading import read_config
 from cl_bench.tracking.renamed import RENAMED, renamed
+from runs import unseal
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -115,3 +116,22 @@ def test_a_new_run_says_the_new_name(cli, tmp_path):
     assert err.startswith("error: stream._target_=tasks.permuted_digits.PermutedDigits: earlier ")
     assert "cl_bench.tasks.permuted_digits.PermutedDigits; write that" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_options_that_came_later_are_no_difference_as_long_as_nobody_sets_them(cli):
+    assert cli(*TINY, "seed=0")[0] == 0
+    (old,) = (p.parent for p in Path("study").rglob("config.yaml"))
+    text = (old / "config.yaml").read_text()
+    for name in ("identity_first", "validation_split", "at_task"):
+        (line,) = [line for line in text.splitlines() if line.strip().startswith(f"{name}:")]
+        text = text.replace(f"{line}\n", "")
+    unseal(old)
+    (old / "config.yaml").write_text(text)
+    status, out, err = cli(*TINY, "seed=0")
+    assert status == 0, err
+    assert "was finished before" in out
+    (line,) = [line for line in text.splitlines() if line.strip().startswith("num_tasks:")]
+    (old / "config.yaml").write_text(text.replace(f"{line}\n", ""))
+    status, _, err = cli(*TINY, "seed=0")
+    assert status == 2
+    assert "was run with stream.num_tasks=None, which is now 2" in err

@@ -40,6 +40,7 @@ from cl_bench.experiment import (
 from cl_bench.federation import FederatedEngine, Federation, check_federation
 from cl_bench.learners import Classifier, language
 from cl_bench.models import MLP, t5
+from cl_bench.streaming import Streaming, StreamingEngine, check_streaming
 from cl_bench.tasks.tensors import from_tensors
 
 CONF = conf_directory() / "strategy"
@@ -49,6 +50,9 @@ SAMPLES, DIM, CLASSES, FEW = 64, 12, 3, 24
 
 OPTIONS: dict[str, dict[str, Any]] = {"bic": {"epochs": 5}}
 """Options that a strategy needs for runs as small as these; best none."""
+
+
+WARM = Streaming(warmup=16)
 
 
 class RefusedError(Exception):
@@ -121,6 +125,12 @@ def make_stream(strategy):
     return from_tensors(tasks, getattr(strategy, "scenario", scenario), labels="task")
 
 
+def require_single(pack):
+    """Of what the command line refuses nothing else does: a stream in packs."""
+    if pack > 1:
+        raise UsageError("a stream is met sample by sample")
+
+
 class Mortal(Dying, Classifier):
     """May die."""
 
@@ -181,6 +191,7 @@ class Setting:
         self.strategy = make_strategy(name, calm)
         only = self.strategy.needs.engines == {"federated"}
         self.federated = only if federated is None else federated
+        self.streaming = self.strategy.needs.engines == {"streaming"}
         self.stream = make_stream(self.strategy)
         self.batch = (4 if reads_text(self.strategy) else 16) // cut
         world = dist.get_world_size() if dist.is_initialized() else 1
@@ -202,10 +213,13 @@ class Setting:
             else "all",
         )
         with refusals():
-            check_pair(name, self.strategy, self.stream, self.federated)
+            check_pair(name, self.strategy, self.stream, self.federated, self.streaming)
             check_trainer(self.options, pack, self.strategy)
             check_schedule(self.strategy, self.schedule)
             check_tasks(self.stream, self.schedule is not None)
+            if self.streaming:
+                check_streaming(WARM, name, self.strategy, self.stream, self.options)
+                require_single(pack)
             if self.federated:
                 check_federation(
                     self.federation, name, self.strategy, self.stream, self.options, self.schedule
@@ -225,6 +239,8 @@ class Setting:
 
     @property
     def engine(self):
+        if self.streaming:
+            return functools.partial(StreamingEngine, streaming=WARM)
         if not self.federated:
             return LightningEngine
         return functools.partial(FederatedEngine, federation=self.federation)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from cases import RefusedError, Setting
 from seams import SEAMS
-from test_every_strategy import alone, lawful, one_thread, pair, plain  # noqa: F401
+from test_every_strategy import alone, lawful, one_thread, plain  # noqa: F401
 
 from cl_bench.federation import FederatedEngine
 

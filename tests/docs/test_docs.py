@@ -99,5 +99,6 @@ def test_links_of_the_docs_lead_somewhere():
 def test_architecture_says_where_to_add_what():
     page = (DOCS / "architecture.md").read_text()
     lines = page.split("## Where to add what\n")[1].split("\n## ")[0].strip().splitlines()
+    lines = [line for line in lines if line.startswith("- ")]
     kinds = [re.match(r"- \*\*An? (\w+)\*\*: .*\]\(\.\./.+\.py\)", line)[1] for line in lines]
     assert kinds == ["strategy", "stream", "metric", "probe", "engine"]

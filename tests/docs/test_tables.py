@@ -67,8 +67,9 @@ def test_every_result_is_shown_on_a_page(name):
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "conf/experiment").glob("*.yaml")))
 def test_an_experiment_quotes_the_published_row(name):
-    reference = yaml.safe_load((ROOT / f"conf/experiment/{name}.yaml").read_text()).get("reference")
-    if reference is None:
+    whole = yaml.safe_load((ROOT / f"conf/experiment/{name}.yaml").read_text())
+    reference = whole.get("reference")
+    if reference is None or "scenarios" in whole:  # several rows; a test of its own
         return
     published = [
         row

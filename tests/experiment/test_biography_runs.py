@@ -2,9 +2,6 @@
 
 import functools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import hydra
@@ -94,33 +91,14 @@ def test_probes_are_scored_beside_the_matrix():
     assert learner.performance(batch) == pytest.approx(scores["read_about"])
 
 
-def run_cli(directory, cache, *overrides):
-    command = [sys.executable, "-m", "cl_bench", *overrides, f"run_dir={directory}"]
-    environment = {**os.environ, "CL_BENCH_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(
-        [*command, "logger.mode=disabled"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    events = [json.loads(line) for line in (directory / "results.jsonl").read_text().splitlines()]
-    return ran.stdout, events
-
-
-def test_smoke_tier_from_the_command_line(tmp_path):
+def test_smoke_tier_from_the_command_line(cli, cache, tmp_path):
     """Two strategies: the second takes the first one's checkpoint, and both start from row 0."""
     rows, sources = [], []
     for strategy in ("finetune", "freeze"):
-        _, events = run_cli(
-            tmp_path / strategy,
-            tmp_path / "cache",
-            f"+strategy={strategy}",
-            "+stream=biography/smoke",
-        )
+        run = (f"+strategy={strategy}", "+stream=biography/smoke", f"run_dir={strategy}")
+        status, _, err = cli(*run, "logger.mode=disabled")
+        assert status == 0, err
+        events = read_results(tmp_path / strategy)
         (read,) = [e for e in events if e.get("status") == "pretrained"]
         sources.append(read["from_cache"])
         evaluations = [e for e in events if e["event"] == "evaluation"]

@@ -8,7 +8,6 @@ import pytest
 from omegaconf import OmegaConf
 
 from cl_bench.cli.folders import conf_directory
-from cl_bench.cli.listing import options
 from cl_bench.cli.sweep import _compared
 from cl_bench.contracts import UsageError
 from cl_bench.experiment import ProbeSettings, check_sharded
@@ -18,6 +17,7 @@ from cl_bench.experiment.probes.updates import UpdateSettings
 from cl_bench.strategies.baselines.finetune import Finetune
 from cl_bench.tracking import read_results
 from cl_bench.tracking.reading import read_config
+from cl_bench.tracking.renamed import PROBES
 
 CONF = conf_directory()
 TINY = ("+strategy=finetune", "+stream=permuted_digits", "stream.num_tasks=2")
@@ -115,14 +115,14 @@ def test_what_is_no_probe_is_refused(cli, tmp_path, word, said):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", sorted(options([CONF], "probe")))
+@pytest.mark.parametrize("name", PROBES)
 def test_a_record_of_before_has_the_probes_of_now(tmp_path, name):
     """They had no ``_target_``; that, and other options of one that is off, is no difference."""
     now = composed(*TINY, f"probe.{name}.enabled=true")
     before = json.loads(json.dumps(now))
     for node in before["probe"].values():
         if isinstance(node, dict):
-            del node["_target_"]
+            node.pop("_target_")
     off = next(other for other in now["probe"] if other not in (name, "early"))
     before["probe"][off]["samples"] = 9
     OmegaConf.save(before, tmp_path / "config.yaml")

@@ -1,9 +1,6 @@
 """Federations as a whole: what is forgotten, from the command line, and what is refused."""
 
 import functools
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,8 +22,6 @@ from cl_bench.tasks.permuted_digits import PermutedDigits
 from cl_bench.tracking import read_results
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-
-ROOT = Path(__file__).parents[2]
 
 
 # --- behaviour (invariant 15) ---------------------------------------------------------------------
@@ -55,15 +50,11 @@ def test_fot_forgets_less_than_half_of_what_fedavg_forgets(seed, kind):
     assert newest["FOT"] > newest["FedAvg"] - 0.05
 
 
-def test_the_command_line_runs_a_federation(tmp_path):
-    command = [
-        *(sys.executable, "-m", "cl_bench", "+strategy=fot", "+stream=permuted_digits"),
-        *("+federation=small", "stream.num_tasks=2", "federation.rounds=3"),
-        f"run_dir={tmp_path / 'run'}",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "traffic of all clients" in done.stdout
+def test_the_command_line_runs_a_federation(cli, tmp_path):
+    words = ("+strategy=fot", "+stream=permuted_digits", "+federation=small")
+    status, out, err = cli(*words, "stream.num_tasks=2", "federation.rounds=3", "run_dir=run")
+    assert status == 0, err
+    assert "traffic of all clients" in out
     events = {event["event"] for event in read_results(tmp_path / "run")}
     assert {"round", "federation", "clients", "layers", "evaluation"} <= events
     assert (tmp_path / "run" / "partition.png").exists()

@@ -88,11 +88,14 @@ def learn(
     num_workers=0,
     epochs=3,
     schedule=None,
+    at_task="reset",
+    resumes_inside=True,
     **trainer_options,
 ):
     stream = make_stream(scenario, n=44)
     learner = Mortal(stream, model(), optimizer, 10, 0, pack)
     learner.dies_at = dies_at
+    learner.at_task, learner.resumes_inside = at_task, resumes_inside
     trainer = functools.partial(
         Trainer,
         accelerator="cpu",

@@ -8,6 +8,7 @@ import functools
 import itertools
 import sys
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -152,19 +153,21 @@ def run(name, directory, samples=SAMPLES, batch=BATCH, dtype=torch.float64, seed
             **more,
         )
 
-    result = conduct(
-        stream,
-        strategy,
-        learner,
-        trainer,
-        Identity("toy", name, "seed: 0\n", "python -m cl_bench"),
-        loop=LoopSettings(seed, batch),
-        evaluation=EvalSettings(),
-        alignment=AlignmentSettings(samples=20, batches=2),
-        checkpoint=CheckpointSettings(every_steps=None),
-        run_dir=directory,
-        sharded=sharded,
-    )
+    conducting = sys.modules["cl_bench.experiment.conduct"]
+    with mock.patch.object(conducting, "write_figures", return_value=[]):
+        result = conduct(
+            stream,
+            strategy,
+            learner,
+            trainer,
+            Identity("toy", name, "seed: 0\n", "python -m cl_bench"),
+            loop=LoopSettings(seed, batch),
+            evaluation=EvalSettings(),
+            alignment=AlignmentSettings(samples=20, batches=2),
+            checkpoint=CheckpointSettings(every_steps=None),
+            run_dir=directory,
+            sharded=sharded,
+        )
     held = sum(own_rows(p.detach()).numel() for p in learner.parameters())
     bases = strategy.memory if isinstance(strategy, GPM) else {}
     learner.eval()

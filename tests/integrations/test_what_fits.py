@@ -28,38 +28,32 @@ from loops import (
 from torch import nn
 from torch.optim import LBFGS, SGD, Adam
 
-from cl_bench.contracts import Protect, Strategy, UsageError
+from cl_bench.contracts import Needs, Protect, Strategy, UsageError
 from cl_bench.experiment import Together
 from cl_bench.integrations import ContinualCallback, Guarded
 from cl_bench.strategies.baselines.finetune import Finetune
-from cl_bench.strategies.baselines.joint import Joint
+from cl_bench.strategies.distillation.lwf_mc import LwFMC
+from cl_bench.strategies.federated.fedavg import FedAvg
 from cl_bench.strategies.isolation.freeze import Freeze
-from cl_bench.strategies.penalty.ewc import EWC
 from cl_bench.strategies.projection.gpm import GPM
 from cl_bench.strategies.projection.sgp import SGP
-from cl_bench.strategies.projection.trgp import TRGP
-from cl_bench.strategies.replay.er import ER
 
 
-class EveryEpoch(Strategy):
-    def after_epoch(self, learner, task, progress):
-        return None
+class Bordering(Strategy):
+    needs = Needs(plateau=True)
 
 
 REFUSED = {
-    "adds to the loss": EWC(),
-    "changes the batches": ER(),
-    "chooses the training data": Joint(),
-    "acts at the end of epochs": EveryEpoch(),
-    "Freeze acts at the end of epochs": Freeze(early_stop=0.9),
-    "needs the task id": TRGP(),
+    "runs in a federation": FedAvg(),
+    "reached a plateau": Bordering(),
+    "name these in the order": LwFMC(),
     "project='input'": GPM(project="input"),
-    "adds to the loss|changes": Together({"gpm": GPM(), "ewc": EWC()}),
+    "federation|plateau": Together({"gpm": GPM(), "bordering": Bordering()}),
 }
 
 
 @pytest.mark.parametrize("reason", REFUSED)
-def test_strategies_that_need_the_loop_are_refused(reason):
+def test_strategies_that_need_our_engine_are_refused(reason):
     with pytest.raises(UsageError, match=reason):
         Guarded(network(), REFUSED[reason])
     with pytest.raises(UsageError, match=reason):
@@ -187,7 +181,6 @@ def test_optimizers_that_the_guard_cannot_see():
     guard = Guarded(model, GPM())
     foreign = SGD(network().parameters(), lr=0.1)
     for given, message in (
-        ((), "give the optimizer"),
         ((model,), "no torch.optim.Optimizer"),
         ((foreign,), "none of the model's parameters"),
     ):
@@ -344,18 +337,10 @@ def test_gradient_scaling(optimizer):
     assert max(leaks(memory, before, matrices(model)).values()) <= 1e-4
 
 
-def test_one_process_only(monkeypatch):
-    many = types.SimpleNamespace(strategy=None, world_size=2)
+def test_weights_that_processes_share_out_are_refused():
+    shared_out = types.SimpleNamespace(strategy=None)
     with pytest.raises(UsageError, match="devices=1"):
-        guard_of(GPM(), 0).setup(many, Module(network(), OPTIMIZERS["SGD"]), "fit")
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    model = network()
-    with (
-        pytest.raises(UsageError, match="one process"),
-        Guarded(model, GPM()).task(SGD(model.parameters(), lr=0.1), sample=data(0)),
-    ):
-        pytest.fail("entered")
+        guard_of(GPM(), 0).setup(shared_out, Module(network(), OPTIMIZERS["SGD"]), "fit")
 
 
 def test_trainers_that_do_not_fit():

@@ -5,14 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from cl_bench.metrics import (
-    by_task_and_by_sample,
-    dense_summary,
-    min_accuracy,
-    recency_bias,
-    stability_gap,
-    worst_case_accuracy,
-)
+from cl_bench.metrics import Evidence, further_summaries, summarise_further
+from cl_bench.metrics.summaries.min_acc import min_accuracy
+from cl_bench.metrics.summaries.recency_bias import recency_bias
+from cl_bench.metrics.summaries.stability_gap import stability_gap
+from cl_bench.metrics.summaries.wc_acc import worst_case_accuracy
 from cl_bench.report import print_run, write_figures
 from cl_bench.report.page import page_data
 from cl_bench.report.study import read_study
@@ -43,7 +40,7 @@ CONFUSION = np.array([[0.5, 0.1, 0.4], [0.2, 0.4, 0.4], [0.0, 0.0, 1.0]])
 
 
 def test_accuracies_by_task_and_by_sample():
-    found = by_task_and_by_sample(R, SAMPLES)
+    found = summarise_further(Evidence(R, SAMPLES))
     assert found == pytest.approx(
         {
             "last_accuracy_by_task": (0.5 + 0.4 + 1.0) / 3,
@@ -52,7 +49,7 @@ def test_accuracies_by_task_and_by_sample():
             "average_accuracy_by_sample": (0.8 + (50 * 0.6 + 25 * 0.9) / 75 + 0.6) / 3,
         }
     )
-    even = by_task_and_by_sample(R, [10, 10, 10])
+    even = summarise_further(Evidence(R, [10, 10, 10]))
     assert even["last_accuracy_by_task"] == pytest.approx(even["last_accuracy_by_sample"])
     assert even["average_accuracy_by_task"] == pytest.approx(even["average_accuracy_by_sample"])
 
@@ -80,9 +77,13 @@ def test_the_gap_is_what_comes_back():
     assert stability_gap(falling) == 0, "forgetting that stays is no gap"
 
 
-def test_without_evaluation_inside_tasks_nothing_is_said():
-    assert dense_summary(R, [[], [], []]) == dense_summary(R[:2, :1], CURVES[:1]) == {}
-    assert set(dense_summary(R, CURVES)) == {"min_acc", "wc_acc", "stability_gap"}
+def test_nothing_is_said_without_what_it_needs():
+    assert summarise_further(Evidence(R)) == {}
+    assert list(summarise_further(Evidence(R, curves=CURVES))) == [
+        "min_acc",
+        "wc_acc",
+        "stability_gap",
+    ]
 
 
 NAMES = ["a", "b", "c"]
@@ -110,11 +111,8 @@ def recorded(directory, scenario="class", dense=True, samples=SAMPLES, sinks=())
 
 def test_the_record_sums_them_up_and_reports_show_them(tmp_path, capsys):
     summary = recorded(tmp_path / "run")
-    expected = {
-        **by_task_and_by_sample(R, SAMPLES),
-        **dense_summary(R, CURVES),
-        "recency_bias": 0.4,
-    }
+    expected = summarise_further(Evidence(R, SAMPLES, CONFUSION, CURVES))
+    assert len(expected) == 8
     assert {k: summary[k] for k in expected} == pytest.approx(expected)
     assert summary["last_accuracy_by_task"] == summary["acc"]
     assert summary["average_accuracy_by_task"] == summary["average_incremental_accuracy"]
@@ -136,7 +134,7 @@ def test_the_record_sums_them_up_and_reports_show_them(tmp_path, capsys):
 
 def test_other_runs_have_none_of_them(tmp_path):
     summary = recorded(tmp_path / "domain", "domain", dense=False)
-    assert not {"recency_bias", "min_acc", "last_accuracy_by_sample"} & set(summary)
+    assert not set(further_summaries()) & set(summary)
     older = recorded(tmp_path / "older", samples=[None] * 3, dense=False)
     assert "last_accuracy_by_sample" not in older
     assert [p.name for p in write_figures(tmp_path / "domain")] == [

@@ -10,9 +10,15 @@ from rich.console import Console
 
 from cl_bench.cli import settings
 from cl_bench.contracts import UsageError
-from cl_bench.metrics import summaries, summarise
+from cl_bench.metrics import (
+    Evidence,
+    further_summaries,
+    summaries,
+    summarise,
+    summarise_further,
+)
 from cl_bench.report import quantities, summary_table
-from cl_bench.report.comparison import compare_runs
+from cl_bench.report.comparison import compare_runs, recorded_by_one
 from cl_bench.tracking import open_record
 
 package = importlib.import_module("cl_bench.metrics.summaries")
@@ -28,35 +34,46 @@ def worst(R):
 SUMMARY = Summary("worst", "lowest score at the end", worst, signed=True)
 """
 
+COUNTED = """
+from cl_bench.metrics.summaries.summary import Further
+
+
+def samples(evidence):
+    return None if evidence.samples is None else float(sum(evidence.samples)) / 1000
+
+
+FURTHER = Further(samples, "samples", "thousands of them", better=-1)
+"""
+
 
 @pytest.fixture
 def worst(tmp_path, monkeypatch):
-    """A summary of somebody's own, in a file beside ours."""
+    """Summaries of somebody's own, files beside ours."""
     (tmp_path / "worst.py").write_text(CODE)
+    (tmp_path / "counted.py").write_text(COUNTED)
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
     summaries.cache_clear()
+    further_summaries.cache_clear()
     importlib.reload(quantities)
     yield
     monkeypatch.undo()
     summaries.cache_clear()
+    further_summaries.cache_clear()
     importlib.reload(quantities)
 
 
 def test_ours_stand_in_the_order_of_the_papers():
     ours = ["acc", "bwt", "fwt", "forgetting", "learning_accuracy", "average_incremental_accuracy"]
-    assert list(summaries()) == ours
+    assert list(summaries())[: len(ours)] == ours
     assert list(quantities.METRICS) == [
-        *ours,
+        *summaries(),
         "intransigence",
         "task_aware_acc",
         *quantities.MORE,
     ]
-    assert {key for key, (_, better) in quantities.METRICS.items() if better < 0} == {
-        "forgetting",
-        "intransigence",
-        "recency_bias",
-        "stability_gap",
-    }
+    less = {key for key, (_, better) in quantities.METRICS.items() if better < 0}
+    assert less >= {"forgetting", "intransigence", "recency_bias", "stability_gap"}
+    assert not less & {"acc", "bwt", "fwt", "learning_accuracy"}
 
 
 def test_a_file_is_enough(worst):
@@ -70,6 +87,9 @@ def test_a_file_is_enough(worst):
     (row,) = [line for line in capture.get().splitlines() if line.startswith("worst")]
     assert row.strip().split(maxsplit=2) == ["worst", "+60.0", "lowest score at the end"]
     assert quantities.METRICS["worst"] == ("worst", 1)
+    assert quantities.METRICS["counted"] == ("samples", -1)
+    assert summarise_further(Evidence(R, [5, 10]))["counted"] == 0.015
+    assert summarise_further(Evidence(R)) == {}
     assert np.isnan(summarise(np.full((3, 2), np.nan))["worst"])
 
 
@@ -86,6 +106,7 @@ def test_a_run_of_before_it_was_there_reproduces(worst, tmp_path):
     assert summary.pop("worst") == 0.6
     path.write_text(json.dumps(summary))
     assert compare_runs(before, now) == compare_runs(now, before) == []
+    assert recorded_by_one(before, now) == ["worst"]
     path.write_text(json.dumps({**summary, "acc": 0.0}))
     assert [d.what for d in compare_runs(before, now)] == ["summary"]
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ABOVE = ("cli", "experiment", "federation", "integrations", "report", "tracking", "api")
+ABOVE = (
+    "cli", "experiment", "federation", "integrations", "report", "streaming", "tracking", "api",
+)  # fmt: skip
 
 
 def modules(room):
@@ -36,7 +38,7 @@ FLOORS = (
     ("metrics",),
     ("learners", "models", "optimizers", "packed", "parallel", "strategies", "tasks"),
     ("features", "report", "tracking"),
-    ("experiment", "federation", "integrations"),
+    ("experiment", "federation", "integrations", "streaming"),
     ("cli", "api", "__main__", ""),
 )
 """From the ground up; the last one is ``cl_bench/__init__.py``, which opens on ``api``."""

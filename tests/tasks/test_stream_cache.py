@@ -297,6 +297,26 @@ def test_rotated_and_split_mnist_share_the_decoded_images(mnist_cache, monkeypat
     assert torch.allclose(rotated[2].test[some]["x"], turned, atol=1e-4)
 
 
+@needs_mnist
+def test_split_mnist_in_a_frame_is_normalised_by_what_it_is_with_it(mnist_cache, monkeypatch):
+    monkeypatch.setenv("CL_BENCH_CACHE", str(mnist_cache))
+    options = {"data_dir": str(MNIST), "scenario": "class", "validation_fraction": 0.0}
+    framed = SplitMNIST(**options, padding=2, mean=0.1, std=0.2752)
+    plain = SplitMNIST(**options)
+    assert (framed.input_shape, plain.input_shape) == ((1, 32, 32), (1, 28, 28))
+    some = torch.arange(50)
+    x, inner = framed[3].train[some]["x"], plain[3].train[some]["x"]
+    torch.testing.assert_close(x[..., 2:-2, 2:-2] * 0.2752 + 0.1, inner * 0.3081 + 0.1307)
+    frame = x.clone()
+    frame[..., 2:-2, 2:-2] = -0.1 / 0.2752
+    torch.testing.assert_close(frame, torch.full_like(frame, -0.1 / 0.2752))
+    rows = [task.train[torch.arange(0, len(task.train), 20)]["x"] for task in framed]
+    whole = torch.cat(rows).double()
+    assert (len(whole), sum(len(task.train) for task in framed)) == (3003, 60000)
+    assert float(whole.mean()) == pytest.approx(0, abs=0.01)
+    assert float(whole.std()) == pytest.approx(1, abs=0.01)
+
+
 def test_images_come_from_the_folder_that_was_named(tmp_path):
     """A parquet file of somebody else's may name any file, or none."""
     inside = tmp_path / "data" / "a.png"

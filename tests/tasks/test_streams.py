@@ -9,6 +9,7 @@ from pathlib import Path
 import hydra
 import numpy as np
 import pytest
+import scipy.stats
 import sklearn.datasets
 import sklearn.utils
 import torch
@@ -20,7 +21,8 @@ from pictures import assert_same, everything
 from cl_bench.contracts import stream as contract
 from cl_bench.contracts.errors import UsageError
 from cl_bench.data import MemoryData
-from cl_bench.tasks.images.arrange import pixel_orders
+from cl_bench.tasks.digits import load_digits
+from cl_bench.tasks.images.arrange import Holdout, pixel_orders, rotated_tasks
 from cl_bench.tasks.images.views import Permutation, Rotation
 from cl_bench.tasks.permuted_digits import PermutedDigits
 from cl_bench.tasks.rotated_digits import RotatedDigits
@@ -394,3 +396,21 @@ def test_configs_compose_and_leave_the_users_choice(tmp_path):
         assert [task.name for task in stream] == ["classes_0-1", "classes_2-3"]
         config = hydra.compose("config", ["+stream=pmnist"])
         assert (config.batch_size, config.trainer.max_epochs) == (10, 5)
+
+
+def test_angles_can_be_drawn():
+    """Uniform below the greatest, by the seed alone, and no two alike."""
+    found = {}
+    for seed in (3, 4):
+        holdout = Holdout(0.0, "first", seed)
+        tasks = rotated_tasks(load_digits(), 60, seed, holdout, 90.0, "fixed", "uniform")
+        found[seed] = [task._train.view.arrange.degrees for task in tasks]
+    again = rotated_tasks(load_digits(), 20, 3, holdout, 180.0, "fixed", "uniform")
+    assert [task._train.view.arrange.degrees for task in again] == [2 * a for a in found[3][:20]]
+    for angles in found.values():
+        assert min(angles) >= 0
+        assert max(angles) < 90
+        assert len(set(angles)) == 60
+        assert angles != sorted(angles)
+        assert scipy.stats.kstest(angles, "uniform", (0, 90)).pvalue > 0.01
+    assert found[3] != found[4]

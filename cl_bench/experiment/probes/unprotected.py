@@ -34,7 +34,7 @@ class UnprotectedSettings(Probe):
 
 
 class UnprotectedUpdate(Observer):
-    """Looks at every linear map of the network, whatever the strategy.
+    """Looks at every linear map but heads of one task each, whatever the strategy.
 
     Quantities, after a task: ``unprotected``, of the task's update under the singular directions of
     the weights that the next task begins with (:func:`cl_bench.metrics.unprotected_share`), and

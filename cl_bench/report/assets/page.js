@@ -412,6 +412,15 @@
     return made;
   }
 
+  function overOrders(orders) {
+    const columns = orders.header.map((name, c) => ({ name, left: c === 0 }));
+    const rows = orders.rows.map((cells) => cells.map((text, c) => ({ text, value: c ? parseFloat(text) : undefined })));
+    return el("section", { class: "block" },
+      el("h2", {}, `${orders.title}, over orders`, el("span", { class: "tag" }, orders.known)),
+      card("How much the order of tasks decides", orders.about,
+        table(columns, rows, orders.bounds.map((bound) => (bound ? "bound" : "")))));
+  }
+
   function searches() {
     if (!data.searches.length) return null;
     const columns = [{ name: "strategy", left: true }, { name: "stream", left: true }, { name: "validation ACC (%)" }, { name: "run", left: true }];
@@ -437,6 +446,7 @@
     app.replaceChildren(
       el("header", {}, el("h1", {}, "What was learned, kept and forgotten"),
         el("p", {}, `${data.runs} ${plural} from ${data.paths.join(", ")} · ${data.made} · cl_bench ${data.version}`), links),
+      ...data.orders.map(overOrders),
       ...data.blocks.map(section),
       ...[searches()].filter(Boolean),
       el("footer", {}, ...data.left_out.map((l) => el("div", {}, `Left out: ${l}`)),

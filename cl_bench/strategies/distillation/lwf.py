@@ -23,7 +23,13 @@ from cl_bench.contracts import (
 )
 from cl_bench.contracts.learner import Snapshot
 from cl_bench.contracts.options import Rate, Strength
-from cl_bench.strategies.logits import Logits, cross_entropy, distillation, open_heads
+from cl_bench.strategies.logits import (
+    Logits,
+    cross_entropy,
+    distillation,
+    open_heads,
+    require_rivals,
+)
 
 
 class LwF(Strategy):
@@ -51,6 +57,10 @@ class LwF(Strategy):
         self.logits = logits
         self.old: list[range] = []  # classes of tasks that are learned
         self.teacher: Snapshot | None = None
+
+    def check(self, learner: Learner) -> None:
+        """Classes must have something to compete with."""
+        require_rivals(learner, self.logits)
 
     def setup(self, learner: Learner, task: Task) -> None:
         """The network as it is now is the one to learn from."""

@@ -145,12 +145,13 @@ class Merge(Strategy):
         return Plan(data, start=self.last)
 
     def setup(self, learner: Learner, task: Task) -> None:
-        """theta_0, before the first task."""
+        """theta_0, before the first task; what belongs to other tasks alone does not train."""
+        learner.train_heads("current")
         if self.name == "dare":
             seed = derive_seed(learner.seed, "dare")
             self.rule = make_rule(self.name, {**self.options, "seed": seed})
         if not self.base:
-            own = _own_heads(learner)
+            own = own_heads(learner)
             weights = learner.weights()
             self.base = {
                 name: weights[name].clone() for name in learner.named_trainable() if name not in own
@@ -177,7 +178,7 @@ class Merge(Strategy):
         self.told = self._tell(deltas, {n: merged[n] - base[n] for n in merged}, matrices)
         found = {**merged, **running}
         if self.deploy == "merge" and self.init == "last":
-            names = (*merged, *_running_names(weights))
+            names = (*merged, *running_names(weights))
             self.last = {name: weights[name].clone() for name in names}
         elif self.deploy == "latest" and self.init == "merge":
             self.last = found
@@ -189,7 +190,7 @@ class Merge(Strategy):
         if self.batch_norm == "latest":
             return {}
         count = self.folded.count
-        for name in _running_names(weights):
+        for name in running_names(weights):
             now = weights[name]
             before = self.statistics.get(name, now).to(now.device)
             self.statistics[name] = before + (now - before) / count
@@ -251,12 +252,13 @@ def _matrices(learner: Learner) -> frozenset[str]:
     return frozenset(name for name, role in learner.roles().items() if role == "matrix")
 
 
-def _own_heads(learner: Learner) -> frozenset[str]:
+def own_heads(learner: Learner) -> frozenset[str]:
     """Parameters of output heads, where there is more than one head."""
     heads = {name for name, role in learner.roles().items() if role == "head"}
     several = len({name.rpartition(".")[0] for name in heads}) > 1
     return frozenset(heads) if several else frozenset()
 
 
-def _running_names(weights: Mapping[str, Tensor]) -> list[str]:
+def running_names(weights: Mapping[str, Tensor]) -> list[str]:
+    """Running statistics of batch normalisation."""
     return [n for n in weights if n.endswith(("running_mean", "running_var"))]

@@ -1,4 +1,4 @@
-"""What is kept of old tasks: a reservoir of everything seen, or the same number of every class."""
+"""What is kept of old tasks: of everything seen, or the same number of every class or task."""
 
 from collections.abc import Iterable, Iterator
 
@@ -122,6 +122,46 @@ class Exemplars:
     def load_state_dict(self, state: State) -> None:
         """Inverse of :meth:`state_dict`."""
         self.classes = {c: dict(kept) for c, kept in state["classes"].items()}
+
+
+class ByTask:
+    """As many samples of every task, drawn when it ends.
+
+    Args:
+        memory: samples kept of each.
+
+    Attributes:
+        batch: all samples, task by task.
+        sizes: how many are of each task.
+    """
+
+    def __init__(self, memory: int) -> None:
+        self.memory = memory
+        self.batch: Batch = {}
+        self.sizes: list[int] = []
+
+    def take(self, task: Task, seed: int) -> None:
+        """Add a part of the task."""
+        drawn = task.sample(self.memory, seed)
+        before = self.batch or {k: v[:0] for k, v in drawn.items()}
+        self.batch = {k: torch.cat([before[k], v]) for k, v in drawn.items()}
+        self.sizes.append(size(drawn))
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def tasks(self) -> list[Batch]:
+        """The samples of each task."""
+        parts = {k: torch.split(v, self.sizes) for k, v in self.batch.items()}
+        return [{k: v[t] for k, v in parts.items()} for t in range(len(self.sizes))]
+
+    def state_dict(self) -> State:
+        """The samples, and how many are of each task."""
+        return {"batch": dict(self.batch), "sizes": list(self.sizes)}
+
+    def load_state_dict(self, state: State) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.batch, self.sizes = dict(state["batch"]), list(state["sizes"])
 
 
 def first(batch: Batch, count: int) -> Batch:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from cl_bench.contracts import Batch, Learner, Loss
+from cl_bench.contracts.learner import Heads
 from cl_bench.contracts.options import Count, Strength
-from cl_bench.strategies.logits import Logits, cross_entropy
+from cl_bench.strategies.logits import Logits, cross_entropy, only
 from cl_bench.strategies.replay.rehearsal import DRAW, ReplayTerms
 
 
@@ -56,7 +57,10 @@ class DER(ReplayTerms):
         answers = out.detach()
         if len(out) < sum(self.sizes):  # other processes have the rest
             with torch.no_grad(), learner.evaluating():
-                answers = learner(self.new)
+                heads: Heads = "all" if self.logits == "all" else "seen"
+                answers = learner.readout(learner.features(self.new), heads)
+            if out.isinf().any():  # classes of other tasks are left out
+                answers = only(answers, self.classes)
         answers = answers[: self.sizes[0]].to(batch["x"].dtype)
         known = torch.full((len(answers),), answers.shape[1])
         said = answers.masked_fill(answers.isinf(), 0.0)  # classes of other tasks, if left out

@@ -13,9 +13,10 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
-from cl_bench.contracts import Batch, Learner, Needs, State, Statistics, Strategy, Task
+from cl_bench.contracts import Learner, Needs, State, Statistics, Strategy, Task
 from cl_bench.contracts.options import Count, Strength
-from cl_bench.strategies.replay.buffer import size
+from cl_bench.strategies.logits import Asked, open_heads
+from cl_bench.strategies.replay.buffer import ByTask
 
 
 class GEM(Strategy):
@@ -24,32 +25,33 @@ class GEM(Strategy):
     Args:
         memory: samples kept of every task, drawn when it ends (the authors keep its last ones).
         margin: the least share of every old task's gradient that is added, once one is violated.
+        logits: classes that compete: those seen so far, or those of tasks to come as well.
     """
 
     needs = Needs(rewrites_gradients=True, shardable=False)
 
-    def __init__(self, memory: Count = 256, margin: Strength = 0.5) -> None:
-        self.memory = memory
+    def __init__(self, memory: Count = 256, margin: Strength = 0.5, logits: Asked = "seen") -> None:
         self.margin = margin
-        self.kept: list[Batch] = []  # by task
+        self.logits = logits
+        self.kept = ByTask(memory)
 
     @property
     def exemplars(self) -> int:
         """Samples of all tasks."""
-        return sum(map(size, self.kept))
+        return len(self.kept)
 
     def setup(self, learner: Learner, task: Task) -> None:
         """Old samples are answered by heads of their own."""
-        learner.train_heads("seen")
+        open_heads(learner, self.logits, old=True)
 
     def constrain(self, learner: Learner) -> None:
         """Eq. 11, over parameters that have a gradient."""
-        if not self.kept:
+        if not len(self.kept):
             return
         g = {n: p.grad for n, p in learner.named_trainable().items() if p.grad is not None}
         flat = torch.cat([gradient.flatten() for gradient in g.values()]).double()
         rows = []
-        for batch in self.kept:
+        for batch in self.kept.tasks():
             old = learner.gradients(batch, mode="train")
             rows.append(torch.cat([old[n].flatten() for n in g]).double())
         G = torch.stack(rows)
@@ -62,15 +64,15 @@ class GEM(Strategy):
 
     def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
         """A part of the task joins the memory."""
-        self.kept.append(task.sample(self.memory, learner.seed))
+        self.kept.take(task, learner.seed)
 
     def state_dict(self) -> State:
         """The memory."""
-        return {"kept": [dict(batch) for batch in self.kept]}
+        return self.kept.state_dict()
 
     def load_state_dict(self, state: State) -> None:
         """Inverse of :meth:`state_dict`."""
-        self.kept = [dict(batch) for batch in state["kept"]]
+        self.kept.load_state_dict(state)
 
 
 def nearest(g: Tensor, G: Tensor, margin: float) -> Tensor:

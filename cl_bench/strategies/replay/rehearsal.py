@@ -17,7 +17,7 @@ from cl_bench.contracts import (
     derive_seed,
 )
 from cl_bench.contracts.options import Count
-from cl_bench.strategies.logits import Logits, open_heads
+from cl_bench.strategies.logits import Logits, open_heads, require_rivals
 from cl_bench.strategies.replay.buffer import Reservoir, as_in_training, size
 
 DRAW = "draw"
@@ -85,6 +85,10 @@ class ReplayTerms(Rehearsal):
         super().__init__(memory, replay)
         self.logits = logits
         self.sizes: list[int] = []
+
+    def check(self, learner: Learner) -> None:
+        """Classes must have something to compete with."""
+        require_rivals(learner, self.logits)
 
     def term(self, k: int, learner: Learner, batch: Batch, out: Tensor) -> Loss:
         """L_k over samples of the k-th draw, or new ones (0)."""

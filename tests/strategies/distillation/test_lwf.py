@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from toys import make_engine, make_learner, make_stream
 
+from cl_bench.contracts import UsageError
 from cl_bench.strategies.baselines.finetune import Finetune
 from cl_bench.strategies.distillation.lwf import LwF
 from cl_bench.strategies.logits import distillation, only
+from cl_bench.tasks.tensors import from_tensors
 
 
 def learned(strategy, scenario, tasks=3, epochs=2):
@@ -128,6 +130,14 @@ def test_without_strength_it_is_fine_tuning_to_the_bit(scenario):
     assert all(torch.equal(v, other.weights()[k]) for k, v in one.weights().items())
     _, moved, _ = learned(LwF(logits="seen"), scenario)
     assert not all(torch.equal(v, other.weights()[k]) for k, v in moved.weights().items())
+
+
+def test_a_class_that_competes_with_none_is_refused():
+    x, y = torch.randn(8, 12), torch.zeros(8, dtype=torch.long)
+    learner = make_learner(from_tensors([(x, y)] * 2, "class", labels="task"))
+    with pytest.raises(UsageError, match=r"logits=current: .* has one class"):
+        LwF().check(learner)
+    LwF(logits="all").check(learner)
 
 
 def test_the_copy_is_the_network_before_the_task_and_never_changes():

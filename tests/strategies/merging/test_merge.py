@@ -93,12 +93,16 @@ def test_training_begins_where_init_says_and_the_network_ends_as_deploy_says(ini
             same(merge_now, strategy.starts[t + 1], atol=1e-6, rtol=1e-5)
 
 
-def test_heads_of_one_task_each_stay_and_a_shared_one_is_merged():
-    _, strategy, ends = run("task", rule="average")
+@pytest.mark.parametrize("scenario", ["task", "class"])
+def test_heads_of_one_task_each_stay(scenario):
+    _, strategy, ends = run(scenario, rule="average")
     for t in range(TASKS):
         for name in (n for n in ends[-1] if n.startswith(f"heads.{t}.")):
             assert torch.equal(ends[-1][name], strategy.models[t][name])
     assert not any(name.startswith("heads") for name in strategy.base)
+
+
+def test_a_shared_head_is_merged():
     _, strategy, ends = run("domain", rule="average")
     mean = sum(m["heads.0.weight"] for m in strategy.models) / TASKS
     torch.testing.assert_close(ends[-1]["heads.0.weight"], mean)

@@ -20,7 +20,7 @@ class Watched(AGEM):
     def constrain(self, learner):
         named = learner.named_trainable()
         before = {n: p.grad.clone() for n, p in named.items() if p.grad is not None}
-        r = learner.gradients(self.kept, mode="train") if self.kept else None
+        r = learner.gradients(self.kept.batch, mode="train") if len(self.kept) else None
         super().constrain(learner)
         self.seen.append((before, r, {n: named[n].grad.clone() for n in before}))
 
@@ -75,10 +75,10 @@ def test_a_step_down_the_projected_gradient_does_not_raise_the_old_loss():
                 p.grad = gradients[name].clone()
             rule.constrain(learner)
             with torch.no_grad():
-                old = learner.loss(learner(strategy.kept), strategy.kept)
+                old = learner.loss(learner(strategy.kept.batch), strategy.kept.batch)
                 for p in learner.trainable_parameters():
                     p -= 1e-4 * p.grad
-                new = learner.loss(learner(strategy.kept), strategy.kept)
+                new = learner.loss(learner(strategy.kept.batch), strategy.kept.batch)
             found.append(float(new - old))
             learner.load_weights({**learner.weights(), **start})
     assert max(rises) < 1e-8  # the second order
@@ -88,9 +88,9 @@ def test_a_step_down_the_projected_gradient_does_not_raise_the_old_loss():
 def test_the_memory_holds_so_many_samples_of_every_task():
     stream = make_stream(tasks=3)
     strategy = watched(stream)
-    assert len(strategy.kept["y"]) == 3 * 20
+    assert len(strategy.kept.batch["y"]) == 3 * 20
     for t, task in enumerate(stream):
-        own = strategy.kept["x"][20 * t : 20 * (t + 1)]
+        own = strategy.kept.batch["x"][20 * t : 20 * (t + 1)]
         rows = {tuple(x.tolist()) for x in task.everything["x"]}
         assert len({tuple(x.tolist()) for x in own} & rows) == 20
 

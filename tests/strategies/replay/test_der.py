@@ -5,10 +5,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from toys import make_engine, make_learner, make_stream
 
+from cl_bench.contracts import UsageError
 from cl_bench.strategies.baselines.finetune import Finetune
 from cl_bench.strategies.replay.der import DER, apart_from
 from cl_bench.strategies.replay.derpp import DERpp
 from cl_bench.strategies.replay.rehearsal import DRAW
+from cl_bench.tasks.tensors import from_tensors
 
 
 def learned(strategy, scenario, tasks=3, pack=4, **options):
@@ -91,6 +93,41 @@ def test_answers_are_those_before_the_step():
         assert torch.equal(strategy.buffer["logits"][i, :known], z)
         assert not strategy.buffer["logits"][i, known:].any()
     assert set(strategy.buffer["known"][:80].tolist()) == {3, 6}
+
+
+@pytest.mark.parametrize("scenario", ["domain", "task", "class"])
+@pytest.mark.parametrize("logits", ["seen", "all"])
+@pytest.mark.parametrize("part", [slice(0, 6), slice(6, None)])
+def test_a_process_that_has_a_part_of_the_batch_keeps_the_answers_to_all_of_it(
+    scenario, logits, part
+):
+    stream = make_stream(scenario)
+    strategy = DER(logits=logits, memory=30)
+    learner = make_learner(stream)
+    engine = make_engine(learner, strategy)
+    engine.learn(stream[0], strategy.plan(stream, 0))
+    learner.begin(stream[1], strategy)
+    learner.train()
+    new = stream[1].train[torch.arange(8)]
+    batch = strategy.on_batch(learner, {**new, "plain": new["x"]})
+    strategy.penalty(learner, batch, learner(batch))
+    whole = {k: strategy.learned[-1][k].clone() for k in ("logits", "known")}
+    mine = {k: v[part] for k, v in batch.items()}
+    strategy.penalty(learner, mine, learner(mine))
+    for k, v in whole.items():
+        torch.testing.assert_close(strategy.learned[-1][k], v)
+    assert set(whole["known"].tolist()) == {learner(batch).shape[1]}
+
+
+def test_a_class_that_competes_with_none_is_refused():
+    """The cross-entropy of one class is 0."""
+    x, y = torch.randn(8, 12), torch.zeros(8, dtype=torch.long)
+    stream = from_tensors([(x, y)] * 2, "class", labels="task")
+    learner = make_learner(stream)
+    with pytest.raises(UsageError, match=r"logits=current: .* has one class.*use .*=seen"):
+        DER(logits="current").check(learner)
+    DER(logits="seen").check(learner)
+    DER(logits="current").check(make_learner(make_stream("class")))
 
 
 def test_answers_that_have_not_changed_cost_nothing():

@@ -10,6 +10,7 @@ from torch.optim import SGD
 from toys import learn, make_learner, make_stream
 
 from cl_bench.strategies.replay.agem import AGEM
+from cl_bench.strategies.replay.er import ER
 from cl_bench.strategies.replay.gem import GEM, nearest
 
 
@@ -64,7 +65,7 @@ class Watched(GEM):
     def constrain(self, learner):
         named = learner.named_trainable()
         before = {n: p.grad.clone() for n, p in named.items() if p.grad is not None}
-        old = [learner.gradients(batch, mode="train") for batch in self.kept]
+        old = [learner.gradients(batch, mode="train") for batch in self.kept.tasks()]
         super().constrain(learner)
         self.seen.append((before, old, {n: named[n].grad.clone() for n in before}))
 
@@ -113,5 +114,23 @@ def test_the_memory_is_of_every_task():
     strategy = GEM(memory=15)
     stream, _ = trained(strategy)
     assert strategy.exemplars == 45
-    for kept, task in zip(strategy.kept, stream, strict=True):
+    for kept, task in zip(strategy.kept.tasks(), stream, strict=True):
         assert set(kept["y"].tolist()) <= set(task.classes)
+
+
+@pytest.mark.parametrize("kind", [ER, GEM, AGEM])
+def test_the_softmax_of_all_classes_pushes_those_to_come_down(kind):
+    """Of batches, and of what is kept: the gradients of both have the heads to come."""
+    for logits, moved in (("all", True), ("seen", False)):
+        stream, learner = make_stream("class"), make_learner(make_stream("class"))
+        strategy, before = kind(logits=logits), learner.heads[2].weight.clone()
+        for task in stream[:2]:
+            learn(learner, strategy, task, epochs=1)
+        assert torch.equal(before, learner.heads[2].weight) is not moved
+        learner.begin(stream[1], strategy)
+        learner.train()
+        kept = stream[0].everything
+        assert (
+            bool(learner.gradients(kept, mode="train").get("heads.2.weight") is not None) is moved
+        )
+        assert learner(kept).shape[1] == (9 if moved else 6)

@@ -1,0 +1,1 @@
+"""Learners of streams that are met once: every sample is observed, in closed form."""
