@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cl_bench.report.quantities import METRICS
 from cl_bench.report.rows import Block, Row
-from cl_bench.report.study import PACKING, Study
+from cl_bench.report.study import Study, of_data
 
 ORDER = "stream.order_seed"
 
@@ -83,15 +83,12 @@ def over_orders(study: Study) -> list[Orders]:
     grouped: dict[tuple[object, ...], dict[int, Block]] = {}
     for block in study.blocks:
         settings = block.rows[0].trials[0].settings
-        own = tuple(
-            (k, repr(v))
-            for k, v in sorted(settings.items())
-            if k.startswith("stream.") and k not in (*PACKING, "stream.task_id_at_test", ORDER)
-        )
+        own = tuple((k, repr(v)) for k, v in sorted(settings.items()) if of_data(k) and k != ORDER)
         keeps = any(t.keeps_samples for row in block.rows for t in row.trials)
         order = settings.get(ORDER)
         if isinstance(order, int):
-            key = (block.stream, len(block.task_names), own, block.task_id_known, keeps)
+            features = block.rows[0].trials[0].features
+            key = (block.stream, len(block.task_names), own, block.task_id_known, keeps, features)
             grouped.setdefault(key, {})[order] = block
     found = (_together(blocks) for blocks in grouped.values() if len(blocks) > 1)
     return [orders for orders in found if orders is not None]

@@ -1,8 +1,8 @@
 """Runs put side by side: which belong together.
 
 Runs that differ in their seed alone make a row. Rows with one stream, and one answer to
-whether the task id is known at test time and to whether samples of old tasks are kept, can be
-compared: they make a block. Bounds are in both blocks of a stream.
+whether the task id is known at test time, to whether samples of old tasks are kept and to whose
+features inputs are, can be compared: they make a block. Bounds are in both blocks of a stream.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -100,26 +100,31 @@ def differences(rows: Sequence[Row]) -> dict[str, list[Any]]:
     return dict(sorted(found.items(), key=lambda item: item[0].startswith("strategy.")))
 
 
+def of_data(key: str) -> bool:
+    """Whether a setting is of what is learned: of the stream, or of what makes its inputs."""
+    where, _, what = key.partition(".")
+    if where == "backbone":
+        return what not in ("batch_size", "device")
+    return where == "stream" and what != "task_id_at_test" and key not in PACKING
+
+
 def _blocks(trials: Sequence[Trial], left_out: list[str]) -> list[Block]:
     grouped: dict[tuple, list[Trial]] = {}
     for trial in trials:
-        own = [
-            (k, repr(v))
-            for k, v in sorted(trial.settings.items())
-            if k.startswith("stream.") and k not in (*PACKING, "stream.task_id_at_test")
-        ]
+        own = [(k, repr(v)) for k, v in sorted(trial.settings.items()) if of_data(k)]
         names, known = tuple(trial.run.task_names), trial.run.task_id_known
-        alike = (trial.stream, names, tuple(own), known, trial.keeps_samples)
+        alike = (trial.stream, names, tuple(own), known, trial.keeps_samples, trial.features)
         grouped.setdefault(alike, []).append(trial)
     for key in [key for key in grouped if key[4]]:
-        grouped[key] += [t for t in grouped.get((*key[:4], False), ()) if t.bound]
+        grouped[key] += [t for t in grouped.get((*key[:4], False, key[5]), ()) if t.bound]
     blocks = []
     for key, members in sorted(grouped.items(), key=lambda item: (item[0][0], *item[0][3:])):
-        stream, _, settings, known, keeps = key
+        stream, _, settings, known, keeps, features = key
         others = [k for k in grouped if k[0] == stream and k[2] != settings]
         apart = sorted({k for other in others for k, _ in set(settings) ^ set(other[2])})
         said = [f"{k.partition('.')[2]}={v}" for k, v in settings if k in apart]
-        title = " ".join([stream, *said, *(["with old samples kept"] if keeps else [])])
+        kept = ["with old samples kept"] if keeps else []
+        title = " ".join([stream, *said, *([features] if features else []), *kept])
         blocks.append(Block(title, stream, known, _rows(members, left_out)))
     return blocks
 

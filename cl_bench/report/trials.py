@@ -18,6 +18,7 @@ from cl_bench.tracking import Run, read_run
 from cl_bench.tracking.aside import SUPERSEDED
 from cl_bench.tracking.files import (
     COMMAND,
+    DATA,
     LAYERS,
     MATRIX,
     RESULTS,
@@ -45,6 +46,8 @@ class Trial:
         reference: published numbers that its configuration names.
         selection: how its hyperparameters were chosen, if they were.
         command: the command line.
+        features: whose features the inputs are, and what of the stream that network may have seen
+            before; empty where inputs are the stream's own.
     """
 
     run: Run
@@ -53,6 +56,7 @@ class Trial:
     reference: Mapping[str, Any] | None
     selection: Mapping[str, Any] | None
     command: str
+    features: str
 
     @property
     def seed(self) -> int:
@@ -135,7 +139,23 @@ def read_trial(directory: Path, left_out: list[str]) -> Trial:
         reference=reference if isinstance(reference, Mapping) else None,
         selection=selection if isinstance(selection, Mapping) else None,
         command=_command(directory, left_out),
+        features=_features(read_json(directory / DATA) or {}),
     )
+
+
+def _features(data: Mapping[str, Any]) -> str:
+    """A few words on the frozen network that made the inputs, with its classes and the stream's."""
+    backbone = (data.get("facts") or {}).get("backbone")
+    if not backbone:
+        return ""
+    network = str(backbone.get("layer")).partition(":")[0].rpartition(".")[2]
+    trained, shared = backbone.get("trained_on"), backbone.get("overlap")
+    known = (
+        f"{shared['classes']} of {shared['of']} classes in {trained}"
+        if isinstance(shared, Mapping)
+        else f"trained on {trained}"
+    )
+    return shown(f"on features of {network} ({known})")
 
 
 def _command(directory: Path, left_out: list[str]) -> str:

@@ -100,6 +100,17 @@ def test_batches_in_packs_are_the_same_steps(name, alone, tmp_path):
     lawful(name, lambda n: laws.packed(n, alone(n), tmp_path / "run"))
 
 
+@pytest.mark.parametrize("name", ["ncm", "ranpac"])
+def test_two_processes_sum_what_one_does(name, alone, pair):
+    """What heads in closed form keep, to rounding."""
+    found = dict(laws.flat_tensors("", pair(name)[0].state))
+    wanted = dict(laws.flat_tensors("", alone(name).state))
+    assert found.keys() == wanted.keys()
+    assert {"/sums", "/counts"} <= found.keys()
+    for key, value in wanted.items():
+        torch.testing.assert_close(found[key], value, atol=1e-10, rtol=1e-10)
+
+
 # -- negative controls: each law is broken by something --------------------------------------------
 
 

@@ -5,6 +5,7 @@ import sys
 import threading
 from pathlib import Path
 
+import cases
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.nn.functional import interpolate
 from toys import make_learner, make_stream
 
 from cl_bench.contracts import UsageError
+from cl_bench.experiment import check_pair
 from cl_bench.features import FeatureStore, FeatureStream, ImageBackbone, TextBackbone
 from cl_bench.features import store as stores
 from cl_bench.models import Identity
@@ -227,6 +229,18 @@ def test_what_no_backbone_can_read_is_refused():
         FeatureStream(SplitDigits(), ImageBackbone(endless, side=12), quiet)
 
 
+@pytest.mark.parametrize("modality", ["features", "tokens"])
+def test_what_learns_images_learns_whatever_a_classifier_tells_apart(modality):
+    stream = make_stream("class")
+    stream.modality = modality
+    taken = [n for n in cases.NAMES if "image" in cases.make_strategy(n).needs.modalities]
+    assert {"ncm", "ranpac", "icarl", "mas", "lwf", "hat", "derpp", "gdumb"} <= set(taken)
+    for name in taken:
+        strategy = cases.make_strategy(name)
+        if not strategy.needs.task_id_at_test:
+            check_pair(name, strategy, stream)
+
+
 def test_every_strategy_learns_on_features_from_the_command_line(cli, tmp_path):
     network = {"_target_": "test_features.Net"}
     words = [
@@ -241,7 +255,7 @@ def test_every_strategy_learns_on_features_from_the_command_line(cli, tmp_path):
     status, out, error = cli("features=only", *words[:-2])
     assert status == 0, error
     assert "5 a sample" in out
-    for strategy, model in (("gpm", "mlp"), ("er", "features")):
+    for strategy, model in (("ranpac", "features"), ("gpm", "mlp"), ("er", "features")):
         run = tmp_path / strategy
         status, _, error = cli(f"+strategy={strategy}", f"model={model}", f"run_dir={run}", *words)
         assert status == 0, error

@@ -17,12 +17,13 @@ def make_run(directory, strategy, seed, last, known=False, status="completed", *
         **more.pop("settings", {}),
     }
     facts = {"stream": "digits", "strategy": strategy, "seed": seed, **more.pop("facts", {})}
-    steps = more.pop("steps", 100)
+    steps, data = more.pop("steps", 100), more.pop("data", None)
     with open_record(
         directory,
         NAMES,
         task_id_known=known,
         facts=facts,
+        data=data,
         config=OmegaConf.to_yaml(OmegaConf.create(settings)),
         command=f"python -m cl_bench +strategy={strategy} seed={seed}",
     ) as record:
