@@ -114,7 +114,7 @@ def _named(place: str) -> dict[str, Any]:
 
 
 def _paired(row: Mapping[str, Any], ours: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    if "published_naive" not in row:
+    if "published_naive" not in row or "per_seed" not in row:
         return {}
     place = f"{row['published'].rpartition('/')[0]}/{row['published_naive']}"
     (naive,) = (one for one in ours if one.get("published") == place)
