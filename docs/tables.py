@@ -118,9 +118,7 @@ def _paired(row: Mapping[str, Any], ours: Sequence[Mapping[str, Any]]) -> dict[s
         return {}
     place = f"{row['published'].rpartition('/')[0]}/{row['published_naive']}"
     (naive,) = (one for one in ours if one.get("published") == place)
-    scores, bare = (
-        dict(zip(one["seeds"], one["per_seed"]["acc"], strict=True)) for one in (row, naive)
-    )
+    scores, bare = (_by_seed(one) for one in (row, naive))
     common = scores.keys() & bare.keys()
     gap = sum(scores[seed] - bare[seed] for seed in common) / len(common)
     published_gap = row["published_acc"] - _named(place)["acc"]
@@ -131,6 +129,12 @@ def _paired(row: Mapping[str, Any], ours: Sequence[Mapping[str, Any]]) -> dict[s
     if abs(published_gap) <= band.tolerance:
         verdict = "not discriminating"
     return {"gap": gap, "published_gap": published_gap, "verdict": verdict}
+
+
+def _by_seed(row: Mapping[str, Any]) -> dict[int, float]:
+    """ACC of every seed; that of the row where there is one."""
+    values = row["per_seed"]["acc"] if "per_seed" in row else [row["acc"]]
+    return dict(zip(row["seeds"], values, strict=True))
 
 
 def _table(match: re.Match[str]) -> str:

@@ -6,6 +6,9 @@ import pytest
 from omegaconf import OmegaConf
 from test_shared_groups import CONF, composed
 
+from cl_bench.cli.settings import check_top_level
+from cl_bench.contracts import UsageError
+
 PUBLISHED = CONF.parent / "docs/results/published/split_mnist.json"
 
 
@@ -84,3 +87,11 @@ def test_all_classics_on_digits_keep_as_much_and_know_no_more_than_they_must():
     assert composed("+experiment=classics_digits", "strategy=hat")["stream"]["scenario"] == "task"
     bic = composed("+experiment=classics_digits", "strategy=bic")
     assert (bic["stream"]["scenario"], bic["strategy"]["memory"]) == ("class", 200)
+
+
+def test_published_numbers_may_refer_to_others_and_are_checked_as_what_they_come_to():
+    cfg = part("split_mnist/mas.yaml", stream={"scenario": "domain"})
+    check_top_level(cfg)
+    cfg.scenarios.domain.acc = "high"
+    with pytest.raises(UsageError, match=r"reference\.acc=high: must be a number"):
+        check_top_level(cfg)

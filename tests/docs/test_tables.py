@@ -124,3 +124,40 @@ def test_a_published_row_brings_its_verdict():
     trgp = next(row for row in tables.rows("pmnist") if row["strategy"] == "trgp")
     assert trgp["verdict_acc"] == "above by 0.22"
     assert trgp["published_source"]["table"] == "Table 1"
+
+
+@pytest.mark.parametrize(
+    ("acc", "std", "ours", "naive", "verdict"),
+    [
+        (70.0, 1.0, [71.0, 70.0], [55.0, 56.0], "holds"),
+        (70.0, 1.0, [73.0, 72.0], [55.0, 56.0], "missed: above by 0.50"),
+        (70.0, 9.0, [74.0, 72.2], [55.0, 56.0], "missed: above by 0.10"),  # at most 3 points
+        (56.0, 0.1, [55.9, 55.7], [56.0, 55.9], "missed: the gap has another sign"),
+        (57.0, 0.1, [50.0, 51.0], [55.0, 56.0], "missed: BELOW by 6.00, the gap has another sign"),
+        (55.4, 0.1, [50.0, 51.0], [55.0, 56.0], "not discriminating"),
+        (60.0, 9.0, [50.0, 51.0], [52.0, 56.0], "missed: BELOW by 6.50, the gap has another sign"),
+    ],
+)
+def test_a_row_is_held_against_the_naive_one_too(
+    tmp_path, monkeypatch, acc, std, ours, naive, verdict
+):
+    """The published naive accuracy is 55."""
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    blank = dict.fromkeys(tables.FIELDS)
+    theirs = [
+        {"id": "bare", "acc": 55.0, "acc_std": 1.0},
+        {"id": "rule", "acc": acc, "acc_std": std, "naive": "bare"},
+    ]
+    (tmp_path / "theirs.json").write_text(json.dumps(blank | {"values": theirs}))
+
+    def row(name, scores, seeds):
+        per_seed = {"per_seed": {"acc": scores}, "seeds": seeds}
+        return {"published": f"theirs/{name}", "acc": sum(scores) / len(scores)} | per_seed
+
+    whole = [row("bare", [*naive, 0.0], [0, 1, 9]), row("rule", ours, [0, 1])]
+    (tmp_path / "ours.json").write_text(json.dumps(blank | {"values": whole}))
+    bare, found = tables.rows("ours")
+    assert "verdict" not in bare
+    assert found["verdict"] == verdict
+    assert found["gap"] == pytest.approx(sum(ours) / 2 - sum(naive) / 2)
+    assert found["published_gap"] == pytest.approx(acc - 55.0)

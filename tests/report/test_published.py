@@ -25,6 +25,8 @@ from cl_bench.report.study import read_study
         (0.1, 71.98, "inside"),  # the band is never narrower than half a point
         (0.1, 71.88, "BELOW by 0.10"),
         (None, 72.98, "inside"),
+        (4.0, 69.48, "inside"),  # nor wider than three points
+        (4.0, 69.38, "BELOW by 0.10"),
         (0.4, math.nan, "not measured"),
     ],
 )
