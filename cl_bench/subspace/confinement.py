@@ -51,6 +51,8 @@ class Confinement:
         projections: one per layer name; layers without one, or with a trivial one, stay free.
         where: ``input`` falls back, layer by layer, to ``gradient`` where that is cheaper.
         rows: input vectors per optimizer step by layer name (batch x patches), for that choice.
+        gradients_too: with ``step``, project gradients as well, so that a rule that is not linear
+            makes its step of what it is allowed.
     """
 
     def __init__(
@@ -59,8 +61,10 @@ class Confinement:
         projections: Mapping[str, Projection],
         where: Where,
         rows: Mapping[str, float],
+        gradients_too: bool = False,
     ) -> None:
         self.where = where
+        self.gradients_too = gradients_too
         named = [layer for layer in layers if layer.name in projections]
         own = zip(named, first_uses(named), strict=True)
         self._layers = [layer for layer, first in own if layer is first]
@@ -126,7 +130,8 @@ class Confinement:
                 layer.matrix(own_rows(layer.weight.detach()), _detached(layer.bias)).clone()
                 for layer, _ in self._projected
             ]
-            return
+            if not self.gradients_too:
+                return
         for layer, projection in self._projected:
             gradient = layer.weight.grad
             if gradient is None:

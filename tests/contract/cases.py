@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import texts
 import torch
 import torch.distributed as dist
 from dying import Dying
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from lightning import Trainer
 from omegaconf import OmegaConf
@@ -188,7 +190,12 @@ class Setting:
         federated=None,
     ):
         self.name, self.pack = name, pack
-        self.strategy = make_strategy(name, calm)
+        try:
+            self.strategy = make_strategy(name, calm)
+        except HydraException as error:
+            if "pip install" not in str(error.__cause__):
+                raise
+            pytest.skip(str(error.__cause__))
         only = self.strategy.needs.engines == {"federated"}
         self.federated = only if federated is None else federated
         self.streaming = self.strategy.needs.engines == {"streaming"}

@@ -45,6 +45,8 @@ class GPM(Protecting):
             takes every direction in, by either rule.
         project: ``auto`` projects at the cheapest place that keeps the *weight change* in the
             subspace for the optimizer at hand; ``input``, ``gradient`` or ``step`` insists.
+            ``both`` projects gradients and then the step: of a rule that is steepest descent in a
+            norm, the best direction in the subspace instead of the best one's part in it.
         shared: as in :class:`Protecting`.
 
     Raises:
@@ -59,7 +61,7 @@ class GPM(Protecting):
         increment: Increment = 0.0,
         samples: Samples = 300,
         rank_rule: Literal["official", "energy"] = "official",
-        project: Literal["auto", "input", "gradient", "step"] = "auto",
+        project: Literal["auto", "input", "gradient", "step", "both"] = "auto",
         **shared: Inherited,
     ) -> None:
         super().__init__(**shared)
@@ -112,7 +114,11 @@ class GPM(Protecting):
             self.confinement.release()
         projections = {name: self.projection(name) for name in self.memory}
         self.confinement = Confinement(
-            self.layers, projections, self.projected_at, self.rows_per_step
+            self.layers,
+            projections,
+            self.projected_at,
+            self.rows_per_step,
+            gradients_too=self.project == "both",
         )
 
     def projection(self, name: str) -> Projection:
@@ -123,7 +129,7 @@ class GPM(Protecting):
         """Where changes are projected.
 
         Raises:
-            UsageError: at the inputs, where the weights would not stay in the subspace.
+            UsageError: at inputs or gradients, where the weights would not stay in the subspace.
         """
         if self.project == "input" and learner.projectable != "input":
             raise UsageError(
@@ -131,6 +137,14 @@ class GPM(Protecting):
                 "precision alone, without weight decay, penalties on the weights or shared "
                 f"weights: use strategy.project={learner.projectable} or auto"
             )
+        if self.project == "gradient" and learner.projectable == "step":
+            raise UsageError(
+                "strategy.project=gradient: this optimizer leads projected gradients out of their "
+                "subspace again (weight decay, momentum of before, or a rule of its own): use "
+                "strategy.project=step or auto"
+            )
+        if self.project == "both":
+            return "step"
         return learner.projectable if self.project == "auto" else self.project
 
     def constrain(self, learner: Learner) -> None:

@@ -80,7 +80,8 @@ def reached(learner, strategy, task):
 @pytest.mark.parametrize("optimizer", ["Adam", "AdamW", "weight decay"])
 def test_projecting_only_the_gradient_leaks(optimizer):
     stream, learner = setting("mlp", OPTIMIZERS[optimizer])
-    strategy = TRGP(threshold=0.8, samples=40, project="gradient")
+    strategy = TRGP(threshold=0.8, samples=40)
+    strategy.place = lambda learner: "gradient"  # which options refuse
     learn(learner, strategy, stream[0], epochs=10)
     before, memory = matrices(learner), dict(strategy.memory)
     learn(learner, strategy, stream[1], epochs=10)
