@@ -13,7 +13,12 @@ from cl_bench.contracts.strategy import overrides
 from cl_bench.integrations.outputs import Forward, LossFunction
 from cl_bench.integrations.pytorch import Guarded
 from cl_bench.integrations.sample import Sample, as_batch
-from cl_bench.integrations.session import Session, require_served, require_trainer
+from cl_bench.integrations.session import (
+    Session,
+    require_own_data,
+    require_served,
+    require_trainer,
+)
 from cl_bench.learners.guards import refuse_half_precision
 
 
@@ -97,6 +102,11 @@ class ContinualCallback(Callback):
         epochs = trainer.max_epochs if (trainer.max_epochs or 0) > 0 else None
         # The module comes to its device later: the sample is tried there, in on_fit_start.
         self._session = guard.opened(**self._given, epochs=epochs, constrain=False)  # type: ignore[arg-type]
+        try:
+            require_own_data(self._session)
+        except UsageError:
+            self._release()
+            raise
         self._session.lines = {**self._session.lines, "param_groups": "one optimizer"}
         hooks = ("on_batch", "objective", "penalty")
         if any(overrides(self.strategy, hook) for hook in hooks):
@@ -241,14 +251,14 @@ class ContinualCallback(Callback):
             self._said.clear()
             whole = session.on_batch(as_batch(batch))
             found = original(_like(batch, whole), *args, **kwargs)
-            if not isinstance(found if not isinstance(found, Mapping) else found["loss"], Tensor):
+            loss = found["loss"] if isinstance(found, Mapping) else found
+            if not isinstance(loss, Tensor):
                 return found
             if not self._said or not isinstance(self._said[0], Tensor):
                 raise UsageError(
                     "training_step has not called self(x), so that what the module says of the "
                     "batch is not known: call the module itself in it, not a part"
                 )
-            loss = found["loss"] if isinstance(found, Mapping) else found
             if session.learner.own_objective is not None:
                 loss = session.objective(whole, self._said[0])
             loss = loss + session.penalty(whole, self._said[0])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from cl_bench.contracts import Batch, Phase, Scenario, State, Strategy, Task, Us
 from cl_bench.contracts.strategy import overrides
 from cl_bench.integrations.borrowed import Borrowed
 from cl_bench.integrations.outputs import Forward, LossFunction
+from cl_bench.integrations.report import Loaders, Report
 from cl_bench.integrations.sample import Sample, SampledTask, as_batch
 from cl_bench.integrations.session import Lesson, Session, require_served
 from cl_bench.optimizers import place_of
@@ -68,7 +70,8 @@ class Guarded:
             self.learner._learnable = set()
         self.strategy = strategy
         self.met: list[SampledTask] = []
-        self.watching: Any = None
+        self.learner.task_id_at_test |= strategy.needs.task_id_at_test
+        self.watching: Report | None = None
         self._session: Session | None = None
 
     @property
@@ -142,7 +145,7 @@ class Guarded:
         session.lesson = session.begin()
         self._session = session
         if self.watching is not None:
-            self.watching.before(self, task)
+            self.watching.before(task)
         return session
 
     def before(self, tasks: int) -> None:
@@ -165,15 +168,13 @@ class Guarded:
         session.consolidate()
         self.met.append(session.task if overrides(self.strategy, "plan") else session.task.bare())
         if self.watching is not None:
-            self.watching.after(self, session.task)
+            self.watching.after(session.task)
 
     def release(self) -> None:
         """Give the model back; a task that was not closed is not remembered."""
         session, self._session = self._session, None
         if session is not None:
             session.end()
-        if self.watching is not None:
-            self.watching.released(self)
 
     def _open(self) -> Session:
         if self._session is None:
@@ -222,7 +223,12 @@ class Guarded:
 
     def after_epoch(self, train_loss: float = float("nan")) -> bool:
         """An epoch is over; whether the task is, too."""
-        return self._open().after_epoch(train_loss)
+        session = self._open()
+        stop = session.after_epoch(train_loss)
+        if self.watching is not None and train_loss == train_loss:
+            rate = session.rate
+            self.watching.epoch(session.task, session.epoch, train_loss, rate, session.steps)
+        return stop
 
     def phases(self) -> Iterator[Phase]:
         """Further stages of a task, each with ``data``, ``epochs`` and an optimizer of its own."""
@@ -240,7 +246,7 @@ class Guarded:
         """
         with torch.no_grad(), self.learner.evaluating(), self.answering(task) as known:
             named = self.learner._to_device(self.told(as_batch(batch), task))
-            return self.strategy.predict(self.learner, named, known)  # type: ignore[arg-type]
+            return self.strategy.predict(self.learner, named, known)
 
     @contextmanager
     def answering(self, task: int | None) -> Iterator[Task | None]:
@@ -254,7 +260,7 @@ class Guarded:
         if task is not None and not 0 <= task < len(known):
             raise UsageError(f"task={task}: {len(known)} tasks are known, counted from 0")
         found = None if task is None else known[task]
-        with self.strategy.inference(self.learner, found):  # type: ignore[arg-type]
+        with self.strategy.inference(self.learner, found):
             yield found
 
     def told(self, batch: Batch, task: int | None) -> Batch:
@@ -263,6 +269,27 @@ class Guarded:
             return batch
         first = next(iter(batch.values()))
         return {**batch, "task": torch.full((len(first),), task, device=first.device)}
+
+    def report(
+        self,
+        loaders: Loaders,
+        run_dir: Path | str | None = None,
+        *,
+        stream: str = "own_loop",
+        alignment: bool = True,
+    ) -> Report:
+        """A record of the loop, as of our runs: ``with guard.report(loaders):`` around the tasks.
+
+        Args:
+            loaders: of test data, one a task, perhaps by name.
+            run_dir: where to; None takes ``runs/<stream>/<strategy>/<time>-seed<k>``.
+            stream: what the tasks are called together.
+            alignment: whether to measure what updates do to the subspaces of old inputs.
+
+        Raises:
+            UsageError: there is no loader, the directory holds a run, or the loss is not known.
+        """
+        return Report(self, loaders, run_dir, stream, alignment)
 
     # -- saving -----------------------------------------------------------------------------------
 
