@@ -295,7 +295,7 @@ class Borrowed(Outputs, Stages):
         if heads == "never" and not self._head_names:
             raise UsageError(
                 "protect.heads='never': which layers are heads is not known in somebody else's "
-                "model; name them, for example Protect(exclude=('head*',))"
+                "model; name them, for example Guarded(..., heads=['head*'])"
             )
         return super().is_guarded_head(name, heads)
 

@@ -305,6 +305,9 @@ def regroup_scheduler(scheduler: Any, origin: list[int]) -> None:
     for name, value in vars(scheduler).items():
         if isinstance(value, list) and len(value) == known and known:
             setattr(scheduler, name, [value[i] for i in origin])
+    if known:  # groups may have brought rates of their own
+        groups = scheduler.optimizer.param_groups
+        scheduler.base_lrs = [group.get("initial_lr", group["lr"]) for group in groups]
 
 
 def _like(batch: Any, whole: Batch) -> Any:

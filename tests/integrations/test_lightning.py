@@ -76,7 +76,7 @@ def loader(t):
 
 
 def plain(model, strategy):
-    guard = Guarded(model, strategy, loss=F.cross_entropy)
+    guard = Guarded(model, strategy, loss=F.cross_entropy, heads=["head"])
     for t in range(2):
         x, y = data(t)
         with guard.task(sample=(x, y), epochs=EPOCHS, steps=EPOCHS * len(x) // BATCH):
@@ -110,9 +110,9 @@ def test_a_trainer_makes_the_weights_of_a_plain_loop(name, schedule):
     twin = copy.deepcopy(module)
     start = {k: v.clone() for k, v in module.state_dict().items()}
     plain(twin, STRATEGIES[name]())
-    strategy = STRATEGIES[name]()
+    guard = Guarded(module, STRATEGIES[name](), loss=F.cross_entropy, heads=["head"])
     for t in range(2):
-        callback = ContinualCallback(strategy, sample=data(t), task=t, loss=F.cross_entropy)
+        callback = ContinualCallback(guard, sample=data(t))
         trainer(callback, epochs=EPOCHS).fit(module, loader(t))
     assert "training_step" not in vars(module)
     found, wanted = module.state_dict(), twin.state_dict()
@@ -175,7 +175,6 @@ def test_modules_that_a_callback_cannot_read():
         assert "training_step" not in vars(module)
     with pytest.raises(UsageError, match="in phases"):
         ContinualCallback(PackNet(), sample=data(0), task=0)
+    callback = ContinualCallback(Guarded(network(), GPM()), sample=data(0))
     with pytest.raises(UsageError, match="another module"):
-        guard = Guarded(network(), GPM())
-        callback = ContinualCallback(guard, sample=data(0))
         trainer(callback, epochs=1).fit(LitClassifier(network()), loader(0))
