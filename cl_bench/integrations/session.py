@@ -195,6 +195,7 @@ class Session:
             raise self._missing(["after_epoch"])
         if self.phase_count():
             raise self._missing(["phases"])
+        learner._step.batch = {name: value[:2] for name, value in self.task.batch.items()}
         learner.require_finite()
         strategy.consolidate(learner, self.task, strategy.collect(learner, self.task))
         self.release()

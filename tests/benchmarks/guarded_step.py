@@ -1,4 +1,4 @@
-"""What a guarded step of GPM costs in a stranger's loop: ``python tests/benchmarks/guarded_step.py``.
+"""What a guarded step of GPM costs in a stranger's loop: ``tests/benchmarks/guarded_step.py``.
 
 The papers' AlexNet at batch 64 and a tiny Llama at 4,096 tokens, one thread, bases of half of every
 layer's inputs. A bare step and a guarded one take turns, ``--pairs`` times; the second of each pair
