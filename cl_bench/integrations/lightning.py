@@ -245,7 +245,9 @@ class ContinualCallback(Callback):
         """Have ``training_step`` learn what the strategy makes of batches and of the loss."""
         session, original = self._session, module.training_step
         assert session is not None
-        handle = module.register_forward_hook(lambda _, given, out: self._said.append(out))
+        handle = module.register_forward_hook(
+            lambda _, given, out: self._said.append(getattr(out, "logits", out))
+        )
 
         def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
             self._said.clear()

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.optim.optimizer import (
 )
 
 from cl_bench.contracts import Batch, Phase, Scenario, State, Strategy, Task, UsageError
-from cl_bench.contracts.strategy import overrides
+from cl_bench.contracts.strategy import overrides, penalises_weights
 from cl_bench.integrations.borrowed import Borrowed
 from cl_bench.integrations.outputs import Forward, LossFunction
 from cl_bench.integrations.report import Loaders, Report
@@ -41,6 +41,10 @@ class Guarded:
         scenario: ``domain`` (all tasks share their classes), ``class`` (each brings some, and the
             task is not known at test time) or ``task`` (it is); None: ``class`` if there are
             several heads, else ``domain``.
+        inputs: samples of a step, a promise that the loss reaches the guarded weights through their
+            layers' forward passes alone (no penalty of the loop's own on them). Under plain SGD,
+            wide layers may then project what they read in place of their gradient, which costs a
+            small part of it. None makes no such promise.
 
     Attributes:
         tasks: tasks learned so far.
@@ -59,16 +63,18 @@ class Guarded:
         seed: int = 0,
         heads: Sequence[str] = (),
         scenario: Scenario | None = None,
+        inputs: int | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise UsageError(f"model={model!r}: give a torch.nn.Module that is made already")
-        require_served(strategy, heads)
+        require_served(strategy, heads, inputs is not None)
         self.learner = Borrowed(model, loss, forward, seed, heads, scenario)
         self.learner.strategy = self.learner.acting = strategy
         if overrides(strategy, "plan"):
             self.learner.remember_initial_state()
             self.learner._learnable = set()
         self.strategy = strategy
+        self._inputs = inputs
         self.met: list[SampledTask] = []
         self.learner.task_id_at_test |= strategy.needs.task_id_at_test
         self.watching: Report | None = None
@@ -139,8 +145,7 @@ class Guarded:
             raise UsageError("a task is open already: leave its `with` block first")
         task = self._described(sample, classes, name)
         self._check(optimizers)
-        place = place_of(optimizers, self.learner.parameters()) if optimizers else "step"
-        self.learner.projectable = place if constrain else "step"
+        self.learner.projectable = self._place(optimizers) if optimizers and constrain else "step"
         session = Session(self.strategy, self.learner, task, constrain, self.met, epochs, steps)
         session.lesson = session.begin()
         self._session = session
@@ -152,6 +157,19 @@ class Guarded:
         """So many tasks were learned before, of which only the strategy knows more."""
         nothing = torch.zeros(1)
         self.met = [SampledTask(nothing, t).bare() for t in range(tasks)]
+
+    def _place(self, optimizers: Sequence[Optimizer]) -> Literal["input", "gradient", "step"]:
+        """Where projecting keeps the weight change in its subspace."""
+        learner = self.learner
+        place = place_of(optimizers, learner.parameters())
+        shared = len(list(learner.network.named_parameters(remove_duplicate=False))) > len(
+            list(learner.named_parameters())
+        )
+        adds = penalises_weights(self.strategy) or overrides(self.strategy, "objective")
+        if place == "step" or self._inputs is None or shared or adds:
+            return place
+        learner.batch_size = self._inputs
+        return "input"
 
     def close(self, resumed: bool = False) -> None:
         """The task is learned, here or, if ``resumed``, before what it goes on from was saved.

@@ -26,7 +26,7 @@ LINES = {
 """What the loop calls, by the hook that a strategy has."""
 
 
-def require_served(strategy: Strategy, heads: object = ()) -> None:
+def require_served(strategy: Strategy, heads: object = (), inputs: bool = False) -> None:
     """Raise :class:`UsageError` if the strategy needs what somebody else's loop cannot give."""
     if not isinstance(strategy, Strategy):
         raise UsageError(f"strategy={strategy!r}: give an object, such as GPM(threshold=0.95)")
@@ -46,7 +46,7 @@ def require_served(strategy: Strategy, heads: object = ()) -> None:
             f"{name} learns tasks that bring classes of their own, each with an output layer: name "
             "these in the order of the tasks, for example Guarded(..., heads=['heads.*'])"
         )
-    for member in strategy.members:
+    for member in strategy.members if not inputs else ():
         member.check_elsewhere()
 
 

@@ -55,7 +55,7 @@ def llama() -> tuple[nn.Module, dict[str, torch.Tensor], Callable[..., torch.Ten
 
 def guarded(model: nn.Module, batch: dict[str, torch.Tensor]) -> Guarded:
     """The model with a memory of half of every layer's inputs."""
-    guard = Guarded(model, GPM())
+    guard = Guarded(model, GPM(), inputs=len(next(iter(batch.values()))))
     rng = torch.Generator().manual_seed(1)
     strategy = guard.strategy
     for layer in guard.learner.layers(strategy.protect):

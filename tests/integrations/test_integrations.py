@@ -173,6 +173,32 @@ def test_plain_loop_makes_the_weights_of_our_engine(optimizer):
     assert_same_path(start, ours, list(model.parameters()))
 
 
+@pytest.mark.parametrize("inputs", [None, 32])
+def test_a_promise_has_layers_project_what_they_read(inputs):
+    """The same update; the raw gradient of such a layer never exists."""
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(64, 4000), torch.nn.ReLU(), torch.nn.Linear(4000, 10)
+    ).double()
+    strategy = GPM(threshold=0.9)
+    guard = Guarded(model, strategy, inputs=inputs)
+    for t in range(2):
+        x, y = data(t)
+        x, optimizer = x.double(), SGD(model.parameters(), lr=0.1)
+        with guard.task(optimizer, sample=(x, y)):
+            at = strategy.confinement.at_inputs
+            for rows in torch.arange(320).split(32):
+                optimizer.zero_grad()
+                F.cross_entropy(model(x[rows]), y[rows]).backward()
+                optimizer.step()
+    assert at == ({"1"} if inputs else set())
+    PROMISED.setdefault("weights", model[1].weight.detach())
+    torch.testing.assert_close(model[1].weight.detach(), PROMISED["weights"], rtol=0, atol=1e-9)
+
+
+PROMISED = {}
+
+
 class Pairs:
     """Our batches, as the pairs of somebody's loader."""
 
