@@ -129,7 +129,7 @@ class Learner(Protocol):
         In a federation, inside the client's own fit.
 
         Raises:
-            UsageError: nobody tells, as in somebody else's loop.
+            UsageError: nobody tells, as in somebody else's loop that has not said how long it goes.
         """
 
     @property
@@ -217,7 +217,7 @@ class Learner(Protocol):
     def roles(self) -> dict[str, Role]:
         """What each parameter is for, by name, every one once.
 
-        In somebody else's network no head is known as such.
+        In somebody else's network only the heads that it names are known as such.
         """
 
     def second_moments(self) -> dict[str, Tensor]:

@@ -78,8 +78,8 @@ class Borrowed(Outputs, Stages):
         self.scenario: Scenario = scenario or ("class" if several else "domain")
         self.task_id_at_test = self.scenario == "task"
         self.seen_heads = self.seen_classes = 0
-        sizes = [head.weight.shape[0] for head in self.heads] if several else []
-        self.sizes: list[int] = sizes
+        widths = [int(getattr(head, "weight").shape[0]) for head in self.heads]  # noqa: B009
+        sizes = self.sizes = widths if several else []
         self.head_of_class = torch.arange(len(sizes)).repeat_interleave(
             torch.tensor(sizes, dtype=torch.long)
         )
@@ -295,7 +295,7 @@ class Borrowed(Outputs, Stages):
         if heads == "never" and not self._head_names:
             raise UsageError(
                 "protect.heads='never': which layers are heads is not known in somebody else's "
-                "model; name them, for example Protect(exclude=('head*',))"
+                "model; name them, for example Guarded(..., heads=['head*'])"
             )
         return super().is_guarded_head(name, heads)
 

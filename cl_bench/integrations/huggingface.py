@@ -10,13 +10,13 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from cl_bench.contracts import Batch, UsageError
 from cl_bench.integrations.pytorch import Guarded
 from cl_bench.integrations.sample import Sample, as_batch
-from cl_bench.integrations.session import Session, require_trainer
+from cl_bench.integrations.session import Session, require_own_data, require_trainer
 from cl_bench.parallel.ranks import world
 
 ATTACH = "callback.attach(trainer), before trainer.train()"
 
 
-class GuardCallback(TrainerCallback):  # type: ignore[misc]
+class GuardCallback(TrainerCallback):
     """Guards one task: give it to the task's Trainer, ``Trainer(..., callbacks=[callback])``.
 
     What is projected are weights just after each step. The task is remembered when training ends. A
@@ -131,12 +131,13 @@ class GuardCallback(TrainerCallback):  # type: ignore[misc]
         def create_optimizer(*given: Any, **more: Any) -> Any:
             create(*given, **more)
             if self._session is session:
+                assert trainer.optimizer is not None
                 session.regroup(trainer.optimizer)
             return trainer.optimizer
 
-        trainer.compute_loss = compute_loss
+        trainer.compute_loss = compute_loss  # type: ignore[method-assign]
         if session.regroups:
-            trainer.create_optimizer = create_optimizer
+            trainer.create_optimizer = create_optimizer  # type: ignore[method-assign]
 
     def _loss(
         self, trainer: Trainer, compute: Any, model: Any, inputs: dict[str, Any], items: Any
@@ -169,6 +170,11 @@ class GuardCallback(TrainerCallback):  # type: ignore[misc]
         if model is None or not any(id(p) in own for p in model.parameters()):
             raise UsageError("the guard that was given guards another model than the Trainer's")
         session = self.guard.opened(**self._given)  # type: ignore[arg-type]
+        try:
+            require_own_data(session)
+        except UsageError:
+            self.release()
+            raise
         hooks = ("on_batch", "objective", "penalty", "param_groups")
         session.lines = {**session.lines, **dict.fromkeys(hooks, ATTACH)}
         self._session = session

@@ -13,7 +13,12 @@ from cl_bench.contracts.strategy import overrides
 from cl_bench.integrations.outputs import Forward, LossFunction
 from cl_bench.integrations.pytorch import Guarded
 from cl_bench.integrations.sample import Sample, as_batch
-from cl_bench.integrations.session import Session, require_served, require_trainer
+from cl_bench.integrations.session import (
+    Session,
+    require_own_data,
+    require_served,
+    require_trainer,
+)
 from cl_bench.learners.guards import refuse_half_precision
 
 
@@ -97,6 +102,11 @@ class ContinualCallback(Callback):
         epochs = trainer.max_epochs if (trainer.max_epochs or 0) > 0 else None
         # The module comes to its device later: the sample is tried there, in on_fit_start.
         self._session = guard.opened(**self._given, epochs=epochs, constrain=False)  # type: ignore[arg-type]
+        try:
+            require_own_data(self._session)
+        except UsageError:
+            self._release()
+            raise
         self._session.lines = {**self._session.lines, "param_groups": "one optimizer"}
         hooks = ("on_batch", "objective", "penalty")
         if any(overrides(self.strategy, hook) for hook in hooks):
@@ -235,20 +245,22 @@ class ContinualCallback(Callback):
         """Have ``training_step`` learn what the strategy makes of batches and of the loss."""
         session, original = self._session, module.training_step
         assert session is not None
-        handle = module.register_forward_hook(lambda _, given, out: self._said.append(out))
+        handle = module.register_forward_hook(
+            lambda _, given, out: self._said.append(getattr(out, "logits", out))
+        )
 
         def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
             self._said.clear()
             whole = session.on_batch(as_batch(batch))
             found = original(_like(batch, whole), *args, **kwargs)
-            if not isinstance(found if not isinstance(found, Mapping) else found["loss"], Tensor):
+            loss = found["loss"] if isinstance(found, Mapping) else found
+            if not isinstance(loss, Tensor):
                 return found
             if not self._said or not isinstance(self._said[0], Tensor):
                 raise UsageError(
                     "training_step has not called self(x), so that what the module says of the "
                     "batch is not known: call the module itself in it, not a part"
                 )
-            loss = found["loss"] if isinstance(found, Mapping) else found
             if session.learner.own_objective is not None:
                 loss = session.objective(whole, self._said[0])
             loss = loss + session.penalty(whole, self._said[0])
@@ -295,6 +307,9 @@ def regroup_scheduler(scheduler: Any, origin: list[int]) -> None:
     for name, value in vars(scheduler).items():
         if isinstance(value, list) and len(value) == known and known:
             setattr(scheduler, name, [value[i] for i in origin])
+    if known:  # groups may have brought rates of their own
+        groups = scheduler.optimizer.param_groups
+        scheduler.base_lrs = [group.get("initial_lr", group["lr"]) for group in groups]
 
 
 def _like(batch: Any, whole: Batch) -> Any:

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,10 @@ from torch.optim.optimizer import (
 )
 
 from cl_bench.contracts import Batch, Phase, Scenario, State, Strategy, Task, UsageError
-from cl_bench.contracts.strategy import overrides
+from cl_bench.contracts.strategy import overrides, penalises_weights
 from cl_bench.integrations.borrowed import Borrowed
 from cl_bench.integrations.outputs import Forward, LossFunction
+from cl_bench.integrations.report import Loaders, Report
 from cl_bench.integrations.sample import Sample, SampledTask, as_batch
 from cl_bench.integrations.session import Lesson, Session, require_served
 from cl_bench.optimizers import place_of
@@ -39,6 +41,10 @@ class Guarded:
         scenario: ``domain`` (all tasks share their classes), ``class`` (each brings some, and the
             task is not known at test time) or ``task`` (it is); None: ``class`` if there are
             several heads, else ``domain``.
+        inputs: samples of a step, a promise that the loss reaches the guarded weights through their
+            layers' forward passes alone (no penalty of the loop's own on them). Under plain SGD,
+            wide layers may then project what they read in place of their gradient, which costs a
+            small part of it. None makes no such promise.
 
     Attributes:
         tasks: tasks learned so far.
@@ -57,18 +63,21 @@ class Guarded:
         seed: int = 0,
         heads: Sequence[str] = (),
         scenario: Scenario | None = None,
+        inputs: int | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise UsageError(f"model={model!r}: give a torch.nn.Module that is made already")
-        require_served(strategy, heads)
+        require_served(strategy, heads, inputs is not None)
         self.learner = Borrowed(model, loss, forward, seed, heads, scenario)
         self.learner.strategy = self.learner.acting = strategy
         if overrides(strategy, "plan"):
             self.learner.remember_initial_state()
             self.learner._learnable = set()
         self.strategy = strategy
+        self._inputs = inputs
         self.met: list[SampledTask] = []
-        self.watching: Any = None
+        self.learner.task_id_at_test |= strategy.needs.task_id_at_test
+        self.watching: Report | None = None
         self._session: Session | None = None
 
     @property
@@ -136,19 +145,31 @@ class Guarded:
             raise UsageError("a task is open already: leave its `with` block first")
         task = self._described(sample, classes, name)
         self._check(optimizers)
-        place = place_of(optimizers, self.learner.parameters()) if optimizers else "step"
-        self.learner.projectable = place if constrain else "step"
+        self.learner.projectable = self._place(optimizers) if optimizers and constrain else "step"
         session = Session(self.strategy, self.learner, task, constrain, self.met, epochs, steps)
         session.lesson = session.begin()
         self._session = session
         if self.watching is not None:
-            self.watching.before(self, task)
+            self.watching.before(task)
         return session
 
     def before(self, tasks: int) -> None:
         """So many tasks were learned before, of which only the strategy knows more."""
         nothing = torch.zeros(1)
         self.met = [SampledTask(nothing, t).bare() for t in range(tasks)]
+
+    def _place(self, optimizers: Sequence[Optimizer]) -> Literal["input", "gradient", "step"]:
+        """Where projecting keeps the weight change in its subspace."""
+        learner = self.learner
+        place = place_of(optimizers, learner.parameters())
+        shared = len(list(learner.network.named_parameters(remove_duplicate=False))) > len(
+            list(learner.named_parameters())
+        )
+        adds = penalises_weights(self.strategy) or overrides(self.strategy, "objective")
+        if place == "step" or self._inputs is None or shared or adds:
+            return place
+        learner.batch_size = self._inputs
+        return "input"
 
     def close(self, resumed: bool = False) -> None:
         """The task is learned, here or, if ``resumed``, before what it goes on from was saved.
@@ -165,15 +186,13 @@ class Guarded:
         session.consolidate()
         self.met.append(session.task if overrides(self.strategy, "plan") else session.task.bare())
         if self.watching is not None:
-            self.watching.after(self, session.task)
+            self.watching.after(session.task)
 
     def release(self) -> None:
         """Give the model back; a task that was not closed is not remembered."""
         session, self._session = self._session, None
         if session is not None:
             session.end()
-        if self.watching is not None:
-            self.watching.released(self)
 
     def _open(self) -> Session:
         if self._session is None:
@@ -222,7 +241,12 @@ class Guarded:
 
     def after_epoch(self, train_loss: float = float("nan")) -> bool:
         """An epoch is over; whether the task is, too."""
-        return self._open().after_epoch(train_loss)
+        session = self._open()
+        stop = session.after_epoch(train_loss)
+        if self.watching is not None and train_loss == train_loss:
+            rate = session.rate
+            self.watching.epoch(session.task, session.epoch, train_loss, rate, session.steps)
+        return stop
 
     def phases(self) -> Iterator[Phase]:
         """Further stages of a task, each with ``data``, ``epochs`` and an optimizer of its own."""
@@ -240,7 +264,7 @@ class Guarded:
         """
         with torch.no_grad(), self.learner.evaluating(), self.answering(task) as known:
             named = self.learner._to_device(self.told(as_batch(batch), task))
-            return self.strategy.predict(self.learner, named, known)  # type: ignore[arg-type]
+            return self.strategy.predict(self.learner, named, known)
 
     @contextmanager
     def answering(self, task: int | None) -> Iterator[Task | None]:
@@ -254,7 +278,7 @@ class Guarded:
         if task is not None and not 0 <= task < len(known):
             raise UsageError(f"task={task}: {len(known)} tasks are known, counted from 0")
         found = None if task is None else known[task]
-        with self.strategy.inference(self.learner, found):  # type: ignore[arg-type]
+        with self.strategy.inference(self.learner, found):
             yield found
 
     def told(self, batch: Batch, task: int | None) -> Batch:
@@ -263,6 +287,27 @@ class Guarded:
             return batch
         first = next(iter(batch.values()))
         return {**batch, "task": torch.full((len(first),), task, device=first.device)}
+
+    def report(
+        self,
+        loaders: Loaders,
+        run_dir: Path | str | None = None,
+        *,
+        stream: str = "own_loop",
+        alignment: bool = True,
+    ) -> Report:
+        """A record of the loop, as of our runs: ``with guard.report(loaders):`` around the tasks.
+
+        Args:
+            loaders: of test data, one a task, perhaps by name.
+            run_dir: where to; None takes ``runs/<stream>/<strategy>/<time>-seed<k>``.
+            stream: what the tasks are called together.
+            alignment: whether to measure what updates do to the subspaces of old inputs.
+
+        Raises:
+            UsageError: there is no loader, the directory holds a run, or the loss is not known.
+        """
+        return Report(self, loaders, run_dir, stream, alignment)
 
     # -- saving -----------------------------------------------------------------------------------
 

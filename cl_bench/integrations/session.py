@@ -26,7 +26,7 @@ LINES = {
 """What the loop calls, by the hook that a strategy has."""
 
 
-def require_served(strategy: Strategy, heads: object = ()) -> None:
+def require_served(strategy: Strategy, heads: object = (), inputs: bool = False) -> None:
     """Raise :class:`UsageError` if the strategy needs what somebody else's loop cannot give."""
     if not isinstance(strategy, Strategy):
         raise UsageError(f"strategy={strategy!r}: give an object, such as GPM(threshold=0.95)")
@@ -46,7 +46,7 @@ def require_served(strategy: Strategy, heads: object = ()) -> None:
             f"{name} learns tasks that bring classes of their own, each with an output layer: name "
             "these in the order of the tasks, for example Guarded(..., heads=['heads.*'])"
         )
-    for member in strategy.members:
+    for member in strategy.members if not inputs else ():
         member.check_elsewhere()
 
 
@@ -56,6 +56,15 @@ def require_trainer(strategy: Strategy) -> None:
         raise UsageError(
             f"{type(strategy).__name__} trains a task in phases, and a Trainer knows one: use a "
             "plain loop, `with guard.task(...)` and `for phase in guard.phases()`"
+        )
+
+
+def require_own_data(session: "Session") -> None:
+    """Raise :class:`UsageError` if the strategy chooses data that a ready Trainer does not have."""
+    if "plan" in session.needed or not session.trains:
+        raise UsageError(
+            f"{type(session.strategy).__name__} chooses what is trained, and a Trainer has its "
+            "data already: use a plain loop, `with guard.task(...) as lesson:` and lesson.data"
         )
 
 
@@ -186,6 +195,7 @@ class Session:
             raise self._missing(["after_epoch"])
         if self.phase_count():
             raise self._missing(["phases"])
+        learner._step.batch = {name: value[:2] for name, value in self.task.batch.items()}
         learner.require_finite()
         strategy.consolidate(learner, self.task, strategy.collect(learner, self.task))
         self.release()
@@ -221,7 +231,7 @@ class Session:
         """The strategy gives the network back, once."""
         if self._set_up:
             self._set_up = False
-            self.strategy.release(self.learner)  # type: ignore[arg-type]
+            self.strategy.release(self.learner)
 
     def end(self) -> None:
         """Leave the network and its optimizers as they were found, but for what was learned."""
@@ -242,7 +252,7 @@ class Session:
         """Groups for the optimizer of the stage that is trained, as the strategy has them."""
         self.called.add("param_groups")
         phase, learner = self.learner.phase, self.learner
-        groups = phase.groups(learner) if phase else self.strategy.param_groups(learner)  # type: ignore[arg-type]
+        groups = phase.groups(learner) if phase else self.strategy.param_groups(learner)
         found = [{**group, "params": list(group["params"])} for group in groups]
         self._added |= {id(p) for group in found for p in group["params"]}
         return [group for group in found if group["params"]]
@@ -271,7 +281,7 @@ class Session:
             batch = {
                 k: torch.cat([part[k].to(v.device) for part in parts]) for k, v in batch.items()
             }
-        whole = self.learner.acting.on_batch(self.learner, batch)  # type: ignore[arg-type]
+        whole = self.learner.acting.on_batch(self.learner, batch)
         self._idle = is_idle(whole)
         self.batch = share(whole)
         return self.batch
@@ -298,7 +308,7 @@ class Session:
         """What joins the loss; 0 where nothing does."""
         self.called.add("penalty")
         batch, out = self._take(batch, out)
-        found = self.learner.acting.penalty(self.learner, batch, out)  # type: ignore[arg-type]
+        found = self.learner.acting.penalty(self.learner, batch, out)
         return out.new_zeros(()) if found is None else found
 
     def _take(self, batch: Batch, out: Tensor) -> tuple[Batch, Tensor]:
@@ -319,15 +329,20 @@ class Session:
         optimizers = list(self._attached)
         if not optimizers:
             raise UsageError("guard.after_epoch() is for the end of an epoch: no step was taken")
-        rate = optimizers[-1].param_groups[0]["lr"]
-        progress = Progress(self.epoch, self.epochs, train_loss, rate, None)
-        found = self.learner.acting.after_epoch(self.learner, self.task, progress)  # type: ignore[arg-type]
+        progress = Progress(self.epoch, self.epochs, train_loss, self.rate, None)
+        found = self.learner.acting.after_epoch(self.learner, self.task, progress)
         if found is None:
             return False
         if found.rebuild_optimizer:
             self.origin = self.regroup(optimizers[-1])
         decide(optimizers, found)
         return found.stop
+
+    @property
+    def rate(self) -> float:
+        """Of the optimizer that was attached last, in its first group."""
+        optimizers = list(self._attached)
+        return float(optimizers[-1].param_groups[0]["lr"]) if optimizers else float("nan")
 
     def regroup(self, optimizer: Optimizer) -> list[int]:
         """Give an optimizer the strategy's groups, each with the options that it had before.
@@ -374,7 +389,7 @@ class Session:
                 for parameter in (p for g in optimizer.param_groups for p in g["params"]):
                     if id(parameter) not in own and parameter.grad is not None:
                         average_(parameter.grad)
-        self.learner.acting.constrain(self.learner)  # type: ignore[arg-type]
+        self.learner.acting.constrain(self.learner)
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         self.stepping, self._evaluations = True, 0
@@ -405,7 +420,7 @@ class Session:
         self.learner._count_step()
         acting = self.learner.acting
         if overrides(acting, "after_step"):
-            acting.after_step(self.learner, self.batch, self.out)  # type: ignore[arg-type]
+            acting.after_step(self.learner, self.batch, self.out)
         if not self._checked:
             self._checked = True
             missing = sorted(self.needed - self.called)

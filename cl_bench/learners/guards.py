@@ -10,7 +10,7 @@ from torch import nn
 
 from cl_bench.contracts import Strategy, UsageError
 from cl_bench.learners.network import NetworkServices
-from cl_bench.subspace import is_adapted
+from cl_bench.subspace import is_adapted, linear_maps
 
 NAMED = 6
 """Most groups of parameters that one line names; a refusal names half as many."""
@@ -104,13 +104,20 @@ def refuse_half_precision(strategy: Strategy, learner: NetworkServices, precisio
 
 
 def _refuse_adapters(who: str, network: nn.Module, trained: Mapping[str, nn.Parameter]) -> None:
-    inside = {p for m in network.modules() if is_adapted(m) for p in m.parameters()}
+    inside = {
+        p
+        for adapted in network.modules()
+        if is_adapted(adapted)
+        for part in adapted.modules()
+        if not linear_maps("", part)
+        for p in part.parameters(recurse=False)
+    }
     found = grouped(network, {n: p for n, p in trained.items() if p in inside})
     if found:
         raise UsageError(
-            f"{who} guards the weights of a network, and here PEFT's adapters train in their "
-            f"place: {_listed(found, NAMED // 2)}; train the weights themselves, for example after "
-            "model.merge_and_unload(), or leave the strategy out"
+            f"{who} guards linear layers, factors of LoRA among them, and here other parts of "
+            f"PEFT's adapters train: {_listed(found, NAMED // 2)}; use plain LoRA, or train the "
+            "weights themselves, for example after model.merge_and_unload()"
         )
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cl_bench.contracts import Batch, Task
+from cl_bench.contracts import IGNORE, Batch, Task
 from cl_bench.learners.module import BaseLearner, trainer_of
+from cl_bench.learners.text import LanguageLearner
 
 
 def judge(learner: BaseLearner, batch: Batch, task: Task) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -32,6 +33,17 @@ def loss_on(learner: BaseLearner, batch: Batch, task: Task | None) -> float:
     batch = learner._to_device(batch)
     with _reading(learner, task):
         return float(learner.loss(learner(batch), batch))
+
+
+def log_probabilities(learner: BaseLearner, batch: Batch, task: Task) -> Tensor:
+    """What the network says of every sample, or labelled token: float32 (k, C), on the CPU."""
+    batch = learner._to_device(batch)
+    with _reading(learner, task):
+        out = learner.answer(batch, task)
+        if isinstance(learner, LanguageLearner):
+            logits, labels = learner.targets(out, batch)
+            out = logits[labels != IGNORE]
+        return out.float().log_softmax(-1).cpu()
 
 
 def hidden_states(learner: BaseLearner, batch: Batch, task: Task) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from cl_bench.contracts import Protect, UsageError
 from cl_bench.contracts.options import shown
 from cl_bench.learners.guardable import is_norm, require_guardable
-from cl_bench.subspace import LinearMap, linear_maps, plain_modules
+from cl_bench.subspace import LinearMap, is_adapted, linear_maps, plain_modules
 
 EXTRA = "extra."
 """What the names of modules begin with that a strategy has added to the network."""
@@ -95,7 +95,8 @@ class Protection:
     def layers(self, protect: Protect) -> list[LinearMap]:
         """The linear maps that ``protect`` selects.
 
-        A bias that its owner froze for good is part of no map: W alone can change then.
+        A bias that its owner froze for good is part of no map: W alone can change then. Where
+        PEFT's adapters train, their factors are layers as well, and what they adapt is none.
 
         Raises:
             UsageError: it selects none.
@@ -114,6 +115,10 @@ class Protection:
             maps = [m for m in maps if m.weight not in left]
             if protect.matches(name) and self.is_guarded_head(name, protect.heads) is not False:
                 found += maps
+        adapters = self._adapters(protect)
+        if adapters:
+            trained = [m for m in found if self.learns(m.weight) or m.augmented]
+            found = trained + adapters
         if not found and (protect.include or protect.exclude):
             option = "include" if protect.include else "exclude"
             remedy = "matches no layer" if protect.include else "leaves no layer to protect"
@@ -121,6 +126,23 @@ class Protection:
                 f"strategy.protect.{option}={shown(getattr(protect, option))} {remedy}; "
                 f"the network's layers are {', '.join(known)}"
             )
+        return found
+
+    def _adapters(self, protect: Protect) -> list[LinearMap]:
+        """The linear maps inside PEFT's adapters that train, by the adapter's or the layer's name.
+
+        A pair's output B A x stays where A does the same to x, and B to A x.
+        """
+        found: list[LinearMap] = []
+        for name, module in self.network.named_modules():
+            if not is_adapted(module) or name.startswith(EXTRA):
+                continue
+            for part, inner in module.named_modules():
+                maps = [] if part.startswith("base_layer") else linear_maps(f"{name}.{part}", inner)
+                chosen = protect.matches(name) and protect.matches(f"{name}.{part}")
+                chosen = chosen or (bool(protect.include) and protect.matches(f"{name}.{part}"))
+                if maps and chosen and self.learns(maps[0].weight):
+                    found += maps
         return found
 
     def guard(self, protect: Protect, first_task: bool) -> None:

@@ -15,6 +15,7 @@ from cl_bench.metrics.angles import (
     principal_subspace,
     subspace_angles,
 )
+from cl_bench.metrics.divergence import divergence
 from cl_bench.metrics.drift import (
     component_angle,
     component_gap,
@@ -63,6 +64,7 @@ __all__ = [
     "component_angle",
     "component_gap",
     "diagonal",
+    "divergence",
     "drift",
     "drops",
     "dynamics",

@@ -45,8 +45,8 @@
 * ``clients``, after a task of one: ``task``, ``forgetting`` and ``newest`` (score on the task just
   learned), each a list by client, and ``summary`` {quantity: value}.
 * ``probe``: ``probe`` (``curve``, ``dynamics``, ``alignment``, ``landscape``, ``connectivity``,
-  ``general_text``, ``cost``), ``task``, ``values`` (nested, by task name) and what else the probe
-  tells; see :mod:`cl_bench.experiment.probes`.
+  ``general_text``, ``divergence``, ``cost``), ``task``, ``values`` (nested, by task name) and what
+  else the probe tells; see :mod:`cl_bench.experiment.probes`.
 
 Tasks are indices from 0; a number that is not finite is null. A run that is resumed drops the
 events after its checkpoint and writes them again: apart from times they are equal. Those that

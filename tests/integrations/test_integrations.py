@@ -1,7 +1,10 @@
 """Strategies inside loops that are not ours: plain PyTorch and somebody's LightningModule."""
 
 import copy
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import lightning
@@ -32,6 +35,8 @@ from cl_bench.experiment import TrainLoader
 from cl_bench.integrations import Guarded
 from cl_bench.learners import Classifier
 from cl_bench.models import MLP
+from cl_bench.report.page import render_page
+from cl_bench.report.study import read_study
 from cl_bench.strategies.baselines.finetune import Finetune
 from cl_bench.strategies.projection.gpm import GPM
 
@@ -53,16 +58,80 @@ def accuracy(model, t):
 SNIPPETS = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("position", range(len(SNIPPETS)))
-def test_docs_run_as_printed(position):
+ABOUT = ("plain", "report", "lightning", "transformers", "trl", "accelerate")
+
+
+def printed(about):
+    """The page's example, run."""
+    code = SNIPPETS[ABOUT.index(about)]
     namespace = {"__name__": "docs"}
-    exec(compile(SNIPPETS[position], f"{DOCS.name}[{position}]", "exec"), namespace)
+    exec(compile(code, f"{DOCS.name}[{about}]", "exec"), namespace)
+    return namespace
+
+
+def test_the_page_has_these_examples():
+    assert len(SNIPPETS) == len(ABOUT)
+
+
+@pytest.mark.parametrize("about", ["plain", "lightning", "accelerate"])
+def test_docs_run_as_printed(about):
+    namespace = printed(about)
     model = namespace.get("model") or namespace["module"].network
     strategy = namespace.get("strategy") or namespace["guard"].strategy
-    assert len(SNIPPETS) == 2
     assert [M.shape[1] > 0 for M in strategy.memory.values()] == [True, True]
     assert accuracy(model, 0) > 0.8
     assert accuracy(model, 1) > 0.6
+
+
+def test_the_report_of_the_docs():
+    namespace = printed("report")
+    report = namespace["report"]
+    assert report.matrix.shape == (3, 2)
+    assert report.matrix[1, 0] > 0.8
+    assert report.matrix[2, 0] > report.matrix[1, 0] - 0.1
+    assert (report.directory / "summary.json").exists()
+    assert (report.directory / "accuracy_matrix.png").exists()
+    page = render_page(read_study([report.directory]), [report.directory])
+    assert "own_loop" in page
+    assert "ewc" in page
+
+
+def test_the_trainer_of_the_docs():
+    namespace = printed("transformers")
+    assert namespace["guard"].tasks == 2
+    assert namespace["guard"].strategy.information
+
+
+@pytest.mark.slow
+def test_the_on_policy_trainer_of_the_docs():
+    pytest.importorskip("trl", reason="the example needs trl, which nothing else here does")
+    moved = printed("trl")["moved"]
+    assert len(moved) == 4
+    for how in ("from answers", "by reward"):
+        assert 0 <= moved[how, "GPM"] < moved[how, "Finetune"]
+
+
+@pytest.mark.slow
+def test_the_docs_in_two_processes(tmp_path):
+    script = tmp_path / "script.py"
+    check = """
+from accelerate.utils import gather_object
+
+found = gather_object([[p.detach().clone() for p in model.parameters()]])
+memory = gather_object([guard.strategy.memory])
+assert len(found) == 2
+assert all(torch.equal(a, b) for a, b in zip(*found))
+assert all(torch.equal(memory[0][k], memory[1][k]) for k in memory[0])
+rows = {k: v for k, v in guard.strategy.rows_per_sample.items()}
+assert set(rows.values()) == {1.0}
+"""
+    script.write_text(SNIPPETS[ABOUT.index("accelerate")] + check)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    found = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, env=environment, check=False
+    )
+    assert found.returncode == 0, found.stderr[-3000:]
 
 
 # -- the same update as ours ----------------------------------------------------------------------
@@ -102,6 +171,32 @@ def test_plain_loop_makes_the_weights_of_our_engine(optimizer):
                     F.cross_entropy(model(batch["x"]), batch["y"]).backward()
                     stepper.step()
     assert_same_path(start, ours, list(model.parameters()))
+
+
+@pytest.mark.parametrize("inputs", [None, 32])
+def test_a_promise_has_layers_project_what_they_read(inputs):
+    """The same update; the raw gradient of such a layer never exists."""
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(64, 4000), torch.nn.ReLU(), torch.nn.Linear(4000, 10)
+    ).double()
+    strategy = GPM(threshold=0.9)
+    guard = Guarded(model, strategy, inputs=inputs)
+    for t in range(2):
+        x, y = data(t)
+        x, optimizer = x.double(), SGD(model.parameters(), lr=0.1)
+        with guard.task(optimizer, sample=(x, y)):
+            at = strategy.confinement.at_inputs
+            for rows in torch.arange(320).split(32):
+                optimizer.zero_grad()
+                F.cross_entropy(model(x[rows]), y[rows]).backward()
+                optimizer.step()
+    assert at == ({"1"} if inputs else set())
+    PROMISED.setdefault("weights", model[1].weight.detach())
+    torch.testing.assert_close(model[1].weight.detach(), PROMISED["weights"], rtol=0, atol=1e-9)
+
+
+PROMISED = {}
 
 
 class Pairs:

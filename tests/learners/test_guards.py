@@ -19,6 +19,7 @@ from cl_bench import run
 from cl_bench.contracts import Protect, Strategy, UsageError
 from cl_bench.experiment import Together
 from cl_bench.integrations import ContinualCallback, Guarded
+from cl_bench.integrations.borrowed import Borrowed
 from cl_bench.learners.guards import grouped, guards
 from cl_bench.strategies.baselines.finetune import Finetune
 from cl_bench.strategies.federated.fot import FOT
@@ -287,11 +288,21 @@ def adapted():
     return peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["0"]))
 
 
-def test_adapters_train_where_only_frozen_layers_would_be_guarded():
+def test_adapters_are_guarded_in_the_place_of_the_layers_that_they_adapt():
     model = adapted()
+    found = guards(GPM(), Borrowed(model, None, None, 0))
+    assert found.share == 1.0
+    factors = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert len(factors) == 2
+    assert set(GPM().guarded(Borrowed(model, None, None, 0))) == factors
+
+
+def test_adapters_that_are_no_linear_layers_are_refused():
+    config = peft.LoraConfig(r=2, target_modules=["0"], use_dora=True)
+    model = peft.get_peft_model(adapted().unload(), config)
     optimizer = SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     with (
-        pytest.raises(UsageError, match=r"PEFT's adapters.*lora_A"),
+        pytest.raises(UsageError, match=r"PEFT's adapters.*magnitude"),
         Guarded(model, GPM()).task(optimizer, sample=torch.randn(4, 8)),
     ):
         pytest.fail("entered")

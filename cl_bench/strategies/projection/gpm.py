@@ -94,7 +94,7 @@ class GPM(Protecting):
             raise UsageError(
                 f"{type(self).__name__}(project='input') is right only where the loss reaches the "
                 "weights through the forward pass alone, which cannot be known of somebody else's "
-                "loop: use project='auto'"
+                "loop: use project='auto', or promise it with Guarded(..., inputs=<batch size>)"
             )
 
     def setup(self, learner: Learner, task: Task) -> None:
