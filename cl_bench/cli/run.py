@@ -144,6 +144,7 @@ def _here(asked: Request, parts: Parts) -> Result:
         },
         notes=[
             *asked.notes,
+            *stream.remarks,
             *_idle_schedule(settings.loop.schedule, cfg.trainer.max_epochs, stream),
             *([says] if asked.deterministic else []),
             *([f"{parts.strategy_name} is given the task id at test time"] if told else []),
