@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning import Trainer
 from lightning.fabric.plugins import ClusterEnvironment
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO, LayerSync, Precision
 from lightning.pytorch.strategies import Strategy as Parallel
 from omegaconf import DictConfig
@@ -58,6 +59,7 @@ SLOTS = {
     ),
     "backbone": Kind("a backbone", (Backbone,), (nn.Module, BaseTraining)),
     "probe": Kind("a probe", (Probe,), (Probe,)),
+    "logger": Kind("a logger", (Logger,), (Logger,)),
     "federation": Kind("a federation", (Federation,), (Optimizer,)),
 }
 """By top-level key of the configuration; nothing else in it is made from a ``_target_``."""

@@ -1,6 +1,5 @@
 """Everything that a run is made of, from its configuration, checked before any work starts."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +22,8 @@ from cl_bench.cli.settings import (
     NODES,
     SETTINGS,
     RunSettings,
-    logger_options,
     read_settings,
+    sink_factories,
 )
 from cl_bench.contracts import Strategy, Stream, UsageError, derive_seed
 from cl_bench.experiment import (
@@ -48,7 +47,6 @@ from cl_bench.federation import Federation, check_federation, check_shares
 from cl_bench.learners import BaseLearner
 from cl_bench.learners.guards import refuse_half_precision
 from cl_bench.parallel.ranks import rank
-from cl_bench.tracking import wandb_sink
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class Parts:
         stream: the tasks; those that are left of them in a trial of a search.
         federation: settings of clients and server; None where there are none.
         learner: what learns.
-        sink: makes the logger beside the files, or None, for the run's directory.
+        sinks: each makes a logger beside the files, or None, for the run's directory.
     """
 
     settings: RunSettings
@@ -98,7 +96,7 @@ class Parts:
     stream: Stream
     federation: Federation | None
     learner: BaseLearner
-    sink: SinkFactory
+    sinks: Sequence[SinkFactory]
 
 
 def prepare(asked: Request) -> Parts:
@@ -112,7 +110,7 @@ def prepare(asked: Request) -> Parts:
     if not isinstance(cfg.get("selected"), DictConfig | None):
         raise UsageError(f"selected={cfg.selected}: that is for the command line")
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    sink = functools.partial(wandb_sink, config=plain, **logger_options(cfg.logger))
+    sinks = sink_factories(cfg.logger, plain)
     # A threshold of 1.7 should not wait for the data.
     strategy, name = build_strategy(
         cfg, str(asked.choices.get("strategy", "strategy")), given.get("strategy")
@@ -124,7 +122,7 @@ def prepare(asked: Request) -> Parts:
     optimizer = given["optimizer"] if "optimizer" in given else build_optimizer(cfg.optimizer)
     stream, federation = _tasks(asked, settings, strategy, name)
     learner = _learner(asked, settings, stream, optimizer)
-    parts = Parts(settings, strategy, name, trainer, stream, federation, learner, sink)
+    parts = Parts(settings, strategy, name, trainer, stream, federation, learner, sinks)
     _check_learner(asked, parts)
     return parts
 

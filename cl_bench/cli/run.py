@@ -135,7 +135,7 @@ def _here(asked: Request, parts: Parts) -> Result:
         checkpoint=settings.checkpoint,
         run_dir=cfg.run_dir,
         resume=asked.resume,
-        sinks=[parts.sink],
+        sinks=parts.sinks,
         environment={
             "directory": os.getcwd(),
             "processes": processes(cfg.trainer),

@@ -122,22 +122,28 @@ class LanguageLearner(BaseLearner):
     def answers(self, batch: Batch) -> list[str]:
         """Greedy answers to prompts, as text."""
         assert self.prompts is not None
+        tokens = self._answered(self.cut(self._to_device(batch)))
+        return [self.prompts.text(row) for row in tokens.cpu()]
+
+    def _answered(self, batch: Batch, temperature: float = 0.0) -> Tensor:
+        """Tokens (n, at most K) of answers to a batch that is cut; 0 is greedy."""
+        assert self.prompts is not None
         from transformers import GenerationConfig
 
-        batch = self.cut(self._to_device(batch))
+        sampled = {"temperature": temperature, "top_k": 0} if temperature else {}
         start = getattr(self.config, "decoder_start_token_id", None)
         # A model's own generation settings may sample or penalise repetition.
         settings = GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=max(map(self.prompts.limit, batch["example"].tolist())),
-            do_sample=False,
+            do_sample=bool(temperature),
             num_beams=1,
             pad_token_id=self.pad,
             eos_token_id=self.end,
             decoder_start_token_id=start,
+            **sampled,
         )
         with self.evaluating():
-            tokens = self._generated(batch, {"generation_config": settings})
-        return [self.prompts.text(row) for row in tokens.cpu()]
+            return self._generated(batch, {"generation_config": settings})
 
     def _hits(self, out: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         logits, labels = self.targets(out, batch)
@@ -315,6 +321,41 @@ class LanguageLearner(BaseLearner):
         labels = batch["labels"].clone()
         labels[labels != IGNORE] = found[found != IGNORE]
         return {"labels": labels}
+
+    def predictions(self, out: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits (m, vocabulary) and labels (m,) of all labelled tokens."""
+        logits, labels = self.targets(out, batch)
+        learned = labels != IGNORE
+        return logits[learned], labels[learned]
+
+    @torch.no_grad()
+    def own_answers(self, batch: Batch, temperature: float, generator: torch.Generator) -> Batch:
+        """A batch of prompts with the model's own answers as labels, as many tokens as fit.
+
+        Raises:
+            UsageError: the stream has no prompts.
+        """
+        if self.prompts is None:
+            raise UsageError(
+                "the stream has no prompts that the model could answer: use +stream=chat or "
+                "another stream of prompts"
+            )
+        seed = int(torch.randint(2**31, (), generator=generator))
+        with torch.random.fork_rng(devices=self._devices()):
+            torch.manual_seed(seed)
+            tokens = self._answered(self.cut(self._to_device(batch)), temperature)
+        width = batch["labels"].shape[1]
+        tokens = F.pad(tokens[:, :width], (0, max(0, width - tokens.shape[1])), value=IGNORE)
+        done = (tokens == self.end).cumsum(1) - (tokens == self.end).long()
+        labels = tokens.masked_fill(done > 0, IGNORE).to(batch["labels"])
+        told = {"labels": labels}
+        if "earlier" in batch:
+            told["earlier"] = torch.full_like(batch["earlier"], IGNORE)
+        return {**batch, **told}
+
+    def _devices(self) -> list[int]:
+        index = next(self.parameters()).device.index
+        return [] if index is None else [index]
 
     def embeddings(self) -> list[nn.Module]:
         """Input embeddings: of tokens, of learned positions."""

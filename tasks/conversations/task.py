@@ -48,9 +48,8 @@ class ChatData(PromptData):
 
     def _tokenized(self, row: int) -> tuple[Tensor, Tensor]:
         tokens = self.examples[row].tokens
-        return tuple(
-            torch.tensor(part, dtype=torch.int32) for part in (tokens.prompt, tokens.answer)
-        )
+        prompt = torch.tensor(tokens.prompt, dtype=torch.int32)
+        return prompt, torch.tensor(tokens.answer, dtype=torch.int32)
 
     def __getitem__(self, index: Tensor) -> Batch:
         """The samples at ``index`` (int64, one dimension)."""

@@ -49,9 +49,9 @@ def three_tasks(folder, family):
     )
 
 
-def learned(tmp_path, family, strategy, stream=None):
-    stream = stream or three_tasks(tmp_path, family)
-    words = (*SMALL, f"model.name_or_path={saved(family)}", *STRATEGIES[strategy])
+def learned(tmp_path, family, strategy, *more):
+    stream = three_tasks(tmp_path, family)
+    words = (*SMALL, f"model.name_or_path={saved(family)}", *STRATEGIES[strategy], *more)
     return run(stream, strategy, overrides=words, run_dir=tmp_path / "run")
 
 
@@ -79,6 +79,9 @@ def test_three_files_are_learned_and_served(family, strategy, tmp_path):
         task["metric"] for task in json.loads((tmp_path / "run/data.json").read_text())["tasks"]
     ]
     assert told == ["test_loss", "exact_match", "choice_likelihood"]
+    assert torch.tensor(result.summary["acc"]).isnan()  # no mean over three kinds of scores
+    end = result.summary["by_metric"]["exact_match"]["end"]
+    assert end == pytest.approx(float(result.matrix[-1, 1]))
     losses = [e["details"] for e in read_results(tmp_path / "run") if e["event"] == "evaluation"]
     assert all(0 < one["chat"]["loss"] < 20 for one in losses)
     folder = export([f"export={tmp_path / 'run'}"])
@@ -100,15 +103,15 @@ def test_three_files_are_learned_and_served(family, strategy, tmp_path):
 def test_a_low_rank_change_is_served_as_an_adapter(tmp_path):
     from peft import AutoPeftModelForCausalLM
 
-    result = learned(tmp_path, "llama", "o_lora")
+    result = learned(tmp_path, "llama", "o_lora", "strategy.rank=1")
     folder = export([f"export={tmp_path / 'run'}", "adapter=true"])
-    assert json.loads((folder / "adapter_config.json").read_text())["r"] == 6  # 2 a task
+    assert json.loads((folder / "adapter_config.json").read_text())["r"] == 3  # 1 a task
     served = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     assert torch.allclose(logits(served), logits(result.learner.model), atol=1e-4)
     base = AutoModelForCausalLM.from_pretrained(saved("llama"), dtype=torch.float32)
     assert not torch.allclose(logits(base), logits(result.learner.model), atol=1e-2)
     first = export([f"export={tmp_path / 'run'}", "adapter=true", "task=1"])
-    assert json.loads((first / "adapter_config.json").read_text())["r"] == 2
+    assert json.loads((first / "adapter_config.json").read_text())["r"] == 1
 
 
 def test_a_full_change_is_no_adapter(tmp_path):
