@@ -15,17 +15,21 @@ from cl_bench.cli.compose import composed
 from cl_bench.cli.jobs import quote
 from cl_bench.cli.recorded import OBJECT
 from cl_bench.cli.run import run_config
-from cl_bench.contracts import Strategy, Stream, UsageError
+from cl_bench.contracts import Strategy, UsageError
+from cl_bench.contracts import Stream as AnyStream
 from cl_bench.experiment import Result
 from cl_bench.experiment.reopen import Resume
 from cl_bench.optimizers import OptimizerFactory
+from cl_bench.tasks.own import Stream
+
+__all__ = ["Stream", "run"]
 
 GROUPS = {"stream": "+stream", "strategy": "+strategy", "model": "model", "optimizer": "optimizer"}
 """How each part is named on a command line."""
 
 
 def run(
-    stream: str | Stream,
+    stream: str | AnyStream,
     strategy: str | Strategy,
     model: str | nn.Module | None = None,
     optimizer: str | OptimizerFactory | None = None,
@@ -86,13 +90,13 @@ def run(
     for part, value in given.items():
         with open_dict(cfg):
             cfg[part] = {OBJECT: _name(value), **_settings(value)}
-        choices[part] = value.name if isinstance(value, Stream) else _short(value)
+        choices[part] = value.name if isinstance(value, AnyStream) else _short(value)
     copies = {k: copy.deepcopy(v) if k in ("strategy", "model") else v for k, v in given.items()}
     return run_config(cfg, _command(words, given, run_dir), choices, resume, copies, words)
 
 
 def _require_kinds(given: Mapping[str, Any]) -> None:
-    kinds: dict[str, Any] = {"stream": Stream, "strategy": Strategy, "model": nn.Module}
+    kinds: dict[str, Any] = {"stream": AnyStream, "strategy": Strategy, "model": nn.Module}
     for part, value in given.items():
         if inspect.isclass(value) and part != "optimizer":
             raise UsageError(f"{part}={value.__name__}: give an object, {value.__name__}(...)")

@@ -42,6 +42,7 @@ CSS = """
 PAGES = {
     "start/reproduce.md": "Reproduce a paper",
     "start/finetune.md": "Fine-tune a language model",
+    "start/own_data.md": "Your own data",
     "start/new_method.md": "Add a method",
     "tutorial.md": "Your own strategy in 15 minutes",
     "studies.md": "From one run to a study",

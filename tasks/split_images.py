@@ -1,15 +1,17 @@
 """A stream from any labelled image data set: split by class, permuted or rotated."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
-from cl_bench.contracts.options import Count, PartShare
+from cl_bench.contracts.options import Count, PartShare, Range
 from cl_bench.contracts.stream import Scenario, Stream
 from cl_bench.tasks.arguments import Angle, ClassOrder, HeldOut, Order, OrderSeed, require
 from cl_bench.tasks.images.arrange import Holdout, permuted_tasks, rotated_tasks, split_tasks
 from cl_bench.tasks.images.files import Wanted
 from cl_bench.tasks.images.load import load_images
 from cl_bench.tasks.images.source import Moments
+
+SomePart = Annotated[float, Range(above=0, below=1)]
 
 
 class SplitImages(Stream):
@@ -20,7 +22,8 @@ class SplitImages(Stream):
     Args:
         dataset: hub id, ``org/name``; used where ``data_dir`` is None.
         data_dir: folder with ``train*.parquet`` and ``test*.parquet``, or with
-            ``train/<class>/*.png`` and ``test/<class>/*.png`` (or another image format).
+            ``train/<class>/*.png`` and ``test/<class>/*.png`` (or another image format), or with
+            ``<class>/*.png`` alone, which are divided by ``test_fraction``.
         revision: branch, tag or commit on the hub.
         config_name: configuration on the hub.
         image_column: name of the image column (hub, parquet).
@@ -28,6 +31,8 @@ class SplitImages(Stream):
         renumber_labels: count the labels that occur in training from 0, in their order: for gaps,
             labels from 1, and text.
         test_split: name of the split that serves as test data.
+        test_fraction: share of every class that is test data, of a folder without splits.
+        split_seed: decides which.
         image_size: edge length, or (height, width), to resize to (bilinear, aspect ratio not kept);
             None keeps the size, which all images must share.
         grayscale: one channel (true), three (false), or (None) as in the first training image.
@@ -69,6 +74,8 @@ class SplitImages(Stream):
         label_column: str = "label",
         renumber_labels: bool = False,
         test_split: str = "test",
+        test_fraction: SomePart = 0.2,
+        split_seed: OrderSeed = 0,
         image_size: Count | Sequence[Count] | None = None,
         grayscale: bool | None = None,
         mean: float | Sequence[float] | None = None,
@@ -116,6 +123,8 @@ class SplitImages(Stream):
                 image_column=image_column,
                 label_column=label_column,
                 test_split=test_split,
+                test_fraction=test_fraction,
+                split_seed=split_seed,
             ),
             licence=licence,
             citation=citation,

@@ -105,7 +105,6 @@ def refuse_lists(overrides: Sequence[str]) -> str | None:
             "optimizer",
             "learner",
             "trainer",
-            "logger",
             "federation",
             "engine",
             "backbone",

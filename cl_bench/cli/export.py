@@ -1,11 +1,10 @@
 """``python -m cl_bench export=<run directory> task=k``: the weights, for use without this package.
 
-Networks of transformers are written by ``save_pretrained``; any other as a program of
-``torch.export``, which holds the architecture too and needs none of our classes. Both come with the
-plain weights as safetensors and a model card.
+Networks of transformers are written by ``save_pretrained``, with what serves them beside; any other
+as a program of ``torch.export``, which holds the architecture too and needs none of our classes.
+Both come with the plain weights as safetensors and a model card.
 """
 
-import json
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from cl_bench.cli.build import build
+from cl_bench.cli.exported import WeightsAlone, load, write_adapter, write_pretrained
 from cl_bench.cli.recorded import OBJECT, Recorded, named, read_recorded
 from cl_bench.cli.trust import locate, read_trust
 from cl_bench.contracts import Strategy, UsageError
@@ -29,7 +29,6 @@ from cl_bench.experiment.checkpoint import (
 )
 from cl_bench.experiment.weights import TaskWeights, damaged, encoded, read_weights
 from cl_bench.learners.protection import EXTRA
-from cl_bench.learners.text import body_and_head
 from cl_bench.metrics import tasks_learned
 from cl_bench.report.card import heads_section, model_card
 from cl_bench.tracking import read_matrix, read_results
@@ -47,12 +46,16 @@ class Order:
         learned: after how many tasks, the row of the accuracy matrix.
         target: the folder to write.
         data: what ``data.json`` says of the stream.
+        adapter: whether the change since the start is written, instead of the network.
+        word: how it was asked for, in messages.
     """
 
     run: Recorded
     learned: int
     target: Path
     data: Mapping[str, Any]
+    adapter: bool = False
+    word: str = "export"
 
 
 class Network(nn.Module):
@@ -79,8 +82,9 @@ def export(arguments: Sequence[str]) -> Path:
 
     Args:
         arguments: the command line; ``task`` is the row of the accuracy matrix, by default the
-            last; ``to`` is by default ``export/task<k>`` in the run's directory; ``trust`` names
-            folders with code of the user's.
+            last; ``to`` is by default ``export/task<k>`` in the run's directory; ``adapter=true``
+            writes a language model's change as PEFT's low-rank pairs; ``trust`` names folders with
+            code of the user's.
 
     Returns:
         The folder.
@@ -90,7 +94,7 @@ def export(arguments: Sequence[str]) -> Path:
             strategy gives every task weights of its own.
     """
     order = _order(arguments)
-    _require_one_network(order)
+    require_one_network(order)
     weights = find_weights(order.run.directory, order.learned)
     # Not to be guessed: what lies in wait under a known name is not written into.
     scratch = order.target.with_name(f".{order.target.name}.{secrets.token_hex(8)}.tmp")
@@ -122,11 +126,13 @@ def _order(arguments: Sequence[str]) -> Order:
     run = read_recorded("export", directory, trust)
     options = dict(text.partition("=")[::2] for text in others)
     for key in options:
-        if key not in ("task", "to"):
+        if key not in ("task", "to", "adapter"):
             raise UsageError(
-                f"{key}={options[key]}: export=<run directory> takes task=<tasks learned> and "
-                "to=<folder>"
+                f"{key}={options[key]}: export=<run directory> takes task=<tasks learned>, "
+                "to=<folder> and adapter=true"
             )
+    if options.get("adapter", "false") not in ("true", "false"):
+        raise UsageError(f"adapter={options['adapter']}: true or false")
     names, matrix = read_matrix(directory)
     asked = options.get("task", str(tasks_learned(matrix)))
     if not asked.isdecimal() or int(asked) > len(names):
@@ -135,7 +141,8 @@ def _order(arguments: Sequence[str]) -> Order:
             f"(before any) to {len(names)}"
         )
     learned = int(asked)
-    default = directory / "export" / f"task{learned:04}"
+    kind = "adapter" if options.get("adapter") == "true" else "task"
+    default = directory / "export" / f"{kind}{learned:04}"
     target = Path(options["to"]) if options.get("to") else default
     if target.exists():
         raise UsageError(f"to={target} is there already: delete it, or give another to=<folder>")
@@ -145,11 +152,12 @@ def _order(arguments: Sequence[str]) -> Order:
             f"export={directory}: recorded by a version that did not write down the shape of "
             f"inputs; python -m cl_bench reproduce={directory} makes a run that can be exported"
         )
-    return Order(run, learned, target, data)
+    return Order(run, learned, target, data, options.get("adapter") == "true")
 
 
-def _require_one_network(order: Order) -> None:
-    cfg = order.run.cfg
+def require_one_network(order: Order) -> None:
+    """Raise :class:`UsageError` if the weights alone are not what was scored."""
+    cfg, run = order.run.cfg, f"{order.word}={order.run.directory}"
     for name, node in {"strategy": cfg.get("strategy"), **(cfg.get("also") or {})}.items():
         named = node.get("_target_", node.get(OBJECT)) if isinstance(node, DictConfig) else None
         if named is None:
@@ -157,18 +165,18 @@ def _require_one_network(order: Order) -> None:
         with order.run.trust.importable():
             cls: Any = locate(name, named, order.run.directory, order.run.trust)
         if not (isinstance(cls, type) and issubclass(cls, Strategy)):
-            raise UsageError(f"export={order.run.directory}: {name}={named} is no strategy")
+            raise UsageError(f"{run}: {name}={named} is no strategy")
         if order.learned == 0:
             continue
         if cls.predict is not Strategy.predict:
             raise UsageError(
-                f"export={order.run.directory}: {cls.__name__} ({name}) answers at test itself, by "
+                f"{run}: {cls.__name__} ({name}) answers at test itself, by "
                 "what it remembers: what the network alone says is not what was scored. task=0, "
                 "before any task, can be exported"
             )
         if cls.inference is not Strategy.inference:
             raise UsageError(
-                f"export={order.run.directory}: {cls.__name__} ({name}) tests every task with "
+                f"{run}: {cls.__name__} ({name}) tests every task with "
                 "weights of its own, made from the shared ones and what the strategy remembers: "
                 "there is no one network to export, and the shared weights alone would score "
                 "worse than the record says. task=0, before any task, can be exported"
@@ -216,16 +224,20 @@ def _write(order: Order, weights: dict[str, Tensor], folder: Path) -> str:
         _require_no_extras(weights)
         model = _model(order)
         if hasattr(model, "save_pretrained"):
-            return _write_pretrained(order, model, weights, folder)
+            if order.adapter:
+                start = find_weights(order.run.directory, 0)
+                return write_adapter(order.run, order.data, model, start, weights, folder)
+            return write_pretrained(order.run, order.data, model, weights, folder, order.target)
+        if order.adapter:
+            raise UsageError(
+                "adapter=true: PEFT's format is for models of transformers, which this is not; "
+                "leave it out"
+            )
         return _write_program(order, model, weights, heads, folder)
-    except _WeightsAlone as reason:
+    except WeightsAlone as reason:
         print(f"the weights alone are written, without a program: {reason}")
         write_atomically(folder / WEIGHTS, encoded(weights))
         return _loading_weights(str(reason), heads_section(order.data, order.learned, heads))
-
-
-class _WeightsAlone(Exception):  # noqa: N818
-    """Why there is nothing but the weights to write."""
 
 
 def _heads(order: Order) -> int:
@@ -236,7 +248,7 @@ def _heads(order: Order) -> int:
 def _require_no_extras(weights: Mapping[str, Tensor]) -> None:
     extras = sorted({k.split(".")[1] for k in weights if k.startswith(EXTRA)})
     if extras:
-        raise _WeightsAlone(
+        raise WeightsAlone(
             f"they hold modules of {', '.join(extras)} beside the network's, under {EXTRA}*"
         )
 
@@ -244,45 +256,13 @@ def _require_no_extras(weights: Mapping[str, Tensor]) -> None:
 def _model(order: Order) -> Any:
     cfg, data = order.run.cfg, order.data
     if "_target_" not in cfg.model:
-        raise _WeightsAlone(f"the model was an object of Python code ({cfg.model.get(OBJECT)})")
+        raise WeightsAlone(f"the model was an object of Python code ({cfg.model.get(OBJECT)})")
     sizes = {task["head"]: task["classes"] for task in data["tasks"]}
     with order.run.surroundings():
         model = build(
             cfg.model, input_shape=tuple(data["input_shape"]), vocabulary=sum(sizes.values())
         )
     return model.eval()
-
-
-def _write_pretrained(order: Order, model: Any, weights: Mapping[str, Tensor], folder: Path) -> str:
-    body = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
-    head = {k.removeprefix("heads.0."): v for k, v in weights.items() if k.startswith("heads.0.")}
-    for part, its in zip(body_and_head(model), (body, head), strict=True):
-        _load(part, its)
-    model.save_pretrained(folder)
-    name = type(model).__name__
-    return (
-        "## Loading\n\n```python\n"
-        f"from transformers import {name}\n\n"
-        f'model = {name}.from_pretrained("{order.target.name}")\n```\n\n'
-        f"{_vocabulary(order, folder)} There is one head, over the whole vocabulary."
-    )
-
-
-def _vocabulary(order: Order, folder: Path) -> str:
-    """Write down what tokens stand for, where that is known; returns what the card says of it."""
-    if "_target_" not in order.run.cfg.stream:
-        made = order.run.cfg.stream.get(OBJECT)
-        return (
-            f"The stream was an object of Python code ({made}), which knows what tokens stand for."
-        )
-    with order.run.surroundings():
-        stream = build(order.run.cfg.stream)
-    vocabulary = list(getattr(stream, "vocabulary", ()))
-    write_atomically(folder / "vocabulary.json", json.dumps(vocabulary, indent=0).encode())
-    return (
-        "Token i stands for the text at position i of `vocabulary.json`; a sequence is those texts "
-        "joined."
-    )
 
 
 def _write_program(
@@ -292,10 +272,10 @@ def _write_program(
     for i in range(heads):
         weight, bias = weights.get(f"heads.{i}.weight"), weights.get(f"heads.{i}.bias")
         if weight is None or weight.dim() != 2:
-            raise _WeightsAlone("its learner keeps no linear heads under the name heads")
+            raise WeightsAlone("its learner keeps no linear heads under the name heads")
         linear.append(nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None))
     network = Network(model, linear).eval()
-    _load(network, weights)
+    load(network, weights)
     shape = tuple(order.data["input_shape"])
     tokens = order.data.get("modality") == "tokens"
     example = torch.ones(3, *shape, dtype=torch.int64) if tokens else torch.rand(3, *shape)
@@ -306,9 +286,9 @@ def _write_program(
         same = torch.allclose(program.module()(example[:2]), network(example[:2]), atol=1e-5)
     except Exception as error:  # torch.export raises many kinds, none of them public
         said = str(error).strip().splitlines() or [type(error).__name__]
-        raise _WeightsAlone(f"torch.export cannot take this network ({said[0]})") from error
+        raise WeightsAlone(f"torch.export cannot take this network ({said[0]})") from error
     if not same:
-        raise _WeightsAlone("the exported program does not compute what the network does")
+        raise WeightsAlone("the exported program does not compute what the network does")
     write_atomically(folder / WEIGHTS, encoded(weights))
     torch.export.save(program, folder / PROGRAM)
     shown = ", ".join(map(str, ("n", *shape)))
@@ -331,13 +311,3 @@ def _loading_weights(reason: str, outputs: str) -> str:
         "Build the network as it was built for the run, and give it the tensors that begin with "
         f"`backbone.` through `load_state_dict`.\n\n{outputs}"
     )
-
-
-def _load(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    try:
-        module.load_state_dict(dict(weights))
-    except RuntimeError as error:
-        said = " ".join(str(error).split())[:300]
-        raise _WeightsAlone(
-            f"the strategy or learner has changed the network's structure ({said})"
-        ) from error

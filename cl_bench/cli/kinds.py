@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning import Trainer
 from lightning.fabric.plugins import ClusterEnvironment
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO, LayerSync, Precision
 from lightning.pytorch.strategies import Strategy as Parallel
 from omegaconf import DictConfig
@@ -80,6 +81,7 @@ SLOTS = {
         (Reparametrisation,),
         ("peft.PeftConfig", "peft.EvaConfig", "peft.tuners.lora.config.CordaConfig"),
     ),
+    "logger": Kind("a logger", (Logger,), (Logger,)),
     "federation": Kind("a federation", (Federation,), (Optimizer,)),
     "engine": Kind("an engine's settings", (Streaming,)),
 }

@@ -166,12 +166,14 @@ def _all_finished(sweep: Path) -> int:
 
 
 def _on_a_run(arguments: Sequence[str]) -> Callable[[Sequence[str]], bool] | None:
-    """What ``resume=``, ``reproduce=``, ``export=``, ``features=`` call; says if all is well."""
+    """What ``resume=``, ``reproduce=``, ``export=``, ... call; says if all is well."""
     words = [a.partition("=")[0] for a in arguments]
     if "reproduce" in words:
         return reproduce
     if "export" in words:
         return _export
+    if "general" in words:
+        return _general
     if "features" in words:
         return _extract
     return _resume if "resume" in words else None
@@ -182,6 +184,14 @@ def _export(arguments: Sequence[str]) -> bool:
         from cl_bench.cli.export import export  # torch loads here
 
     export(arguments)
+    return True
+
+
+def _general(arguments: Sequence[str]) -> bool:
+    with deferred():
+        from cl_bench.cli.general import general  # torch loads here
+
+    general(arguments)
     return True
 
 

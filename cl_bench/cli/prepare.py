@@ -1,6 +1,5 @@
 """Everything that a run is made of, from its configuration, checked before any work starts."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +22,8 @@ from cl_bench.cli.settings import (
     NODES,
     SETTINGS,
     RunSettings,
-    logger_options,
     read_settings,
+    sink_factories,
 )
 from cl_bench.contracts import Strategy, Stream, UsageError, derive_seed
 from cl_bench.experiment import (
@@ -49,7 +48,6 @@ from cl_bench.learners import BaseLearner
 from cl_bench.learners.guards import refuse_half_precision
 from cl_bench.parallel.ranks import rank
 from cl_bench.streaming import Streaming, check_streaming
-from cl_bench.tracking import wandb_sink
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class Parts:
         federation: settings of clients and server; None where there are none.
         streaming: of a stream that is met once; None where it is not.
         learner: what learns.
-        sink: makes the logger beside the files, or None, for the run's directory.
+        sinks: each makes a logger beside the files, or None, for the run's directory.
     """
 
     settings: RunSettings
@@ -101,7 +99,7 @@ class Parts:
     federation: Federation | None
     streaming: Streaming | None
     learner: BaseLearner
-    sink: SinkFactory
+    sinks: Sequence[SinkFactory]
 
 
 def prepare(asked: Request) -> Parts:
@@ -115,7 +113,7 @@ def prepare(asked: Request) -> Parts:
     if not isinstance(cfg.get("selected"), DictConfig | None):
         raise UsageError(f"selected={cfg.selected}: that is for the command line")
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    sink = functools.partial(wandb_sink, config=plain, **logger_options(cfg.logger))
+    sinks = sink_factories(cfg.logger, plain)
     # A threshold of 1.7 should not wait for the data.
     strategy, name = build_strategy(
         cfg,
@@ -134,7 +132,7 @@ def prepare(asked: Request) -> Parts:
     stream, federation, streaming = _tasks(asked, settings, strategy, name)
     learner = _learner(asked, settings, stream, optimizer.factory)
     check_rule(optimizer, learner, cfg.trainer, federation is not None)
-    parts = Parts(settings, strategy, name, trainer, stream, federation, streaming, learner, sink)
+    parts = Parts(settings, strategy, name, trainer, stream, federation, streaming, learner, sinks)
     _check_learner(asked, parts)
     return parts
 

@@ -50,7 +50,7 @@ def reproduce(arguments: Sequence[str]) -> bool:
         )
     run.cfg.run_dir = None
     # One run, one W&B run: who wants another says logger.mode=...
-    run.cfg.logger.mode = "disabled"
+    run.cfg.logger = {"mode": "disabled"}
     _set(run.cfg, others)
     if run.cfg.run_dir is not None:
         run.cfg.run_dir = str(Path(run.cfg.run_dir).absolute())

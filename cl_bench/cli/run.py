@@ -138,7 +138,7 @@ def _here(asked: Request, parts: Parts) -> Result:
         checkpoint=settings.checkpoint,
         run_dir=cfg.run_dir,
         resume=asked.resume,
-        sinks=[parts.sink],
+        sinks=parts.sinks,
         environment={
             "directory": os.getcwd(),
             "processes": processes(cfg.trainer),
@@ -147,6 +147,7 @@ def _here(asked: Request, parts: Parts) -> Result:
         },
         notes=[
             *asked.notes,
+            *stream.remarks,
             *_idle_schedule(settings.loop.schedule, cfg.trainer.max_epochs, stream),
             *([says] if asked.deterministic else []),
             *remarks(parts.learner),

@@ -1,15 +1,17 @@
 """Settings of a run, which are made of plain values, from its configuration."""
 
+import functools
+import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from cl_bench.cli.build import build_schedule
-from cl_bench.cli.objects import build, checked_options, explained, plain
+from cl_bench.cli.objects import build, checked_options, explained, plain, target_of
 from cl_bench.contracts import UsageError
 from cl_bench.contracts.checking import check
 from cl_bench.contracts.options import Count, Length, Widths, known, shown
@@ -21,9 +23,11 @@ from cl_bench.experiment import (
     ProbeSettings,
     SearchSettings,
 )
+from cl_bench.experiment.identity import SinkFactory
 from cl_bench.experiment.probes import Probe
 from cl_bench.metrics import summaries
 from cl_bench.tracking import wandb_sink
+from cl_bench.tracking.lightning import LightningSink
 from cl_bench.tracking.renamed import require_present_names
 
 Settings = TypeVar("Settings")
@@ -33,6 +37,9 @@ NODES = (
     "learner", "trainer", "logger",
 )  # fmt: skip
 """Parts of a configuration that every run has."""
+
+NEEDED = {"tensorboard": "tensorboard", "tensorboardX": "tensorboard", "mlflow": "mlflow"}
+"""Packages by the logger that needs one of them."""
 
 MADE = ("strategy", "stream", "model", "optimizer", "learner", "trainer")
 """Those of them that name what they are made into."""
@@ -209,9 +216,48 @@ def _probe(cfg: DictConfig, name: str) -> Probe:
     return made
 
 
-def logger_options(cfg: DictConfig) -> dict[str, Any]:
-    """Arguments of the W&B sink, tried once: nothing starts before it is told to."""
-    with explained(cfg):
-        options = checked_options(wandb_sink, cfg)
-        wandb_sink(Path(), {}, **options)
-    return options
+def sink_factories(cfg: DictConfig, config: Mapping[str, Any]) -> list[SinkFactory]:
+    """What makes the loggers of a run, tried once: nothing starts before it is told to.
+
+    W&B is there where its options stand in ``logger``; others stand in ``logger.also`` by name.
+
+    Args:
+        cfg: the node ``logger``.
+        config: the resolved configuration.
+    """
+    plain_options = {k: v for k, v in cfg.items() if k != "also"}
+    found: list[SinkFactory] = []
+    if plain_options:
+        own = OmegaConf.masked_copy(cfg, [str(k) for k in plain_options])
+        own._set_parent(cfg._get_parent())
+        own._metadata.key = cfg._key()
+        with explained(own):
+            options = checked_options(wandb_sink, own)
+            wandb_sink(Path(), {}, **options)
+        found.append(functools.partial(wandb_sink, config=config, **options))
+    for name, node in (cfg.get("also") or {}).items():
+        if not isinstance(node, DictConfig) or "_target_" not in node:
+            raise UsageError(f"logger.also.{name}: name one of Lightning's loggers, _target_: ...")
+        found.append(_lightning_sink(str(name), node, config))
+    return found
+
+
+def _lightning_sink(name: str, node: DictConfig, config: Mapping[str, Any]) -> SinkFactory:
+    """What makes one of Lightning's loggers; without a place of its own, in the run's directory."""
+    with explained(node):
+        target: Any = target_of(node)
+        options = checked_options(target, node)
+        accepted = inspect.signature(target).parameters
+        required = [requirement for requirement, there in NEEDED.items() if there == name]
+        missing = [r for r in required if importlib.util.find_spec(r) is None]
+        if missing and len(missing) == len(required):
+            raise UsageError(
+                f"logger={name}: needs a package that is not installed: pip install {missing[0]}"
+            )
+
+    def make(directory: Path | str) -> LightningSink:
+        place = {"save_dir": str(directory)} if options.get("save_dir") is None else {}
+        own = {**options, **(place if "save_dir" in accepted else {})}
+        return LightningSink(name, Path(directory), functools.partial(target, **own), config)
+
+    return make

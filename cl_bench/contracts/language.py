@@ -16,11 +16,13 @@ encoder-decoders as well as causal models; prompts are padded to S, answers to K
 * ``attention_mask`` int64 (n, S): 1 for tokens, 0 for padding.
 * ``labels`` int64 (n, K): the answer's tokens and the end token, then :data:`IGNORE`.
 * ``example`` int64 (n,): number of the sample, for :meth:`PromptStream.grade`.
+* ``earlier`` int64 (n, S), in training data where a stream :attr:`~PromptStream.teaches_prompts`:
+  the prompt's tokens where those are learned too, else :data:`IGNORE`.
 """
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -105,7 +107,13 @@ class PromptStream(LanguageStream):
         fingerprint: content hash of the data under the stream.
         codec: the tokenizer.
         task_id_at_test: whether prompts name their task.
+
+    Attributes:
+        teaches_prompts: whether training data also labels parts of prompts: earlier answers of a
+            conversation. That takes a causal model.
     """
+
+    teaches_prompts: bool = False
 
     def __init__(
         self,
@@ -146,3 +154,19 @@ class PromptStream(LanguageStream):
     @abstractmethod
     def options(self, example: int) -> Sequence[str]:
         """The answers that the example's task allows; empty where they are free text."""
+
+    def sees(self, example: int) -> Literal["answer", "choice", "loss"]:
+        """What the metric of the example's task scores.
+
+        A generated answer, by :meth:`grade`; which of :meth:`options` is the likeliest; or how
+        likely the right answer is.
+        """
+        return "answer"
+
+    def limit(self, example: int) -> int:
+        """Tokens of the longest answer to an example that is generated, its end included."""
+        return self.answer_length
+
+    def answer_tokens(self, example: int, answer: str) -> list[int]:
+        """What a model writes to give an answer, its end included."""
+        return [*self.codec.encode(answer), self.end]

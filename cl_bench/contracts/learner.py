@@ -249,6 +249,25 @@ class Learner(Protocol):
     def draw_labels(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with labels drawn from the model's own predictions."""
 
+    def predictions(self, out: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits (m, classes) and labels (m,) of all terms of the loss; of text, labelled tokens.
+
+        Raises:
+            UsageError: the learner's loss is not made of such terms.
+        """
+
+    def own_answers(self, batch: Batch, temperature: float, generator: Generator) -> Batch:
+        """A batch of prompts with the model's own answers as labels, as many tokens as fit.
+
+        Args:
+            batch: prompts; what it labels inside of them is labelled no more.
+            temperature: of sampling; 0 takes the likeliest token.
+            generator: of what is drawn.
+
+        Raises:
+            UsageError: the learner reads no prompts.
+        """
+
     def layers(self, protect: Protect) -> "list[LinearMap]":
         """The linear maps that ``protect`` selects, in forward order of registration."""
 

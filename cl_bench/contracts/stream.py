@@ -78,10 +78,12 @@ class Stream(Sequence[Task]):
         pretraining: what comes before the first task, if anything.
         facts: further plain values for the record, such as the backbone that makes its inputs.
         input_dtype: of ``x``.
+        remarks: what the user should know of the data, said where a run begins.
     """
 
     pretraining: Pretraining | None = None
     facts: Mapping[str, Any] = MappingProxyType({})
+    remarks: Sequence[str] = ()
     input_dtype: torch.dtype = torch.float32
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

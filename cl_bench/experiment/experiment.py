@@ -89,7 +89,11 @@ class Experiment:
             if plan is not None:  # otherwise there is nothing new to measure, and no task learned
                 self._evaluate(task, seen=t + 1)
                 self.progress.evaluated(
-                    self.record.matrix, t + 1, time.perf_counter() - started, layers
+                    self.record.matrix,
+                    t + 1,
+                    time.perf_counter() - started,
+                    layers,
+                    [one.metric for one in self.stream],
                 )
             self.engine.between_tasks(t + 1)
         return self.record.matrix

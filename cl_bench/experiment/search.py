@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from cl_bench.contracts import Batch, Data, Stream, Task, UsageError
 from cl_bench.contracts.checking import checked
 from cl_bench.contracts.options import Count, OnlyWith
+from cl_bench.metrics.mixed import is_mixed
 
 
 class SealedError(RuntimeError):
@@ -95,6 +96,12 @@ def for_search(stream: Stream, settings: SearchSettings) -> Stream:
             "most that many"
         )
     sealed = stream[: settings.tasks]
+    metrics = [task.metric for task in sealed]
+    if is_mixed(metrics):
+        raise UsageError(
+            f"search.enabled=true: the tasks' metrics differ ({', '.join(metrics)}), so that there "
+            "is no one number to choose by; give all tasks of the search one metric"
+        )
     sealed.tasks = tuple(SearchTask(task) for task in sealed.tasks)
     return sealed
 

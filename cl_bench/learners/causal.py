@@ -91,10 +91,13 @@ class Causal(LanguageLearner):
         place = torch.arange(prompts.shape[1] + labels.shape[1], device=prompts.device)
         place = place.expand(len(prompts), -1)
         inside = (place - length).clamp(0, labels.shape[1] - 1)
-        target = torch.where(place < length, IGNORE, labels.gather(1, inside))
+        read = place.clamp_max(prompts.shape[1] - 1)
+        told = batch["earlier"].gather(1, read) if "earlier" in batch else IGNORE
+        target = torch.where(place < length, told, labels.gather(1, inside))
         target = torch.where(place < length + answered, target, IGNORE)
-        prompt = prompts.gather(1, place.clamp_max(prompts.shape[1] - 1))
-        tokens = torch.where(place < length, prompt, torch.where(target < 0, self.pad, target))
+        prompt = prompts.gather(1, read)
+        answer = torch.where(target < 0, self.pad, target)
+        tokens = torch.where(place < length, prompt, answer)
         mask = (place < length + answered).to(batch["attention_mask"].dtype)
         if not self._uncut:
             most = int(mask.sum(1).max())
@@ -121,7 +124,19 @@ class Causal(LanguageLearner):
         labelled = batch["labels"] != IGNORE
         if self.prompts is None:
             return labelled[:, 1:].sum()
-        return labelled.sum() - (labelled.any(1) & ~batch["attention_mask"].bool().any(1)).sum()
+        told = (batch["earlier"] != IGNORE).sum() if "earlier" in batch else 0
+        unread = labelled.any(1) & ~batch["attention_mask"].bool().any(1)
+        return labelled.sum() - unread.sum() + told
+
+    def _as_labels(self, found: Tensor, batch: Batch) -> Batch:
+        if "earlier" not in batch:
+            return super()._as_labels(found, batch)
+        place = torch.arange(1, found.shape[1] + 1, device=found.device)
+        answers = place >= batch["attention_mask"].sum(1, keepdim=True)
+        labels, earlier = batch["labels"].clone(), batch["earlier"].clone()
+        labels[labels != IGNORE] = found[(found != IGNORE) & answers]
+        earlier[earlier != IGNORE] = found[(found != IGNORE) & ~answers]
+        return {"labels": labels, "earlier": earlier}
 
     def _generated(self, batch: Batch, options: Mapping[str, Any]) -> Tensor:
         tokens, mask = batch["input_ids"], batch["attention_mask"]

@@ -107,6 +107,22 @@ class BaseLearner(Stages, Evaluation, SharedServices, Optimizing, lightning.Ligh
         """One vector (n, d) for every sample from what the block called ``name`` puts out."""
         return hidden.flatten(1)
 
+    def predictions(self, out: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits and labels of all terms of the loss.
+
+        Raises:
+            UsageError: the learner reads no text.
+        """
+        raise UsageError("only a language model's loss is made of tokens: use learner=language")
+
+    def own_answers(self, batch: Batch, temperature: float, generator: torch.Generator) -> Batch:
+        """The model's own answers to prompts.
+
+        Raises:
+            UsageError: the learner reads no text.
+        """
+        raise UsageError("only a language model answers prompts: use learner=language")
+
     def describe(self) -> str:
         """The network in words: two networks with the same description compute the same."""
         return repr(self)

@@ -55,6 +55,11 @@ class Seq2Seq(LanguageLearner):
                 "learner=seq2seq reads prompts and writes answers, the stream has none: use "
                 "+stream=t5_cl_fewshot or another of the t5_cl streams"
             )
+        if stream.teaches_prompts:
+            raise UsageError(
+                "an encoder-decoder learns the answer behind a prompt, not the answers inside it: "
+                "add stream.turns=last, or use a causal model"
+            )
         config: Any = getattr(model, "config", None)
         names = {name for name, _ in model.named_modules()}
         crossed = any(part in name.split(".") for name in names for part in CROSS)

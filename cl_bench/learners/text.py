@@ -99,12 +99,13 @@ class LanguageLearner(BaseLearner):
             return batch
         prompt = max(1, int(batch["attention_mask"].sum(1).max()))  # all may be empty
         answer = int((batch["labels"] != IGNORE).sum(1).max())
-        return {
+        cut = {
             **batch,
             "input_ids": batch["input_ids"][:, :prompt],
             "attention_mask": batch["attention_mask"][:, :prompt],
             "labels": batch["labels"][:, :answer],
         }
+        return cut | ({"earlier": batch["earlier"][:, :prompt]} if "earlier" in batch else {})
 
     def _left_behind(self) -> dict[int, Any]:
         return {**super()._left_behind(), id(self.prompts): self.prompts}
@@ -121,22 +122,28 @@ class LanguageLearner(BaseLearner):
     def answers(self, batch: Batch) -> list[str]:
         """Greedy answers to prompts, as text."""
         assert self.prompts is not None
+        tokens = self._answered(self.cut(self._to_device(batch)))
+        return [self.prompts.text(row) for row in tokens.cpu()]
+
+    def _answered(self, batch: Batch, temperature: float = 0.0) -> Tensor:
+        """Tokens (n, at most K) of answers to a batch that is cut; 0 is greedy."""
+        assert self.prompts is not None
         from transformers import GenerationConfig
 
-        batch = self.cut(self._to_device(batch))
+        sampled = {"temperature": temperature, "top_k": 0} if temperature else {}
         start = getattr(self.config, "decoder_start_token_id", None)
         # A model's own generation settings may sample or penalise repetition.
         settings = GenerationConfig(  # type: ignore[no-untyped-call]
-            max_new_tokens=self.prompts.answer_length,
-            do_sample=False,
+            max_new_tokens=max(map(self.prompts.limit, batch["example"].tolist())),
+            do_sample=bool(temperature),
             num_beams=1,
             pad_token_id=self.pad,
             eos_token_id=self.end,
             decoder_start_token_id=start,
+            **sampled,
         )
         with self.evaluating():
-            tokens = self._generated(batch, {"generation_config": settings})
-        return [self.prompts.text(row) for row in tokens.cpu()]
+            return self._generated(batch, {"generation_config": settings})
 
     def _hits(self, out: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         logits, labels = self.targets(out, batch)
@@ -148,16 +155,31 @@ class LanguageLearner(BaseLearner):
         return (logits.amax(2).isfinite() | (labels == IGNORE)).all(1)
 
     def score(self, out: Tensor, batch: Batch) -> Tensor:
-        """The task's metric of greedily generated answers; without prompts, exact tokens.
+        """The metric of each sample's task; without prompts, exact tokens.
 
-        Greedy decoding gives exactly the labelled tokens if and only if, after the true beginning
-        of the answer, the likeliest token is the right one everywhere: one forward pass tells.
+        Where answers are graded they are generated greedily, which gives exactly the labelled
+        tokens if and only if, after the true beginning of the answer, the likeliest token is the
+        right one everywhere: one forward pass tells.
         """
         hits, labels = self._hits(out, batch)
-        exact = hits.all(1)
         if self.prompts is None:
-            return exact.double()
-        sure = exact & (labels == self.end).any(1)  # what is cut off would have been generated
+            return hits.all(1).double()
+        seen = [self.prompts.sees(n) for n in batch["example"].tolist()]
+        scores = torch.empty(len(seen), dtype=torch.float64, device=out.device)
+        for kind in sorted(set(seen)):
+            rows = [i for i, one in enumerate(seen) if one == kind]
+            part = {name: value[rows] for name, value in batch.items()}
+            if kind == "answer":
+                scores[rows] = self._graded(part, hits[rows], labels[rows])
+            elif kind == "choice":
+                scores[rows] = self._likeliest(part).to(scores)
+            else:
+                scores[rows] = self._answer_loss(out, batch)[rows].neg().exp()
+        return scores
+
+    def _graded(self, batch: Batch, hits: Tensor, labels: Tensor) -> Tensor:
+        assert self.prompts is not None
+        sure = hits.all(1) & (labels == self.end).any(1)  # what is cut would have been generated
         numbers = batch["example"].tolist()
         texts = [self.prompts.answer(n) for n in numbers]
         open_ = (~sure).nonzero().squeeze(1)
@@ -166,17 +188,33 @@ class LanguageLearner(BaseLearner):
             for i, answer in zip(open_.tolist(), given, strict=True):
                 texts[i] = answer
         grades = [self.prompts.grade(n, text) for n, text in zip(numbers, texts, strict=True)]
-        return torch.tensor(grades, dtype=torch.float64, device=out.device)
+        return torch.tensor(grades, dtype=torch.float64, device=hits.device)
+
+    def _answer_loss(self, out: Tensor, batch: Batch) -> Tensor:
+        """Mean loss (nats) of every sample's labelled tokens, float64 (n,)."""
+        logits, labels = self.targets(out, batch)
+        flat = logits.flatten(0, 1).float(), labels.flatten()
+        losses = F.cross_entropy(*flat, ignore_index=IGNORE, reduction="none")
+        learned = labels != IGNORE
+        return losses.double().view_as(labels).sum(1) / learned.sum(1).clamp_min(1)
 
     def details(self, out: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        """``label_likelihood``, if asked for: 1 where the right answer is the likeliest allowed.
+        """``loss``, where that is the metric; ``label_likelihood``, if asked for.
 
-        The sum of its tokens' log-likelihoods, end token included, is compared. A model that
-        answers in another task's words can still score here.
+        ``label_likelihood`` is 1 where the right answer is the likeliest allowed: the sum of its
+        tokens' log-likelihoods, end token included, is compared. A model that answers in another
+        task's words can still score here.
         """
-        if not self.label_likelihood:
+        if self.prompts is None:
             return {}
-        return {"label_likelihood": self._likeliest(batch)}
+        found = {}
+        by_loss = [self.prompts.sees(n) == "loss" for n in batch["example"].tolist()]
+        if any(by_loss):
+            known = torch.tensor(by_loss, device=out.device)
+            found["loss"] = self._answer_loss(out, batch).where(known, torch.nan)
+        if self.label_likelihood:
+            found["label_likelihood"] = self._likeliest(batch)
+        return found
 
     @torch.no_grad()
     def _likeliest(self, batch: Batch) -> Tensor:
@@ -196,9 +234,10 @@ class LanguageLearner(BaseLearner):
 
     def _likelihood(self, batch: Batch, answer: str) -> Tensor:
         assert self.prompts is not None
-        tokens = [*self.prompts.codec.encode(answer), self.end]
         labels = torch.full_like(batch["labels"], IGNORE)
-        labels[:, : len(tokens)] = torch.tensor(tokens, device=labels.device)
+        for row, example in zip(labels, batch["example"].tolist(), strict=True):
+            tokens = self.prompts.answer_tokens(example, answer)
+            row[: len(tokens)] = torch.tensor(tokens, device=labels.device)
         changed = {**batch, "labels": labels}
         logits, wanted = self.targets(self(changed), changed)
         own = logits.float().log_softmax(2).gather(2, wanted.clamp_min(0)[:, :, None]).squeeze(2)
@@ -273,9 +312,50 @@ class LanguageLearner(BaseLearner):
             logits, wanted = self.targets(self(moved), moved)
         likelihood, learned = logits.float().softmax(2).cpu(), (wanted != IGNORE).cpu()
         drawn = torch.multinomial(likelihood[learned], 1, generator=generator).squeeze(1)
+        found = wanted.clone()
+        found[learned] = drawn.to(found.device)
+        return {**batch, **self._as_labels(found.to(batch["labels"].device), batch)}
+
+    def _as_labels(self, found: Tensor, batch: Batch) -> Batch:
+        """The parts of a batch that say labels, with those of :meth:`targets` in their places."""
         labels = batch["labels"].clone()
-        labels[labels != IGNORE] = drawn.to(labels.device)
-        return {**batch, "labels": labels}
+        labels[labels != IGNORE] = found[found != IGNORE]
+        return {"labels": labels}
+
+    def predictions(self, out: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits (m, vocabulary) and labels (m,) of all labelled tokens."""
+        logits, labels = self.targets(out, batch)
+        learned = labels != IGNORE
+        return logits[learned], labels[learned]
+
+    @torch.no_grad()
+    def own_answers(self, batch: Batch, temperature: float, generator: torch.Generator) -> Batch:
+        """A batch of prompts with the model's own answers as labels, as many tokens as fit.
+
+        Raises:
+            UsageError: the stream has no prompts.
+        """
+        if self.prompts is None:
+            raise UsageError(
+                "the stream has no prompts that the model could answer: use +stream=chat or "
+                "another stream of prompts"
+            )
+        seed = int(torch.randint(2**31, (), generator=generator))
+        with torch.random.fork_rng(devices=self._devices()):
+            torch.manual_seed(seed)
+            tokens = self._answered(self.cut(self._to_device(batch)), temperature)
+        width = batch["labels"].shape[1]
+        tokens = F.pad(tokens[:, :width], (0, max(0, width - tokens.shape[1])), value=IGNORE)
+        done = (tokens == self.end).cumsum(1) - (tokens == self.end).long()
+        labels = tokens.masked_fill(done > 0, IGNORE).to(batch["labels"])
+        told = {"labels": labels}
+        if "earlier" in batch:
+            told["earlier"] = torch.full_like(batch["earlier"], IGNORE)
+        return {**batch, **told}
+
+    def _devices(self) -> list[int]:
+        index = next(self.parameters()).device.index
+        return [] if index is None else [index]
 
     def embeddings(self) -> list[nn.Module]:
         """Input embeddings: of tokens, of learned positions."""

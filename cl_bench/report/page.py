@@ -130,6 +130,7 @@ def _row(block: Block, row: Row) -> dict[str, Any]:
         "matrix": _spread(R)["mean"],
         "matrix_std": _spread(R)["std"],
         "confusion": _confusion(row),
+        "general": _general(row),
         "seen": _spread(seen),
         "forgetting": _spread(forgotten),
         "layers": _layers(row, T),
@@ -148,6 +149,29 @@ def _confusion(row: Row) -> list[Any] | None:
     if len(told) < len(found) or len({m.shape for m in told}) != 1:
         return None
     return _numbers(np.mean(told, axis=0))
+
+
+def _general(row: Row) -> dict[str, Any] | None:
+    """Scores on tasks that the stream does not teach, in percent, mean over seeds that have them.
+
+    The last row is the change from the first to the last one.
+    """
+    told = [trial.run.general for trial in row.trials if trial.run.general]
+    if not told:
+        return None
+    names = list(dict.fromkeys(name for rows in told for one in rows.values() for name in one))
+    learned = sorted(set.intersection(*(set(rows) for rows in told)))
+    if not learned:
+        return None
+    scores = np.array(
+        [[[rows[i].get(n) for n in names] for i in learned] for rows in told], dtype=float
+    )
+    mean = 100 * scores.mean(0)
+    return {
+        "tasks": names,
+        "learned": [*map(str, learned), "change"],
+        "scores": [_numbers(one) for one in [*mean, mean[-1] - mean[0]]],
+    }
 
 
 def _layers(row: Row, tasks: int) -> dict[str, dict[str, Any]]:

@@ -10,9 +10,11 @@ from rich.text import Text
 
 from cl_bench.errors import printable
 from cl_bench.metrics import Matrix, summaries, summarise, tasks_learned
+from cl_bench.metrics.mixed import by_metric, is_mixed
 from cl_bench.report.plots import cell_colours
 from cl_bench.report.quantities import MORE
-from cl_bench.tracking import read_run
+from cl_bench.tracking import Run, read_run
+from cl_bench.tracking.tables import general_changes
 
 WIDTH = 100
 """Columns a table takes at most, however wide the console is."""
@@ -22,7 +24,9 @@ SHORTEST_LABEL = 9
 """Columns for the name of a task at the start of a row, at most and at least."""
 
 
-def matrix_table(R: Matrix, task_names: Sequence[str], width: int = WIDTH) -> Table:
+def matrix_table(
+    R: Matrix, task_names: Sequence[str], width: int = WIDTH, title: str = "accuracy"
+) -> Table:
     """The accuracy matrix in percent, with nothing cut off.
 
     Learned tasks have a background by score, the diagonal is underlined, and tasks still to come
@@ -33,6 +37,7 @@ def matrix_table(R: Matrix, task_names: Sequence[str], width: int = WIDTH) -> Ta
         R: accuracy matrix (T + 1, T), scores in [0, 1].
         task_names: its columns.
         width: columns of the console that it may take; below 25 or so a row no longer fits.
+        title: what the scores are.
     """
     T = len(task_names)
     number = len(str(T))
@@ -50,7 +55,7 @@ def matrix_table(R: Matrix, task_names: Sequence[str], width: int = WIDTH) -> Ta
     named = number + 2 + label + columns <= width
 
     table = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, title_justify="left")
-    table.title = Text("accuracy (%)", style="bold not italic")
+    table.title = Text(title if "%" in title else f"{title} (%)", style="bold not italic")
     table.add_column("after task", no_wrap=True)
     for j in shown:
         title = Text(printable(task_names[j]) if named else str(j + 1))
@@ -119,11 +124,67 @@ def print_run(directory: Path | str, console: Console | None = None) -> None:
     done, T = tasks_learned(run.matrix), len(run.task_names)
     state = "" if run.status == "completed" else f"  {run.status}, {done} of {T} tasks learned"
     console.print(Text(f"{run.title}{state}", style="bold"))
-    console.print(matrix_table(run.matrix, run.task_names, min(console.width, WIDTH)))
+    kinds = list(dict.fromkeys(run.metrics))
+    mixed = is_mixed(run.metrics)
+    scored = [f"{n} [{m}]" for n, m in zip(run.task_names, run.metrics, strict=False)]
+    title = "scores (%), each task by its own metric" if mixed else kinds[0].replace("_", " ")
+    table = matrix_table(
+        run.matrix, scored if mixed else run.task_names, min(console.width, WIDTH), title
+    )
+    console.print(table)
     console.print()
+    if mixed:
+        console.print(by_metric_table(run.matrix, run.metrics))
+        _print_general(run, console)
+        return
     told = summarise(run.task_aware) if np.isfinite(run.task_aware).any() else None
     summary = summarise(run.matrix)
     console.print(summary_table(summary, run.task_id_known, told, run.incremental))
+    _print_general(run, console)
+
+
+def _print_general(run: Run, console: Console) -> None:
+    if run.general:
+        console.print()
+        console.print(general_table(run.general, run.task_names))
+
+
+def by_metric_table(R: Matrix, metrics: Sequence[str]) -> Table:
+    """What each metric comes to over the tasks that have it; there is no mean over all."""
+    table = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, title_justify="left")
+    table.title = Text("by metric (%)", style="bold not italic")
+    for name in ("metric", "tasks", "end", "learned", "change"):
+        table.add_column(name, justify="left" if name == "metric" else "right")
+    for metric, found in by_metric(R, metrics).items():
+        numbers = [_percent(found[k], signed=k == "change") for k in ("end", "learned", "change")]
+        table.add_row(metric, str(found["tasks"]), *numbers)
+    return table
+
+
+def general_table(
+    rows: Mapping[int, Mapping[str, float | None]], task_names: Sequence[str]
+) -> Table:
+    """What the stream cost in general: a row per number of tasks learned, and the change at last.
+
+    Args:
+        rows: scores by tasks learned and general task.
+        task_names: of the stream.
+    """
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    table = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, title_justify="left")
+    table.title = Text("in general (%)", style="bold not italic")
+    table.add_column("after task")
+    for name in names:
+        table.add_column(Text(printable(name)), justify="right")
+    for row, values in rows.items():
+        told = task_names[row - 1] if row else "untrained"
+        scores = [values.get(name) for name in names]
+        cells = ["·" if s is None else f"{100 * s:.1f}" for s in scores]
+        table.add_row(Text(f"{row} {_shorten(printable(told), LABEL_WIDTH)}"), *cells)
+    changes = [one["change"] for one in general_changes(rows).values()]
+    cells = ["·" if c is None else f"{100 * c:+.1f}" for c in changes]
+    table.add_row("change", *cells, style="bold")
+    return table
 
 
 def _cell(score: float, learned: bool, fresh: bool, decimals: int) -> Text:

@@ -11,7 +11,7 @@ from typing import Any
 
 from cl_bench.contracts import UsageError
 from cl_bench.errors import printable
-from cl_bench.metrics import summarise
+from cl_bench.metrics.mixed import summarise_alike
 from cl_bench.report.escape import shown
 from cl_bench.report.quantities import COSTS, MORE
 from cl_bench.tracking import Run, read_run
@@ -88,7 +88,7 @@ class Trial:
         """Summaries of the matrix, in [0, 1]; NaN where one is not defined."""
         told = self.summary.get("task_aware_acc")
         return {
-            **summarise(self.run.matrix),
+            **summarise_alike(self.run.matrix, self.run.metrics),
             "task_aware_acc": math.nan if told is None else float(told),
             **{key: self.run.incremental.get(key, math.nan) for key in MORE},
         }

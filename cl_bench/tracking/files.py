@@ -19,7 +19,7 @@ import numpy as np
 from cl_bench.contracts import UsageError
 
 RESULTS, MATRIX, SUMMARY, LOCK = "results.jsonl", "accuracy_matrix.csv", "summary.json", "run.lock"
-CONFIG, LAYERS = "config.yaml", "layers.csv"
+CONFIG, LAYERS, GENERAL = "config.yaml", "layers.csv", "general.csv"
 COMMAND, CHOICES, RESUMES = "command.txt", "choices.json", "resumes.jsonl"
 ENVIRONMENT, DATA = "environment.json", "data.json"
 

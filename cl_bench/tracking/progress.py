@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cl_bench.metrics import Matrix, summarise
+from cl_bench.metrics.mixed import is_mixed
 
 REFRESH_SECONDS = 0.25
 HEARTBEAT_SECONDS = 30.0
@@ -111,6 +112,7 @@ class ProgressDisplay:
         learned: int,
         seconds: float,
         layers: Mapping[str, Mapping[str, float]] | None = None,
+        metrics: Sequence[str] = (),
     ) -> None:
         """Print the line of a finished task.
 
@@ -119,14 +121,18 @@ class ProgressDisplay:
             learned: number of tasks learned, at least 1.
             seconds: what the task took.
             layers: its numbers per layer, ``{layer: {quantity: value}}``; ``rank`` is shown.
+            metrics: of every task; where they differ, no mean is made.
         """
         if not self._before:
             self._task_seconds.append(seconds)
         self._next = float("inf")
         so_far = summarise(R[: learned + 1, :learned])
-        line = f"{self._label(learned - 1)}  acc {_percent(R[learned, learned - 1])}"
-        line += f"  mean over seen {_percent(so_far['acc'])}"
-        line += f"  bwt {_percent(so_far['bwt'], signed=True)}" if learned > 1 else " " * 11
+        metric = metrics[learned - 1] if metrics else "accuracy"
+        said = "acc" if metric == "accuracy" else metric
+        line = f"{self._label(learned - 1)}  {said} {_percent(R[learned, learned - 1])}"
+        if not is_mixed(metrics):
+            line += f"  mean over seen {_percent(so_far['acc'])}"
+            line += f"  bwt {_percent(so_far['bwt'], signed=True)}" if learned > 1 else " " * 11
         ranks = [f"{v['rank']:.0f}" for v in (layers or {}).values() if "rank" in v]
         if ranks:
             line += f"  rank {'/'.join(ranks)}"

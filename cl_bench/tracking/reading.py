@@ -1,6 +1,6 @@
 """Reading the directory of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from omegaconf.errors import OmegaConfBaseException
 from cl_bench.contracts import UsageError
 from cl_bench.errors import printable
 from cl_bench.metrics import Matrix
+from cl_bench.metrics.mixed import is_mixed
 from cl_bench.tracking.files import CONFIG, DATA, LOCK, PUT_BACK, RESULTS, read_json, read_text
 from cl_bench.tracking.journal import read_journal
 from cl_bench.tracking.renamed import present
-from cl_bench.tracking.tables import Tables
+from cl_bench.tracking.tables import Tables, metrics_of
 from cl_bench.tracking.verify import read_matrix, verified, verify_tables
 
 DEEPEST, LONGEST = 50, 2**22
@@ -37,6 +38,8 @@ class Run:
         task_aware: R with the task id known, of class-incremental runs; else all NaN.
         incremental: summaries beside the matrix's, by name, where the run has what they need.
         confusion: how tasks learned so far are taken for one another, (t, t); None where not told.
+        metrics: of every task.
+        general: by tasks learned, scores on tasks that the stream does not teach; may be empty.
     """
 
     directory: Path
@@ -48,6 +51,8 @@ class Run:
     task_aware: Matrix
     incremental: Mapping[str, float] = field(default_factory=dict)
     confusion: Matrix | None = None
+    metrics: Sequence[str] = ()
+    general: Mapping[int, Mapping[str, float | None]] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -55,6 +60,10 @@ class Run:
         named = [str(self.facts[k]) for k in ("stream", "strategy") if k in self.facts]
         seed = [f"seed {self.facts['seed']}"] if "seed" in self.facts else []
         return printable(" · ".join(named + seed) or self.directory.name)
+
+
+AFTERWARDS = "general"
+"""Folder of a run with what was measured on its weights when it was over."""
 
 
 def read_results(directory: Path | str) -> list[dict[str, Any]]:
@@ -131,7 +140,24 @@ def read_run(directory: Path | str) -> Run:
         task_aware=tables.task_aware,
         incremental=tables.incremental(read_json(path / DATA) or {}),
         confusion=tables.last_confusion,
+        metrics=metrics_of(read_json(path / DATA) or {}, len(names)),
+        general=tables.general or asked_afterwards(path),
     )
+
+
+def asked_afterwards(directory: Path) -> dict[int, dict[str, float | None]]:
+    """What ``general=<run>`` has measured since: scores by tasks learned and general task."""
+    found: dict[int, dict[str, float | None]] = {}
+    for path in sorted((directory / AFTERWARDS).glob("*.json")):
+        for row, values in (read_json(path) or {}).get("rows", {}).items():
+            found.setdefault(int(row), {}).update(values)
+    return dict(sorted(found.items()))
+
+
+def is_mixed_run(directory: Path) -> bool:
+    """Whether the tasks of a run have different metrics, as its ``data.json`` says."""
+    data = read_json(directory / DATA) or {}
+    return is_mixed(metrics_of(data, len(data.get("tasks") or ())))
 
 
 def is_finished(directory: Path | str) -> bool:

@@ -9,6 +9,7 @@
 ``results.jsonl``         what happened, one JSON object a line, on disk as it happens
 ``accuracy_matrix.csv``   R, one row per number of tasks learned; rewritten after each row
 ``layers.csv``            numbers per task and layer; rewritten after each task
+``general.csv``           a second matrix: scores on tasks that the stream does not teach, if asked
 ``summary.json``          how the run ended and what it reached
 ``resumes.jsonl``         when the run was resumed, and from where
 ``checkpoints``           what a run is resumed from; see :mod:`cl_bench.experiment.checkpoint`
@@ -45,8 +46,8 @@
 * ``clients``, after a task of one: ``task``, ``forgetting`` and ``newest`` (score on the task just
   learned), each a list by client, and ``summary`` {quantity: value}.
 * ``probe``: ``probe`` (``curve``, ``dynamics``, ``alignment``, ``landscape``, ``connectivity``,
-  ``general_text``, ``divergence``, ``cost``), ``task``, ``values`` (nested, by task name) and what
-  else the probe tells; see :mod:`cl_bench.experiment.probes`.
+  ``general_text``, ``general``, ``divergence``, ``cost``), ``task``, ``values`` (nested, by task
+  name) and what else the probe tells; see :mod:`cl_bench.experiment.probes`.
 
 Tasks are indices from 0; a number that is not finite is null. A run that is resumed drops the
 events after its checkpoint and writes them again: apart from times they are equal. Those that
@@ -61,12 +62,21 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from cl_bench.contracts import UsageError
-from cl_bench.metrics import Matrix, summarise, tasks_learned
-from cl_bench.tracking.files import LAYERS, MATRIX, SUMMARY, digest, to_json, write_atomically
+from cl_bench.metrics import Matrix, tasks_learned
+from cl_bench.metrics.mixed import by_metric, is_mixed, summarise_alike
+from cl_bench.tracking.files import (
+    GENERAL,
+    LAYERS,
+    MATRIX,
+    SUMMARY,
+    digest,
+    to_json,
+    write_atomically,
+)
 from cl_bench.tracking.journal import Journal, Line, now
 from cl_bench.tracking.lock import Lock
 from cl_bench.tracking.sinks import Sink, Sinks
-from cl_bench.tracking.tables import Event, Tables, task_aware_summary
+from cl_bench.tracking.tables import Event, Tables, metrics_of, task_aware_summary
 
 Status = Literal["completed", "failed", "interrupted"]
 
@@ -120,13 +130,25 @@ class Record:
         self._journal.cut()
         for event in events:
             self._tables.take(event)
-        for name in (MATRIX, LAYERS, SUMMARY):  # they follow from the events
+        for name in (MATRIX, LAYERS, GENERAL, SUMMARY):  # they follow from the events
             (self.directory / name).unlink(missing_ok=True)
         if self._tables.last_row >= 0:
             self._write(MATRIX, self._tables.matrix_csv())
         if self._tables.layers:
             self._write(LAYERS, self._tables.layers_csv())
+        if self._tables.general:
+            self._write(GENERAL, self._tables.general_csv())
         self._sinks.tell(lambda sink: sink.resume(events))
+
+    @property
+    def metrics(self) -> list[str]:
+        """Of every task."""
+        return metrics_of(self._data, len(self.task_names))
+
+    @property
+    def mixed(self) -> bool:
+        """Whether tasks are scored in different ways, so that no mean over them is made."""
+        return is_mixed(self.metrics)
 
     @property
     def position(self) -> int:
@@ -279,6 +301,21 @@ class Record:
         """
         self._event("probe", probe=probe, task=task, values=dict(values), **details)
 
+    def general(
+        self, task: int, row: int, values: Mapping[str, float], seconds: float, limit: int | None
+    ) -> None:
+        """A row of the second matrix: scores on tasks that the stream does not teach.
+
+        Args:
+            task: index of the task just learned; 0 before any.
+            row: number of tasks learned.
+            values: by name of the general task.
+            seconds: what the evaluation took.
+            limit: most questions of each.
+        """
+        self.probe("general", task, values, row=row, seconds=seconds, limit=limit)
+        self._write(GENERAL, self._tables.general_csv())
+
     def status(self, status: str, **details: Any) -> None:
         """Anything that happened to the run as a whole."""
         self._event("status", status=status, **details)
@@ -297,9 +334,11 @@ class Record:
         summary = {
             "status": status,
             **self._facts,
-            **summarise(self.matrix),
+            **summarise_alike(self.matrix, self.metrics),
+            **({"by_metric": by_metric(self.matrix, self.metrics)} if self.mixed else {}),
             **task_aware_summary(self.task_aware),
             **self._tables.incremental(self._data),
+            **self._tables.general_summary(),
             **({} if confusion is None else {"confusion_by_task": confusion.tolist()}),
             "tasks": len(self.task_names),
             "tasks_learned": tasks_learned(self.matrix),

@@ -36,6 +36,7 @@ class Tables:
         confusion: by row of the matrix, (T, T): the share of a task's samples (rows) whose answer
             is a class of another (columns); NaN where that is not told.
         curves: evaluations inside of each task: steps, and scores on the tasks up to it.
+        general: by tasks learned, scores on tasks that the stream does not teach.
     """
 
     def __init__(self, task_names: Sequence[str]) -> None:
@@ -46,6 +47,7 @@ class Tables:
         self.layers: list[dict[str, Any]] = []
         self.confusion: dict[int, Matrix] = {}
         self.curves: list[list[tuple[int, Matrix]]] = [[] for _ in self.task_names]
+        self.general: dict[int, dict[str, float | None]] = {}
 
     def take(self, event: Event) -> None:
         """Enter an event as a reader gets it."""
@@ -67,6 +69,8 @@ class Tables:
                         self.confusion.setdefault(row, blank)[column, other] = share
         elif event["event"] == "probe" and event["probe"] == "curve":
             self._take_curve(event)
+        elif event["event"] == "probe" and event["probe"] == "general" and "row" in event:
+            self.general[event["row"]] = dict(event["values"])
         elif event["event"] == "layers":
             for layer, values in event["layers"].items():
                 self.layers.append({"task": event["task"], "layer": layer, **values})
@@ -115,6 +119,16 @@ class Tables:
         rows = ([i, *map(to_cell, self.matrix[i])] for i in range(self.last_row + 1))
         return to_csv(["after_task", *self.task_names], rows)
 
+    def general_csv(self) -> bytes:
+        """The second matrix as ``general.csv`` holds it: a row per number of tasks learned."""
+        names = list(dict.fromkeys(name for row in self.general.values() for name in row))
+        rows = ([i, *(to_cell(row.get(n)) for n in names)] for i, row in self.general.items())
+        return to_csv(["after_task", *names], rows)
+
+    def general_summary(self) -> dict[str, Any]:
+        """``general``: {name: {start, end, change}}; nothing where it was not measured."""
+        return {"general": general_changes(self.general)} if self.general else {}
+
     def layers_csv(self) -> bytes:
         """The numbers per task and layer as ``layers.csv`` holds them."""
         columns = list(dict.fromkeys(key for line in self.layers for key in line))
@@ -122,11 +136,33 @@ class Tables:
         return to_csv(columns, rows)
 
 
+def general_changes(rows: Mapping[int, Mapping[str, float | None]]) -> dict[str, dict[str, Any]]:
+    """Of every general task the first score, the last, and what became of it in between.
+
+    Tasks have metrics of their own, so no mean over them is made.
+    """
+    first, last = rows[min(rows)], rows[max(rows)]
+    found = {}
+    for name, start in first.items():
+        end = last.get(name)
+        change = None if start is None or end is None else end - start
+        found[name] = {"start": start, "end": end, "change": change}
+    return found
+
+
 def task_aware_summary(R: Matrix) -> dict[str, float]:
     """The summaries under ``task_aware_...``; none where nothing was scored with the task id."""
     if not np.isfinite(R).any():
         return {}
     return {f"task_aware_{name}": value for name, value in summarise(R).items()}
+
+
+def metrics_of(data: Mapping[str, Any], tasks: int) -> list[str]:
+    """Of every task, as ``data.json`` has them; accuracy where it is not told."""
+    told = data.get("tasks")
+    named = [t.get("metric") if isinstance(t, Mapping) else None for t in told or ()]
+    found = [metric if isinstance(metric, str) else "accuracy" for metric in named]
+    return found if len(found) == tasks else ["accuracy"] * tasks
 
 
 def _real(value: Any) -> bool:

@@ -21,12 +21,19 @@ from typing import TYPE_CHECKING, Any, Literal
 from cl_bench.contracts.checking import checked
 from cl_bench.metrics import Matrix
 from cl_bench.tracking.files import write_atomically
+from cl_bench.tracking.reading import is_mixed_run
 from cl_bench.tracking.tables import Event
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
 
 ID = "wandb_id.txt"
+
+AFTER_TASKS = (
+    *("alignment", "dynamics", "landscape", "connectivity", "divergence"),
+    *("general_text", "general", "cost"),
+)
+"""Probes that measure once a task."""
 
 FINISH_TIMEOUT = 120.0
 """Seconds an upload may hold up the end of a run; ``wandb sync`` sends what was left over."""
@@ -94,6 +101,7 @@ class WandbSink:
         self._init = {"dir": str(directory), "config": dict(config), "mode": mode, **options}
         self._logger: WandbLogger | None = None
         self._task_names: list[str] = []
+        self._mixed = False
         self._global_epoch = 0
         self._global_round = 0
         self._events = 0
@@ -128,10 +136,11 @@ class WandbSink:
         )
         self._logger = WandbLogger(experiment=run)
         self._task_names = list(task_names)
+        self._mixed = is_mixed_run(self._directory)
         run.define_metric("task")
         run.define_metric("eval/*", step_metric="task")
         run.define_metric("layers/*", step_metric="task")
-        for probe in ("alignment", "dynamics", "landscape", "connectivity", "general_text", "cost"):
+        for probe in AFTER_TASKS:
             run.define_metric(f"{probe}/*", step_metric="task")
         run.define_metric("curve_step")
         run.define_metric("curve/*", step_metric="curve_step")
@@ -163,7 +172,7 @@ class WandbSink:
             scores = event["scores"]
             values = {f"eval/{name}": score for name, score in scores.items()}
             seen = [scores.get(name) for name in self._task_names[: event["row"]]]
-            if seen and None not in seen:
+            if seen and None not in seen and not self._mixed:
                 values["eval/mean_over_seen"] = sum(seen) / len(seen)
             for name, measures in event.get("details", {}).items():
                 values |= {f"eval/{name}/{measure}": v for measure, v in measures.items()}
@@ -195,21 +204,22 @@ class WandbSink:
             self._log(values, task=event["task"] + 1)
 
     def _probe(self, event: Event) -> None:
-        name, values = event["probe"], _flat("", event["values"])
+        name, values = event["probe"], flat("", event["values"])
         if name == "cost":
-            values = _flat("", {"seconds": event["seconds"]})
+            values = flat("", {"seconds": event["seconds"]})
         if name != "curve" and not event.get("inside"):
-            self._log({f"{name}/{k}": v for k, v in values.items()}, task=event["task"] + 1)
+            learned = event["row"] if name == "general" else event["task"] + 1
+            self._log({f"{name}/{k}": v for k, v in values.items()}, task=learned)
             return
         # Curves of all tasks share one axis, a name each.
-        values |= _flat("", event.get("details", {}))
+        values |= flat("", event.get("details", {}))
         where = f"curve/task_{event['task'] + 1}" + ("" if name == "curve" else f"/{name}")
         self._log({f"{where}/{k}": v for k, v in values.items()}, curve_step=event["step"])
 
     def finish(self, summary: Mapping[str, Any], task_names: Sequence[str], R: Matrix) -> None:
         """Put the summary where sweeps look, and matrices into tables."""
-        plain = {k: v for k, v in summary.items() if k != "confusion_by_task"}
-        self.logger.experiment.summary.update(_numbers(plain))
+        plain = {k: v for k, v in summary.items() if k not in ("confusion_by_task", "general")}
+        self.logger.experiment.summary.update(numbers(plain))
         if confusion := summary.get("confusion_by_task"):
             names = task_names[: len(confusion)]
             self.logger.log_table(
@@ -217,6 +227,9 @@ class WandbSink:
                 columns=["task", *names],
                 data=[[n, *row] for n, row in zip(names, confusion, strict=True)],
             )
+        for task, values in (summary.get("general") or {}).items():
+            found = {f"general/{task}/{k}": v for k, v in values.items()}
+            self.logger.experiment.summary.update(numbers(found))
         self.logger.log_table(
             "accuracy_matrix",
             columns=["after_task", *task_names],
@@ -233,22 +246,22 @@ class WandbSink:
         self.logger.experiment.finish(exit_code=int(failed))
 
     def _log(self, values: Mapping[str, Any], **axis: int) -> None:
-        numbers = _numbers(values)
-        if numbers and self._events >= self.logger.experiment.step:
+        found = numbers(values)
+        if found and self._events >= self.logger.experiment.step:
             # Lightning's log_metrics would leave the step to W&B, which counts calls.
-            self.logger.experiment.log({**numbers, **axis}, step=self._events)
+            self.logger.experiment.log({**found, **axis}, step=self._events)
 
 
-def _flat(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def flat(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Nested numbers by their path."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         path = f"{where}/{key}" if where else str(key)
-        found |= _flat(path, value) if isinstance(value, Mapping) else {path: value}
+        found |= flat(path, value) if isinstance(value, Mapping) else {path: value}
     return found
 
 
-def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     """Without what is not there: W&B would plot it as text."""
     return {
         k: v

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cl_bench.contracts.errors import UsageError
+from cl_bench.contracts.randomness import generator
 from cl_bench.data import cache_directory
 from cl_bench.hub import hub_reachable
 from cl_bench.tasks.images.idx import find_idx, open_idx
@@ -38,6 +41,9 @@ class Wanted:
             data set differ in them.
         subfolder: where in ``data_dir`` the data is, for streams of several data sets.
         subfolders: all that such a stream looks for there.
+        test_fraction: share of every class that is test data, in a folder of classes without
+            splits; None refuses such a folder.
+        split_seed: decides which.
     """
 
     dataset: str | None
@@ -51,6 +57,8 @@ class Wanted:
     aliases: tuple[tuple[str, str], ...] = ()
     subfolder: str | None = None
     subfolders: tuple[str, ...] = ()
+    test_fraction: float | None = None
+    split_seed: int = 0
 
     @property
     def layout(self) -> str:
@@ -63,7 +71,8 @@ class Wanted:
         each = f"subfolders {', '.join(self.subfolders)}, each " if self.subfolders else ""
         return (
             f"a folder with {each}{'with ' if each else ''}train*.parquet and {test}*.parquet "
-            f"(columns {image}, {label}), with train/<class>/*.png and {test}/<class>/*.png, or "
+            f"(columns {image}, {label}), with train/<class>/*.png and {test}/<class>/*.png"
+            f"{', with <class>/*.png' if self.test_fraction is not None else ''}, or "
             "with MNIST's four IDX files (train-images-idx3-ubyte.gz, ...)"
         )
 
@@ -135,6 +144,15 @@ def _locate_folder(wanted: Wanted, folder: Path) -> Located:
         return Located(
             _content_hash(folder, files), str(folder), lambda _: _open_folders(images, wanted)
         )
+    unsplit = _class_images(folder) if wanted.test_fraction is not None else []
+    if unsplit:
+        divided = _divided(unsplit, wanted)
+        told = json.dumps([_content_hash(folder, unsplit), wanted.test_fraction, wanted.split_seed])
+        return Located(
+            hashlib.sha256(told.encode()).hexdigest(),
+            str(folder),
+            lambda _: _open_folders(divided, wanted),
+        )
     if (idx := find_idx(folder)) is not None:
         files = [path for pair in idx.values() for path in pair]
         return Located(
@@ -149,6 +167,20 @@ def _locate_folder(wanted: Wanted, folder: Path) -> Located:
 
 def _class_images(split: Path) -> list[Path]:
     return sorted(path for path in split.glob("*/*") if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _divided(images: list[Path], wanted: Wanted) -> dict[str, list[Path]]:
+    """Of every class the same share for testing, at least one image, drawn by the seed."""
+    found: dict[str, list[Path]] = {"train": [], "test": []}
+    for name in sorted({path.parent.name for path in images}):
+        own = [path for path in images if path.parent.name == name]
+        if len(own) < 2:
+            raise wanted.missing(f"class {name!r} has one image, too few to learn and test")
+        order = torch.randperm(len(own), generator=generator(wanted.split_seed, "test", name))
+        held = set(order[: max(1, int((wanted.test_fraction or 0) * len(own)))].tolist())
+        found["test"] += [path for i, path in enumerate(own) if i in held]
+        found["train"] += [path for i, path in enumerate(own) if i not in held]
+    return found
 
 
 def _content_hash(folder: Path, files: list[Path]) -> str:

@@ -21,6 +21,9 @@ class PretrainedCodec:
         tokenizer: with an end token; without a padding token, the end token pads.
         name: what the configuration calls it.
 
+    Attributes:
+        tokenizer: the same.
+
     Raises:
         UsageError: it has no end token.
     """
@@ -32,7 +35,7 @@ class PretrainedCodec:
                 "set eos_token in its tokenizer_config.json"
             )
         self.name = name
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.end: int = tokenizer.eos_token_id
         pad = tokenizer.pad_token_id
         self.pad: int = self.end if pad is None else pad
@@ -45,7 +48,7 @@ class PretrainedCodec:
 
     def _ids(self, text: str, **options: Any) -> list[int]:
         # A prompt longer than the model's positions is cut by whoever asks.
-        ids: list[int] = self._tokenizer(text, verbose=False, **options)["input_ids"]
+        ids: list[int] = self.tokenizer(text, verbose=False, **options)["input_ids"]
         return ids
 
     def encode(self, text: str, opening: bool = False) -> list[int]:
@@ -58,7 +61,7 @@ class PretrainedCodec:
         ids = list(tokens)
         if self.end in ids:
             ids = ids[: ids.index(self.end)]
-        text: str = self._tokenizer.decode(
+        text: str = self.tokenizer.decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return text
@@ -107,8 +110,8 @@ def _words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def load_codec(name: str) -> Codec:
-    """The tokenizer called ``bytes``, in a folder, or on the hub.
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer called ``bytes``, in a folder, or on the hub, as transformers has it.
 
     Raises:
         UsageError: transformers is missing, or the tokenizer is.
@@ -121,13 +124,12 @@ def load_codec(name: str) -> Codec:
             "pip install 'cl_bench[language]'"
         ) from error
     if name == BYTES:
-        return PretrainedCodec(ByT5Tokenizer(extra_ids=0), name)
+        return ByT5Tokenizer(extra_ids=0)
     try:
         # Without network, transformers would try for half a minute.
         local = Path(name).is_dir() or not hub_reachable()
         # False: not even asked whether code that lies beside the tokenizer may run.
-        found = AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
-        return PretrainedCodec(found, name)
+        return AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
     except (OSError, ValueError) as error:
         where = "in that folder" if Path(name).is_dir() else "no such folder, nor on the hub"
         reason = str(error).strip().partition("\n")[0]
@@ -136,3 +138,12 @@ def load_codec(name: str) -> Codec:
             "save_pretrained wrote (model=hub model.name_or_path=/path/to/it), or run offline "
             "with a byte-level model: model=t5_tiny or model=gpt_tiny"
         ) from error
+
+
+def load_codec(name: str) -> Codec:
+    """The tokenizer called ``bytes``, in a folder, or on the hub.
+
+    Raises:
+        UsageError: transformers is missing, or the tokenizer is.
+    """
+    return PretrainedCodec(load_tokenizer(name), name)

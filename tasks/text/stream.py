@@ -7,9 +7,10 @@ from typing import Annotated
 
 from cl_bench.contracts.language import Codec, PromptStream
 from cl_bench.contracts.options import Range
+from cl_bench.metrics.answers import metric_named
+from cl_bench.metrics.answers.answer import Sees
 from cl_bench.tasks.arguments import require
 from cl_bench.tasks.text.codec import load_codec
-from cl_bench.tasks.text.metrics import METRICS, require_packages
 from cl_bench.tasks.text.task import PLACE, SPLITS, Example, TextTask
 
 
@@ -42,7 +43,6 @@ class TextStream(PromptStream):
         remedy = "name the pretrained model too, model.name_or_path=..., or use bytes"
         require(tokenizer is not None, "tokenizer", tokenizer, remedy)
         assert tokenizer is not None
-        require_packages(task.metric for task in tasks)
         codec = load_codec(tokenizer) if isinstance(tokenizer, str) else tokenizer
         labels = {label for task in tasks for label in task.labels}
         need = max((len(codec.encode(label)) + 1 for label in labels), default=2)
@@ -61,12 +61,16 @@ class TextStream(PromptStream):
             task_tag,
         )
         self._by_number = tuple(tasks)
+        self._metrics = [metric_named(task.grading, "stream.metric")[1] for task in tasks]
+
+    @staticmethod
+    def _number(example: int) -> int:
+        return example // PLACE // len(SPLITS)
 
     def _find(self, example: int) -> tuple[TextTask, Example]:
         place, row = divmod(example, PLACE)
-        number, split = divmod(place, len(SPLITS))
-        task = self._by_number[number]
-        return task, task.splits[SPLITS[split]][row]
+        task = self._by_number[self._number(example)]
+        return task, task.splits[SPLITS[place % len(SPLITS)]][row]
 
     def answer(self, example: int) -> str:
         """The right answer to an example, as text."""
@@ -74,8 +78,14 @@ class TextStream(PromptStream):
 
     def grade(self, example: int, answer: str) -> float:
         """Score of an answer in [0, 1], by the metric of the example's task."""
-        task, found = self._find(example)
-        return METRICS[task.metric](found.text, found.answer, answer)
+        found = self._find(example)[1]
+        grade = self._metrics[self._number(example)].grade
+        assert grade is not None  # whatever has none sees no answer
+        return grade(found.text, found.answer, answer)
+
+    def sees(self, example: int) -> Sees:
+        """What the metric of the example's task scores."""
+        return self._metrics[self._number(example)].sees
 
     def options(self, example: int) -> Sequence[str]:
         """The answers that the example's task allows; empty where they are free text."""

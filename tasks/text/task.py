@@ -12,6 +12,8 @@ from torch import Tensor
 from cl_bench.contracts.language import IGNORE, Codec
 from cl_bench.contracts.randomness import generator
 from cl_bench.contracts.stream import Batch, Origin, Task
+from cl_bench.metrics.answers import metric_named
+from cl_bench.metrics.answers.answer import Grade
 from cl_bench.tasks.text.prompt import Prompt
 
 Split = Literal["train", "validation", "test"]
@@ -108,7 +110,7 @@ class TextTask(Task):
         splits: examples of ``train``, ``validation`` and ``test``.
         labels: the answers it allows, in the order in which options are listed; empty for free
             text.
-        metric: name of the score.
+        metric: name of the score, or a function of (text, right answer, given answer).
         origin: of the data.
         epochs: how long it is learned; None leaves it to the Trainer.
     """
@@ -121,7 +123,7 @@ class TextTask(Task):
         index: int,
         splits: Mapping[Split, Sequence[Example]],
         labels: Sequence[str],
-        metric: str,
+        metric: str | Grade,
         origin: Origin,
         epochs: int | None = None,
     ) -> None:
@@ -129,7 +131,8 @@ class TextTask(Task):
         self.index = index
         self.splits = splits
         self.labels = tuple(labels)
-        self.metric = metric
+        self.grading = metric
+        self.metric = metric_named(metric, "stream.metric")[0]
         self.origin = origin
         self.epochs = epochs
         self.first = index * len(SPLITS) * PLACE

@@ -43,7 +43,7 @@ def test_commands_of_the_start_pages_compose(words):
 def test_every_page_has_commands():
     ids = [one.id.partition(":")[0] for one in commands()]
     assert {name: ids.count(name) > 1 for name in PAGES} == dict.fromkeys(PAGES, True)
-    assert len(PAGES) == 3
+    assert len(PAGES) == 4
 
 
 @pytest.fixture

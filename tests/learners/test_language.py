@@ -15,6 +15,11 @@ from cl_bench.contracts import IGNORE, Protect, UsageError
 from cl_bench.experiment import LightningEngine, LoopSettings
 from cl_bench.experiment.loader import EvalLoader
 from cl_bench.learners import Causal, Seq2Seq, language
+from cl_bench.metrics.answers import normalised
+from cl_bench.metrics.answers.edit_similarity import edit_similarity
+from cl_bench.metrics.answers.exact_match import exact_match
+from cl_bench.metrics.answers.first_letter import first_letter
+from cl_bench.metrics.answers.rouge_l import rouge_l
 from cl_bench.models import gpt, t5
 from cl_bench.strategies.baselines.finetune import Finetune
 from cl_bench.strategies.baselines.joint import Joint
@@ -26,13 +31,6 @@ from cl_bench.strategies.projection.gpm import GPM
 from cl_bench.strategies.projection.rogo import ROGO
 from cl_bench.strategies.projection.sgp import SGP
 from cl_bench.strategies.replay.er import ER
-from cl_bench.tasks.text.metrics import (
-    edit_similarity,
-    exact_match,
-    first_letter,
-    normalised,
-    rouge_l,
-)
 
 transformers = pytest.importorskip("transformers")
 

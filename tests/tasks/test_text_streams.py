@@ -10,11 +10,12 @@ from conftest import DATA_AT_HAND
 from texts import make_stream
 
 from cl_bench.contracts import UsageError
+from cl_bench.metrics.answers import normalised
+from cl_bench.metrics.answers.verbatim import verbatim
 from cl_bench.tasks.t5_cl_hub import HUB, HubText
 from cl_bench.tasks.text import Prompt
 from cl_bench.tasks.text.benchmark import COMPLETE, ORDERS, SOURCES, digest, places, read_rows
 from cl_bench.tasks.text.codec import WordCodec
-from cl_bench.tasks.text.metrics import normalised, verbatim
 from cl_bench.tasks.text.pinned import PINNED
 
 transformers = pytest.importorskip("transformers")

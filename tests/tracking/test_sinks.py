@@ -157,6 +157,7 @@ def test_wandb_rows_are_on_their_own_axes(offline_run):
         "dynamics/*": "task",
         "landscape/*": "task",
         "general_text/*": "task",
+        "general/*": "task",
         "cost/*": "task",
         "curve_step": "",
         "curve/*": "curve_step",

@@ -311,6 +311,20 @@
     return made;
   }
 
+  function inGeneral(block) {
+    const told = block.rows.filter((row) => row.general);
+    if (!told.length) return null;
+    const rows = told.map((row) => heatmap(row.label, () => ({
+      z: row.general.scores, x: row.general.tasks, y: row.general.learned, range: [0, 100], text: row.general.tasks.length <= 10,
+      xTitle: "task of the harness", yTitle: "tasks learned", customdata: row.general.scores.map((r) => r.map(() => "")),
+      hover: "%{y}, %{x}: %{z:.1f} %<extra></extra>",
+    }), 320));
+    const made = card("In general", "Scores on tasks that the stream does not teach (columns) after every task (rows), mean over seeds; the last row is the change since before the first task, in points.",
+      el("div", { class: "grid", style: "--cell:330px" }, ...rows));
+    made.classList.add("long");
+    return made;
+  }
+
   function layerNames(block, quantity) {
     return [...new Set(block.rows.flatMap((row) => Object.keys(row.layers[quantity] || {})))];
   }
@@ -397,7 +411,7 @@
     const parts = [
       results(block), published(block),
       el("div", { class: "two" }, plane(block), mean(block)),
-      forgetting(block), overTime(block), matrices(block), confusions(block),
+      forgetting(block), overTime(block), matrices(block), confusions(block), inGeneral(block),
       perLayer(block, "rank", "Rank of what each strategy protects", "Directions per layer, for strategies that keep a basis.", "rank", 1, { rangemode: "tozero" }),
       perLayer(block, "capacity_left", "Capacity left", "Share of each layer's input directions that are still free.", "free (%)", 100, { range: [0, 102] }),
       perLayer(block, "input_rank", "Rank of old inputs", "Measured alike for every strategy: directions that hold the old tasks' input energy.", "rank", 1, { rangemode: "tozero" }),
