@@ -119,6 +119,13 @@ class Stream(Sequence[Task]):
         sizes = {task.head: len(task.classes) for task in self.tasks}
         return [sizes[head] for head in sorted(sizes)]
 
+    def state_dict(self) -> dict[str, Any]:
+        """What of its data came about while it was learned; for checkpoints. Mostly nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+
     def __len__(self) -> int:
         return len(self.tasks)
 

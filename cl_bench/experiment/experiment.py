@@ -1,13 +1,15 @@
 """The outer loop: one task after another, and a row of the accuracy matrix after each."""
 
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
+from torch import Tensor
 
-from cl_bench.contracts import Engine, Strategy, Stream, Task
+from cl_bench.contracts import Batch, Engine, Strategy, Stream, Task
 from cl_bench.contracts.checking import checked
 from cl_bench.contracts.options import Count, Index, OnlyWith
 from cl_bench.experiment.steps import steps_of
@@ -48,6 +50,8 @@ class Experiment:
         evaluation: how much is evaluated.
         record: keeps every number.
         progress: shows them as they come.
+        answer: the model's outputs for a batch of a task, for tasks that ask the model for data;
+            None where none does.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Experiment:
         evaluation: EvalSettings,
         record: Record,
         progress: ProgressDisplay,
+        answer: Callable[[Task, Batch], Tensor] | None = None,
     ) -> None:
         self.stream = stream
         self.strategy = strategy
@@ -65,6 +70,7 @@ class Experiment:
         self.evaluation = evaluation
         self.record = record
         self.progress = progress
+        self.answer = answer
 
     def run(self, begin: int | None = None) -> np.ndarray:
         """Learn the stream.
@@ -82,8 +88,11 @@ class Experiment:
             if t < (begin or 0):
                 continue
             started = time.perf_counter()
+            told = self._prepare(task)
             plan = self.strategy.plan(self.stream, t)
             layers = self.engine.learn(task, plan)
+            if told is not None:  # not before: a run that is resumed inside the task asks again
+                self.record.probe("labels", task=t, values=told)
             if layers:
                 self.record.layers(task=t, layers=layers)
             if plan is not None:  # otherwise there is nothing new to measure, and no task learned
@@ -93,6 +102,11 @@ class Experiment:
                 )
             self.engine.between_tasks(t + 1)
         return self.record.matrix
+
+    def _prepare(self, task: Task) -> Mapping[str, float] | None:
+        if self.answer is None:
+            return None
+        return task.prepare(functools.partial(self.answer, task))
 
     def _evaluate(self, task: Task | None, seen: int) -> None:
         begun = time.perf_counter()
