@@ -115,7 +115,7 @@ class SelfConsuming(Stream):
                 t, x[part], source.train_labels[part], self, test, classes=range(10),
                 origin=source.origin,
             )
-            for t, part in enumerate(order[: size * num_tasks].split(size))
+            for t, part in enumerate(torch.split(order[: size * num_tasks], size))
         ]  # fmt: skip
         fingerprint = f"{source.fingerprint} {num_tasks} {keep} {temperature} {label_seed}"
         super().__init__("self_consuming", self.generations, "domain", source.shape, fingerprint)

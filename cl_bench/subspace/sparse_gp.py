@@ -56,7 +56,8 @@ class SparseGP:
         cross, K = self._kernel(self.points, x.double()), self._gram(self.points)
         prior = (cross * torch.linalg.solve(K, cross)).sum(0)
         known = (cross * torch.linalg.solve(K + self.dual, cross)).sum(0)
-        return (1 - prior + known).clamp(min=0)
+        left: Tensor = 1 - prior + known
+        return left.clamp(min=0)
 
     def _kernel(self, a: Tensor, b: Tensor) -> Tensor:
         assert self.length is not None

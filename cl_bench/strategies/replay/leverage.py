@@ -4,8 +4,8 @@ The memory of a dual Gaussian process (repository sequential-gp @ 27adda3) draws
 leverage, v_i beta_i: posterior variance times the curvature of the likelihood. Here the scores are
 those of a small sparse Gaussian process on the network's features, the memory has a fixed size and
 nothing is drawn twice: keys u^(1 / leverage), of which the largest stay (Efraimidis & Spirakis,
-2006, A-Res). Theirs grows with every batch and draws with replacement. With equal scores this is a uniform
-reservoir. The learner itself, a Gaussian process, is not here.
+2006, A-Res). Theirs grows with every batch and draws with replacement. With equal scores this is a
+uniform reservoir. The learner itself, a Gaussian process, is not here.
 """
 
 from typing import Literal
