@@ -52,6 +52,8 @@ class Needs:
         epochs: how many every task must be learned for, at least.
         freezes_weights: trains parameters of its own in place of the network's weights; a companion
             that pulls at the weights is refused.
+        forgets: knows what to do with requests to forget; without it, streams that have them are
+            refused.
         sample_index: training batches carry ``index`` int64 (n,), each sample's position in the
             data that is trained on (in a federation, in the client's own).
         plain_view: training batches carry ``plain``, which is ``x`` without augmentation; text has
@@ -71,6 +73,7 @@ class Needs:
     first_task: int = 0
     epochs: int = 1
     freezes_weights: bool = False
+    forgets: bool = False
     sample_index: bool = False
     plain_view: bool = False
     options: Mapping[str, str] = field(default_factory=dict)

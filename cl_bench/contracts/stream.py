@@ -105,6 +105,11 @@ class Stream(Sequence[Task]):
         names = [task.name for task in tasks]
         if len(set(names)) != len(names):
             raise UsageError(f"stream {name!r}: task names must differ, got {names}")
+        kinds = [task.kind for task in tasks]
+        if kinds != sorted(kinds, reverse=True) or kinds[0] == "forget":
+            raise UsageError(
+                f"stream {name!r}: requests to forget come after all tasks, got {kinds}"
+            )
         self.name = name
         self.tasks = tuple(tasks)
         self.scenario = scenario

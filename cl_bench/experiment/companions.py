@@ -92,6 +92,7 @@ class Together(Strategy):
             modalities=frozenset.intersection(*modalities) if modalities else frozenset(),
             scenarios=frozenset.intersection(*scenarios) if scenarios else frozenset(),
             freezes_weights=any(n.freezes_weights for n in needs),
+            forgets=all(n.forgets for n in needs),
             sample_index=any(n.sample_index for n in needs),
             plain_view=any(n.plain_view for n in needs),
         )

@@ -151,7 +151,7 @@ def conduct(
                 progress.note(_where_from(last, stream))
             if guarding and last is None:  # a resumed run has said so before
                 record.guards(**guarding.facts())
-            progress.start(record.task_names)
+            progress.start([task.name for task in stream])
             learning, costs = _learned(
                 parts, engine, record, progress, checkpoints, interrupts, last
             )

@@ -95,11 +95,15 @@ class Experiment:
                 self.record.probe("labels", task=t, values=told)
             if layers:
                 self.record.layers(task=t, layers=layers)
-            if plan is not None:  # otherwise there is nothing new to measure, and no task learned
+            if task.kind == "forget":
+                self._ask_again(task)
+            elif plan is not None:  # else there is nothing new to measure, and no task learned
                 self._evaluate(task, seen=t + 1)
                 self.progress.evaluated(
                     self.record.matrix, t + 1, time.perf_counter() - started, layers
                 )
+                if t + 1 == self._learned < len(self.stream):
+                    self._ask_again(task)
             self.engine.between_tasks(t + 1)
         return self.record.matrix
 
@@ -110,7 +114,9 @@ class Experiment:
 
     def _evaluate(self, task: Task | None, seen: int) -> None:
         begun = time.perf_counter()
-        tasks = [t for i, t in enumerate(self.stream) if self._wanted(t, i, seen)]
+        tasks = [
+            t for i, t in enumerate(self.stream.tasks[: self._learned]) if self._wanted(t, i, seen)
+        ]
         scores = self.engine.evaluate(
             tasks, self.evaluation.batch_size, self.evaluation.max_samples
         )
@@ -121,6 +127,32 @@ class Experiment:
             seconds=time.perf_counter() - begun,
             details=self.engine.details,
         )
+
+    @property
+    def _learned(self) -> int:
+        """Tasks that are learned; requests to forget come behind them."""
+        return sum(task.kind == "learn" for task in self.stream)
+
+    def _ask_again(self, task: Task) -> None:
+        """Scores of tasks and of what requests name, after as many requests as were met."""
+        begun = time.perf_counter()
+        scores = self.engine.evaluate(
+            list(self.stream), self.evaluation.batch_size, self.evaluation.max_samples
+        )
+        named = {one.name for one in self.stream if one.kind == "forget"}
+        met = task.index + 1 - self._learned
+        self.record.forget(
+            request=met,
+            task=task.index,
+            scores={name: score for name, score in scores.items() if name not in named},
+            forgotten={name: score for name, score in scores.items() if name in named},
+            details={k: dict(v) for k, v in self.engine.details.items() if v},
+            seconds=time.perf_counter() - begun,
+        )
+        if met:
+            self.progress.note(
+                f"request {met} {task.name}  still known {100 * scores[task.name]:5.1f}"
+            )
 
     def _wanted(self, task: Task, position: int, seen: int) -> bool:
         """Whether to evaluate on a task: a head that was never trained has nothing to say."""

@@ -15,6 +15,7 @@ from cl_bench.metrics import (
     summarise,
     summarise_further,
     tasks_learned,
+    utility_after,
 )
 from cl_bench.tracking.files import to_cell, to_csv
 
@@ -36,6 +37,7 @@ class Tables:
         confusion: by row of the matrix, (T, T): the share of a task's samples (rows) whose answer
             is a class of another (columns); NaN where that is not told.
         curves: evaluations inside of each task: steps, and scores on the tasks up to it.
+        requests: events ``forget``, in order.
     """
 
     def __init__(self, task_names: Sequence[str]) -> None:
@@ -46,6 +48,7 @@ class Tables:
         self.layers: list[dict[str, Any]] = []
         self.confusion: dict[int, Matrix] = {}
         self.curves: list[list[tuple[int, Matrix]]] = [[] for _ in self.task_names]
+        self.requests: list[Event] = []
 
     def take(self, event: Event) -> None:
         """Enter an event as a reader gets it."""
@@ -67,6 +70,8 @@ class Tables:
                         self.confusion.setdefault(row, blank)[column, other] = share
         elif event["event"] == "probe" and event["probe"] == "curve":
             self._take_curve(event)
+        elif event["event"] == "forget":
+            self.requests.append(event)
         elif event["event"] == "layers":
             for layer, values in event["layers"].items():
                 self.layers.append({"task": event["task"], "layer": layer, **values})
@@ -100,8 +105,14 @@ class Tables:
                 samples if by_class else None,
                 self.last_confusion if by_class else None,
                 curves if done > 1 and all(curves[1:]) else None,
+                [(e["scores"], e["forgotten"]) for e in self.requests] or None,
             )
         )
+
+    def requests_summary(self) -> dict[str, list[float]]:
+        """``utility_after_requests``, from 0 requests on; nothing where there are none."""
+        found = utility_after([event["scores"] for event in self.requests])
+        return {"utility_after_requests": found} if found else {}
 
     @property
     def last_confusion(self) -> Matrix | None:
