@@ -91,7 +91,9 @@ class Drift(Stream):
         )
         labels = range(int(y.max()) + 1)
         splits, tasks = [], []
-        for t, (part_x, part_y) in enumerate(zip(x.split(sizes), y.split(sizes), strict=False)):
+        for t, (part_x, part_y) in enumerate(
+            zip(torch.split(x, sizes), torch.split(y, sizes), strict=False)
+        ):
             if t == num_tasks:
                 break
             tested = torch.arange(len(part_y)) % every == every - 1
@@ -147,14 +149,14 @@ def _rows(
             change_speed=speed,
             n_drift_centroids=20,
         )
-    concepts: list[Callable[[int], Any]] = {
-        "sea": [lambda s, v=v: synth.SEA(variant=v, noise=noise, seed=s) for v in range(4)],
-        "sine": [lambda s, f=f: synth.Sine(classification_function=f, seed=s) for f in range(4)],
+    concept: Callable[[int, int], Any] = {
+        "sea": lambda v, s: synth.SEA(variant=v, noise=noise, seed=s),
+        "sine": lambda v, s: synth.Sine(classification_function=v, seed=s),
     }[data]
     rng = torch.Generator().manual_seed(seed)
     old: Iterator[Row] = iter(())
     for t, size in enumerate(sizes):
-        new = iter(concepts[t % 4](seed + t))
+        new = iter(concept(t % 4, seed + t))
         for i in range(size):
             early = t > 0 and float(torch.rand((), generator=rng)) * width > i
             yield next(old if early else new)

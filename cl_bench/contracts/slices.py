@@ -1,6 +1,6 @@
 """Part of a stream as a stream of its own: tasks, heads and classes counted from 0 again."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -124,6 +124,10 @@ class RenumberedTask(Task):
             return None
         labels = self._seen(_Drawn(found.labels))[found.rows]
         return replace(found, labels=labels)
+
+    def prepare(self, answer: Callable[[Batch], Tensor]) -> Mapping[str, float] | None:
+        """As of the task."""
+        return self.task.prepare(answer)
 
     def sample(self, n: int, seed: int) -> Batch:
         """The samples that the task draws in its own stream."""

@@ -58,6 +58,8 @@ class Needs:
         adapts: puts adapters around the network's layers, which train in place of their weights.
         own_weights: works on the network's own weights, by name or as matrices, so that adapters
             in their place are refused; whoever guards weights does so anyway.
+        forgets: knows what to do with requests to forget; without it, streams that have them are
+            refused.
         sample_index: training batches carry ``index`` int64 (n,), each sample's position in the
             data that is trained on (in a federation, in the client's own).
         plain_view: training batches carry ``plain``, which is ``x`` without augmentation; text has
@@ -79,6 +81,7 @@ class Needs:
     freezes_weights: bool = False
     adapts: bool = False
     own_weights: bool = False
+    forgets: bool = False
     sample_index: bool = False
     plain_view: bool = False
     options: Mapping[str, str] = field(default_factory=dict)

@@ -107,6 +107,11 @@ class Stream(Sequence[Task]):
         names = [task.name for task in tasks]
         if len(set(names)) != len(names):
             raise UsageError(f"stream {name!r}: task names must differ, got {names}")
+        kinds = [task.kind for task in tasks]
+        if kinds != sorted(kinds, reverse=True) or kinds[0] == "forget":
+            raise UsageError(
+                f"stream {name!r}: requests to forget come after all tasks, got {kinds}"
+            )
         self.name = name
         self.tasks = tuple(tasks)
         self.scenario = scenario
@@ -120,6 +125,13 @@ class Stream(Sequence[Task]):
         """Number of classes of each output head, heads in order."""
         sizes = {task.head: len(task.classes) for task in self.tasks}
         return [sizes[head] for head in sorted(sizes)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What of its data came about while it was learned; for checkpoints. Mostly nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
 
     def __len__(self) -> int:
         return len(self.tasks)

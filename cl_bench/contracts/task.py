@@ -1,7 +1,7 @@
 """Tasks: what a learner is given to learn at a time, and the form of its data."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -199,6 +199,19 @@ class Task(ABC):
 
     def stored(self, side: Side) -> Stored | None:
         """The data of a side as it is stored; None where the stream does not tell."""
+        return None
+
+    def prepare(self, answer: Callable[[Batch], Tensor]) -> Mapping[str, float] | None:
+        """Before the task is planned: what of its data depends on the model as it is now.
+
+        Called again with the same weights where a run is resumed inside the task.
+
+        Args:
+            answer: the model's outputs for a batch, as at test.
+
+        Returns:
+            What the record is told of it, under the probe ``labels``; None tells nothing.
+        """
         return None
 
     def sample(self, n: int, seed: int) -> Batch:

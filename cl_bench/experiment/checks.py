@@ -139,6 +139,11 @@ def check_pair(
             f"strategy {name!r} learns {' or '.join(sorted(needs.modalities))} streams, stream "
             f"{stream.name!r} is of {stream.modality}s"
         )
+    if any(task.kind == "forget" for task in stream) and not needs.forgets:
+        raise UsageError(
+            f"strategy {name!r} would learn what stream {stream.name!r} asks to forget: use one "
+            "that forgets, such as strategy=relabel"
+        )
     if needs.scenarios and stream.scenario not in needs.scenarios:
         raise UsageError(
             f"strategy {name!r} learns streams of scenario {' or '.join(sorted(needs.scenarios))}, "

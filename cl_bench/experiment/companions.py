@@ -101,6 +101,7 @@ class Together(Strategy):
             freezes_weights=any(n.freezes_weights for n in needs),
             adapts=any(n.adapts for n in needs),
             own_weights=any(n.own_weights for n in needs),
+            forgets=all(n.forgets for n in needs),
             sample_index=any(n.sample_index for n in needs),
             plain_view=any(n.plain_view for n in needs),
         )

@@ -1,5 +1,6 @@
 """One run from its parts: take a directory, learn the stream, leave tables and figures behind."""
 
+import functools
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ from cl_bench.experiment.snapshot import RunState
 from cl_bench.experiment.trainers import TrainerFactory
 from cl_bench.learners import BaseLearner, DivergedError
 from cl_bench.learners.guards import Guards, guards
+from cl_bench.learners.observed import answers
 from cl_bench.parallel.batch_norm import synchronise
 from cl_bench.parallel.ranks import decided, rank, world
 from cl_bench.report import print_run, write_figures, write_probe_figures
@@ -149,7 +151,7 @@ def conduct(
                 progress.note(_where_from(last, stream))
             if guarding and last is None:  # a resumed run has said so before
                 record.guards(**guarding.facts())
-            progress.start(record.task_names)
+            progress.start([task.name for task in stream])
             learning, costs = _learned(
                 parts, engine, record, progress, checkpoints, interrupts, last
             )
@@ -207,11 +209,13 @@ def _learned(
     _pretrain(parts, observer, record, progress, interrupts, last)
     kept = checkpoints if checkpoints.settings.enabled else None
     state = RunState(learner, strategy, observer, record, kept)
+    state.stream = stream
     learning = engine(
         learner, strategy, parts.trainer, loop, observer, record, progress, state, interrupts
     )
     begin = state.restore(last) if last else None
-    Experiment(stream, strategy, learning, parts.evaluation, record, progress).run(begin)
+    answer = functools.partial(answers, learner)
+    Experiment(stream, strategy, learning, parts.evaluation, record, progress, answer).run(begin)
     costs = _costs(state, checkpoints, observer)
     return learning, {**costs, **describe_budget(learner, strategy, stream)}
 

@@ -1,13 +1,15 @@
 """The outer loop: one task after another, and a row of the accuracy matrix after each."""
 
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
+from torch import Tensor
 
-from cl_bench.contracts import Engine, Strategy, Stream, Task
+from cl_bench.contracts import Batch, Engine, Strategy, Stream, Task
 from cl_bench.contracts.checking import checked
 from cl_bench.contracts.options import Count, Index, OnlyWith
 from cl_bench.experiment.steps import steps_of
@@ -48,6 +50,8 @@ class Experiment:
         evaluation: how much is evaluated.
         record: keeps every number.
         progress: shows them as they come.
+        answer: the model's outputs for a batch of a task, for tasks that ask the model for data;
+            None where none does.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Experiment:
         evaluation: EvalSettings,
         record: Record,
         progress: ProgressDisplay,
+        answer: Callable[[Task, Batch], Tensor] | None = None,
     ) -> None:
         self.stream = stream
         self.strategy = strategy
@@ -65,6 +70,7 @@ class Experiment:
         self.evaluation = evaluation
         self.record = record
         self.progress = progress
+        self.answer = answer
 
     def run(self, begin: int | None = None) -> np.ndarray:
         """Learn the stream.
@@ -82,11 +88,16 @@ class Experiment:
             if t < (begin or 0):
                 continue
             started = time.perf_counter()
+            told = self._prepare(task)
             plan = self.strategy.plan(self.stream, t)
             layers = self.engine.learn(task, plan)
+            if told is not None:  # not before: a run that is resumed inside the task asks again
+                self.record.probe("labels", task=t, values=told)
             if layers:
                 self.record.layers(task=t, layers=layers)
-            if plan is not None:  # otherwise there is nothing new to measure, and no task learned
+            if task.kind == "forget":
+                self._ask_again(task)
+            elif plan is not None:  # else there is nothing new to measure, and no task learned
                 self._evaluate(task, seen=t + 1)
                 self.progress.evaluated(
                     self.record.matrix,
@@ -95,12 +106,21 @@ class Experiment:
                     layers,
                     [one.metric for one in self.stream],
                 )
+                if t + 1 == self._learned < len(self.stream):
+                    self._ask_again(task)
             self.engine.between_tasks(t + 1)
         return self.record.matrix
 
+    def _prepare(self, task: Task) -> Mapping[str, float] | None:
+        if self.answer is None:
+            return None
+        return task.prepare(functools.partial(self.answer, task))
+
     def _evaluate(self, task: Task | None, seen: int) -> None:
         begun = time.perf_counter()
-        tasks = [t for i, t in enumerate(self.stream) if self._wanted(t, i, seen)]
+        tasks = [
+            t for i, t in enumerate(self.stream.tasks[: self._learned]) if self._wanted(t, i, seen)
+        ]
         scores = self.engine.evaluate(
             tasks, self.evaluation.batch_size, self.evaluation.max_samples
         )
@@ -111,6 +131,32 @@ class Experiment:
             seconds=time.perf_counter() - begun,
             details=self.engine.details,
         )
+
+    @property
+    def _learned(self) -> int:
+        """Tasks that are learned; requests to forget come behind them."""
+        return sum(task.kind == "learn" for task in self.stream)
+
+    def _ask_again(self, task: Task) -> None:
+        """Scores of tasks and of what requests name, after as many requests as were met."""
+        begun = time.perf_counter()
+        scores = self.engine.evaluate(
+            list(self.stream), self.evaluation.batch_size, self.evaluation.max_samples
+        )
+        named = {one.name for one in self.stream if one.kind == "forget"}
+        met = task.index + 1 - self._learned
+        self.record.forget(
+            request=met,
+            task=task.index,
+            scores={name: score for name, score in scores.items() if name not in named},
+            forgotten={name: score for name, score in scores.items() if name in named},
+            details={k: dict(v) for k, v in self.engine.details.items() if v},
+            seconds=time.perf_counter() - begun,
+        )
+        if met:
+            self.progress.note(
+                f"request {met} {task.name}  still known {100 * scores[task.name]:5.1f}"
+            )
 
     def _wanted(self, task: Task, position: int, seen: int) -> bool:
         """Whether to evaluate on a task: a head that was never trained has nothing to say."""

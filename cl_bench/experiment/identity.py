@@ -50,7 +50,7 @@ def beginning(
     bound = {} if strategy.bound is None else {"bound": strategy.bound}
     makers = sinks if rank() == 0 else ()
     return {
-        "task_names": [task.name for task in stream],
+        "task_names": [task.name for task in stream if task.kind == "learn"],
         "task_id_known": stream.task_id_at_test,
         "data": describe_data(stream),
         "facts": {**named, **bound, **(facts or {})},
@@ -95,6 +95,7 @@ def describe_data(stream: Stream) -> dict[str, Any]:
                 "source": task.origin.source,
                 "licence": task.origin.licence,
                 "citation": task.origin.citation,
+                **({"kind": task.kind} if task.kind != "learn" else {}),
                 **({"facts": dict(task.facts)} if task.facts else {}),
             }
             for task in stream

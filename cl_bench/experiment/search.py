@@ -4,9 +4,11 @@ Chaudhry et al. (ICLR 2019, section 4 of the A-GEM paper) choose on the first th
 comparison then leaves out; here they stay in and are flagged.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
+
+from torch import Tensor
 
 from cl_bench.contracts import Batch, Data, Stream, Task, UsageError
 from cl_bench.contracts.checking import checked
@@ -76,6 +78,10 @@ class SearchTask(Task):
     def scored(self) -> Data:
         """Validation data in place of test data."""
         return self.validation
+
+    def prepare(self, answer: Callable[[Batch], Tensor]) -> Mapping[str, float] | None:
+        """As of the task."""
+        return self._task.prepare(answer)
 
     def sample(self, n: int, seed: int) -> Batch:
         """As of the task."""

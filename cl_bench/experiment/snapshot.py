@@ -49,6 +49,7 @@ class RunState:
         inside: where training stood, for the task that a resumed run begins in; :meth:`resume_task`
             takes it.
         engine: what of the engine outlives a task, if anything does.
+        stream: whose data may come about while it is learned, if that is known.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class RunState:
         self.largest = 0
         self.inside: State | None = None
         self.engine: Stateful | None = None
+        self.stream: Stateful | None = None
         self._start: State = {}
 
     @property
@@ -158,7 +160,9 @@ class RunState:
         return inside
 
     def _parts(self) -> State:
+        came = self.stream.state_dict() if self.stream else {}
         return {
+            **({"stream": came} if came else {}),
             "weights": self.learner.weights(),
             "learner": self.learner.progress_state(),
             "strategy": whole(self.strategy.state_dict()),
@@ -168,7 +172,7 @@ class RunState:
 
     def _load(self, state: State) -> None:
         # Copies: a strategy may go on writing into the tensors it is given.
-        parts = ("weights", "learner", "strategy", "observer", "engine")
+        parts = ("weights", "learner", "strategy", "observer", "engine", "stream")
         state = copied({k: state[k] for k in parts if k in state})
         # Modules follow from what the strategy remembers, and their weights are among the weights.
         self.strategy.load_state_dict(state["strategy"])
@@ -179,6 +183,8 @@ class RunState:
             self.observer.load_state_dict(state["observer"])
         if self.engine:
             self.engine.load_state_dict(state["engine"])
+        if self.stream and "stream" in state:
+            self.stream.load_state_dict(state["stream"])
 
 
 def _of_this_process(random: Any) -> State:

@@ -28,6 +28,18 @@ def judge(learner: BaseLearner, batch: Batch, task: Task) -> tuple[Tensor, Mappi
         return score.cpu(), {k: v.where(known, torch.nan).cpu() for k, v in details.items()}
 
 
+def answers(learner: BaseLearner, task: Task, batch: Batch) -> Tensor:
+    """Outputs for the batch as at test, on the CPU."""
+    with _reading(learner, task):
+        return learner.answer(learner._to_device(batch), task).cpu()
+
+
+def embedded(learner: BaseLearner, batch: Batch, task: Task) -> Tensor:
+    """Features of every sample (n, d), on the CPU."""
+    with _reading(learner, task):
+        return learner.features(learner._to_device(batch)).float().cpu()
+
+
 def loss_on(learner: BaseLearner, batch: Batch, task: Task | None) -> float:
     """Mean training loss over the batch, without any penalty; None for what is of no task."""
     batch = learner._to_device(batch)

@@ -49,6 +49,7 @@ from cl_bench.metrics.summaries.forgetting import forgetting, forgetting_per_tas
 from cl_bench.metrics.summaries.fwt import forward_transfer
 from cl_bench.metrics.summaries.learning_accuracy import learning_accuracy
 from cl_bench.metrics.summaries.summary import Evidence
+from cl_bench.metrics.unlearning import forget_quality, retained_utility, utility_after
 
 __all__ = [
     "ANSWERED",
@@ -70,6 +71,7 @@ __all__ = [
     "dynamics",
     "empty_matrix",
     "flat_cosine",
+    "forget_quality",
     "forgetting",
     "forgetting_per_task",
     "forward_transfer",
@@ -85,6 +87,7 @@ __all__ = [
     "principal_subspace",
     "rebound",
     "relative_change",
+    "retained_utility",
     "share_inside",
     "shift_in_top",
     "so_far",
@@ -98,4 +101,5 @@ __all__ = [
     "trough",
     "unprotected_by_chance",
     "unprotected_share",
+    "utility_after",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from cl_bench.contracts import (
     Batch,
@@ -205,10 +206,10 @@ class StreamingEngine:
                         self.observer.after_step(self.learner, task, self._taken, rate)
         self.seconds["learn"] += time.perf_counter() - began
 
-    def _optimizing(self) -> torch.optim.Optimizer:
-        self._optimizer: torch.optim.Optimizer = self.learner.configure_optimizers()
-        self._steps = ShortSteps(self._optimizer)
-        return self._optimizer
+    def _optimizing(self) -> Optimizer:
+        optimizer: Optimizer = self.learner.configure_optimizers()
+        self._optimizer, self._steps = optimizer, ShortSteps(optimizer)
+        return optimizer
 
     def _stepping(self) -> ShortSteps:
         if self._steps is None:

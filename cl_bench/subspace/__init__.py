@@ -51,6 +51,7 @@ from cl_bench.subspace.restricted import (
 from cl_bench.subspace.restricted_weights import RestrictedWeights
 from cl_bench.subspace.ridge import Sums, add_gram, block_rows, chosen, solve_ridge
 from cl_bench.subspace.sketch import ResidualSketch, SketchKind, leading_inputs
+from cl_bench.subspace.sparse_gp import SparseGP
 from cl_bench.subspace.spectrum import Spectrum, Split, largest_value, spectra
 from cl_bench.subspace.units import UnitChain
 
@@ -78,6 +79,7 @@ __all__ = [
     "Restriction",
     "Scaling",
     "SketchKind",
+    "SparseGP",
     "Spectrum",
     "Split",
     "StepUpdate",

@@ -112,7 +112,8 @@ class Mixture:
         score = -(q + (self.logdet + torch.linalg.slogdet(L_bb)[1])[:, None]) / 2
         if priors:
             score = score + self.mass.log()[:, None]
-        return (score.softmax(0)[:, :, None] * expected).sum(0)
+        mixed: Tensor = (score.softmax(0)[:, :, None] * expected).sum(0)
+        return mixed
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that the attributes hold."""

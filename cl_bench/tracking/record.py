@@ -37,6 +37,9 @@
 * ``layers``: ``task``, ``layers`` {layer: {quantity: value}}.
 * ``round``, in a federation: ``task``, ``round`` (from 1), ``train_loss``, ``clients`` (sampled),
   ``dropped``, ``steps``, ``bytes_down``, ``bytes_up``, ``client_seconds``, ``seconds``.
+* ``forget``, of a stream with requests to forget: ``request`` (met so far, 0 before the first),
+  ``task``, ``scores`` {task: value} and ``forgotten`` {request: value} on what each names, all of
+  them every time; ``details`` as above. Requests are no columns of the matrix.
 * ``prequential``, of a stream that is tested first: ``task``, ``position`` (samples of the task),
   ``answered`` (of the run), ``accuracy``, ``window``, ``faded``, ``kappa``, ``state_bytes``,
   ``predict_seconds``, ``learn_seconds``.
@@ -275,6 +278,10 @@ class Record:
         """Where a stream that is tested first stands, after so many samples of a task."""
         self._event("prequential", task=task, position=position, **measured)
 
+    def forget(self, request: int, task: int, **measured: Any) -> None:
+        """Scores after ``request`` requests to forget; 0 is before the first."""
+        self._event("forget", request=request, task=task, **measured)
+
     def federation(self, task: int, **facts: Any) -> None:
         """How a federation learned a task, and what it cost."""
         self._event("federation", task=task, **facts)
@@ -340,6 +347,7 @@ class Record:
             **self._tables.incremental(self._data),
             **self._tables.general_summary(),
             **({} if confusion is None else {"confusion_by_task": confusion.tolist()}),
+            **self._tables.requests_summary(),
             "tasks": len(self.task_names),
             "tasks_learned": tasks_learned(self.matrix),
             "task_id_known": self.task_id_known,

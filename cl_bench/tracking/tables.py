@@ -15,6 +15,7 @@ from cl_bench.metrics import (
     summarise,
     summarise_further,
     tasks_learned,
+    utility_after,
 )
 from cl_bench.tracking.files import to_cell, to_csv
 
@@ -37,6 +38,7 @@ class Tables:
             is a class of another (columns); NaN where that is not told.
         curves: evaluations inside of each task: steps, and scores on the tasks up to it.
         general: by tasks learned, scores on tasks that the stream does not teach.
+        requests: events ``forget``, in order.
     """
 
     def __init__(self, task_names: Sequence[str]) -> None:
@@ -48,6 +50,7 @@ class Tables:
         self.confusion: dict[int, Matrix] = {}
         self.curves: list[list[tuple[int, Matrix]]] = [[] for _ in self.task_names]
         self.general: dict[int, dict[str, float | None]] = {}
+        self.requests: list[Event] = []
 
     def take(self, event: Event) -> None:
         """Enter an event as a reader gets it."""
@@ -71,6 +74,8 @@ class Tables:
             self._take_curve(event)
         elif event["event"] == "probe" and event["probe"] == "general" and "row" in event:
             self.general[event["row"]] = dict(event["values"])
+        elif event["event"] == "forget":
+            self.requests.append(event)
         elif event["event"] == "layers":
             for layer, values in event["layers"].items():
                 self.layers.append({"task": event["task"], "layer": layer, **values})
@@ -104,8 +109,14 @@ class Tables:
                 samples if by_class else None,
                 self.last_confusion if by_class else None,
                 curves if done > 1 and all(curves[1:]) else None,
+                [(e["scores"], e["forgotten"]) for e in self.requests] or None,
             )
         )
+
+    def requests_summary(self) -> dict[str, list[float]]:
+        """``utility_after_requests``, from 0 requests on; nothing where there are none."""
+        found = utility_after([event["scores"] for event in self.requests])
+        return {"utility_after_requests": found} if found else {}
 
     @property
     def last_confusion(self) -> Matrix | None:

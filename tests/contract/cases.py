@@ -113,7 +113,9 @@ def reads_text(strategy):
 def make_stream(strategy):
     """Two tasks: Gaussian classes in a few directions of each task, or toy texts."""
     if reads_text(strategy):
-        return texts.make_stream(length=32, answer=11)
+        stream = texts.make_stream(length=32, answer=11)
+        stream.task_id_at_test = strategy.needs.task_id_at_test
+        return stream
     tasks = []
     for t in range(2):
         rng = generator(0, "laws", t)

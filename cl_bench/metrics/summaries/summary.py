@@ -1,6 +1,6 @@
 """What a summary of the accuracy matrix is, and one of more than the matrix."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,12 +45,15 @@ class Evidence:
         confusion: (T, T), share of the samples of task i that are answered, at the end, with a
             class of task j; rows sum to 1.
         curves: scores inside tasks, of every task after the first.
+        requests: scores of tasks, and of what requests to forget name, before the first request
+            and after each.
     """
 
     R: Matrix
     samples: Sequence[int] | None = None
     confusion: Matrix | None = None
     curves: Curves | None = None
+    requests: Sequence[tuple[Mapping[str, float], Mapping[str, float]]] | None = None
 
 
 @dataclass(frozen=True)

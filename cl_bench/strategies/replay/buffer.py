@@ -51,11 +51,7 @@ class Reservoir:
 
         Rows may have become longer since the last call; what is kept has zeros there.
         """
-        for k, v in batch.items():
-            if k not in self.buffer:
-                self.buffer[k] = torch.zeros(self.memory, *v.shape[1:], dtype=v.dtype)
-            elif v.dim() > 1 and v.shape[-1] > self.buffer[k].shape[-1]:
-                self.buffer[k] = pad(self.buffer[k], (0, v.shape[-1] - self.buffer[k].shape[-1]))
+        self._make_room(batch)
         count = size(batch)
         order = torch.arange(self.seen, self.seen + count)
         uniform = torch.rand(count, generator=self.rng, dtype=torch.float64)
@@ -66,6 +62,13 @@ class Reservoir:
             for k, v in batch.items():
                 self.buffer[k][to] = v[source].to(self.buffer[k])
         self.seen += count
+
+    def _make_room(self, batch: Batch) -> None:
+        for k, v in batch.items():
+            if k not in self.buffer:
+                self.buffer[k] = torch.zeros(self.memory, *v.shape[1:], dtype=v.dtype)
+            elif v.dim() > 1 and v.shape[-1] > self.buffer[k].shape[-1]:
+                self.buffer[k] = pad(self.buffer[k], (0, v.shape[-1] - self.buffer[k].shape[-1]))
 
     def state_dict(self) -> State:
         """The samples, how many were offered, and the random state."""

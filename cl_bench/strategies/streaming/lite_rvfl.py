@@ -92,4 +92,4 @@ class LiteRVFL(StreamLearner):
 
 def _orthogonal(W: Tensor) -> Tensor:
     """Columns of W (d, n) made orthonormal, d at a time where there are more."""
-    return torch.cat([torch.linalg.qr(part)[0] for part in W.split(len(W), 1)], 1)
+    return torch.cat([torch.linalg.qr(part)[0] for part in torch.split(W, len(W), 1)], 1)

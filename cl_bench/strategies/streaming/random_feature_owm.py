@@ -62,7 +62,8 @@ class RandomFeatureOWM(StreamLearner):
         self.solver = RecursiveLeastSquares(self.nodes, self.classes, self.alpha)
 
     def _features(self, x: Tensor) -> Tensor:
-        return torch.relu(x @ self.weights + self.biases) / self.nodes**0.5
+        z: Tensor = torch.relu(x @ self.weights + self.biases) / self.nodes**0.5
+        return z
 
     def learn(self, x: Tensor, y: Tensor) -> None:
         """One step, or the solution."""
