@@ -56,6 +56,7 @@ class Borrowed(Outputs, Stages):
             )
         self._model, self._loss, self._forward = model, loss, forward
         self.seed = seed
+        self.modality = ""
         self.batch_size = 64  # not known here; nothing but the size of pieces follows from it
         self.projectable: Literal["input", "gradient", "step"] = "step"
         self.strategy = self.acting = Strategy()
@@ -329,6 +330,18 @@ class Borrowed(Outputs, Stages):
             self.held_norms.discard(norm)
             del norm.__dict__["train"]
             norm.training = norm.__dict__.pop("mode_asked_for")
+
+    def example(self) -> Batch:
+        """Nobody shows a sample before the first batch."""
+        raise UsageError("this strategy looks at a sample of the stream, which is not known here")
+
+    def predictions(self, out: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The terms of somebody else's loss are not known."""
+        raise UsageError("this strategy looks into the loss, of which only the value is known here")
+
+    def own_answers(self, batch: Batch, temperature: float, generator: torch.Generator) -> Batch:
+        """Which part of a batch is a prompt is not known."""
+        raise UsageError("this strategy has prompts answered, which are not known as such here")
 
     def reset_weights(self) -> None:
         """Back to the weights of before the first task.

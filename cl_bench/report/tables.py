@@ -58,8 +58,8 @@ def matrix_table(
     table.title = Text(title if "%" in title else f"{title} (%)", style="bold not italic")
     table.add_column("after task", no_wrap=True)
     for j in shown:
-        title = Text(printable(task_names[j]) if named else str(j + 1))
-        table.add_column(title, justify="right", no_wrap=True)
+        head = Text(printable(task_names[j]) if named else str(j + 1))
+        table.add_column(head, justify="right", no_wrap=True)
     for i in [0, *(j + 1 for j in shown)]:
         if not np.isfinite(R[i]).any():
             continue

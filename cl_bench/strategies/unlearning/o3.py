@@ -63,14 +63,11 @@ class O3(LowRankPairs):
         return Needs(
             modalities=frozenset({"text"}),
             freezes_weights=True,
+            adapts=True,
             forgets=True,
             task_id_at_test=self.gate == "oracle",
             options={"task_id_at_test": "gate"},
         )
-
-    def pair_name(self, task: Task) -> str:
-        """The same for all requests."""
-        return "forget"
 
     def setup(self, learner: Learner, task: Task) -> None:
         """A request's pair goes on from where the last one's ended."""
@@ -109,9 +106,9 @@ class O3(LowRankPairs):
 
     def release(self, learner: Learner) -> None:
         """The base is what it was: nothing is merged."""
-        if self._model is not None:
-            self._model.unload()
-        self._model, self.layers = None, {}
+        if self.attached is not None:
+            self.attached.drop()
+        self.attached, self.layers = None, {}
 
     @contextmanager
     def inference(self, learner: Learner, task: Task | None) -> Iterator[None]:
