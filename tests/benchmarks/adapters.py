@@ -1,13 +1,13 @@
-"""Adapters of one size on MiniLM: what they learn, what they forget, and how far the network drifts.
+"""Adapters of one size on MiniLM: what they learn and forget, and how far the network drifts.
 
-    python tests/benchmarks/adapters.py --data FOLDER --runs FOLDER            # goes on where it was
+    python tests/benchmarks/adapters.py --data FOLDER --runs FOLDER  # goes on where it was
     python tests/benchmarks/adapters.py --runs FOLDER --write docs/results/adapters_minilm.json
 
-FOLDER has ``dbpedia.test.jsonl.gz`` and ``agnews.train.jsonl.gz`` (CL_Benchmark). Three tasks of four
-dbpedia classes each, own heads, every adapter with about ``BUDGET`` of the network's parameters,
-merged after each task. The rate is the best of ``RATES`` on the first task's validation data with
-seed 0, and stays. The drift is of what pre-training left: 1 - the mean cosine of features of news texts,
-which no task has, before and after all tasks.
+FOLDER has ``dbpedia.test.jsonl.gz`` and ``agnews.train.jsonl.gz`` (CL_Benchmark). Three tasks of
+four dbpedia classes each, own heads, every adapter with about ``BUDGET`` of the network's
+parameters, merged after each task. The rate is the best of ``RATES`` on the first task's
+validation data with seed 0, and stays. The drift is of what pre-training left: 1 - the mean cosine
+of features of news texts, which no task has, before and after all tasks.
 """
 
 import argparse
