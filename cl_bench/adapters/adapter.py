@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from cl_bench.adapters.adapted import Adapted, End, Lifetime
-from cl_bench.adapters.attached import LOOKING, REWRITING, Attached, plain_start, start_of
+from cl_bench.adapters.attached import LOOKING, REWRITING, Attached, start_of
 from cl_bench.adapters.looking import pieces
 from cl_bench.adapters.reparametrised import Reparametrisation
 from cl_bench.adapters.targets import chosen
-from cl_bench.adapters.trial import START, fitted, trial
+from cl_bench.adapters.trial import START, fitted, tried
 from cl_bench.contracts import Learner, Needs, Task, UsageError, derive_seed
 from cl_bench.contracts.checking import checked
 from cl_bench.contracts.options import Count, Length, shown
@@ -99,8 +99,7 @@ class Adapter(Adapted):
         if self.budget is not None and self.size is not None:
             found = fitted(self._maps, self.config, self.size, self._wanted(learner))
             self._made = found.config
-        looks = start_of(self._made) in LOOKING
-        self.count, change = trial(self._maps, plain_start(self._made) if looks else self._made)
+        self.count, change = tried(self._maps, self._made)
         if not change <= START:
             name = type(self.config).__name__
             raise UsageError(

@@ -52,6 +52,16 @@ class Reparametrised(nn.Module):
     def change(self) -> Tensor:
         """What is added to W (o, d); zero at the start."""
 
+    @property
+    def weight(self) -> Tensor:
+        """The layer's own, for networks that ask for its type."""
+        return self._map.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The layer's own."""
+        return self._map.bias
+
     def get_base_layer(self) -> nn.Module:
         """As of PEFT's layers."""
         return self.base_layer

@@ -16,7 +16,7 @@ KINDS = ("linear", "attention", "mlp", "conv")
 """All linear layers; those around attention (queries, keys, values and what reads its result); the
 other linear ones; convolutions. Output heads are none of these."""
 
-READ = ("ScaledDotProduct", "Softmax")
+READ = ("ScaledDotProduct", "Softmax", "SafeSoftmax")
 """What autograd's names of attention's own operations begin with."""
 
 

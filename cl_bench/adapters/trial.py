@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cl_bench.adapters.attached import Attached, plain_start, unfit
+from cl_bench.adapters.attached import LOOKING, Attached, plain_start, start_of, unfit
 from cl_bench.contracts import UsageError
 from cl_bench.subspace import LinearMap, acting_weight, is_transposed
 
@@ -90,6 +90,21 @@ def _tried(layer: Any, x: Tensor, config: Any) -> Tensor:
         return layer(x)  # type: ignore[no-any-return]
     except (RuntimeError, ValueError, TypeError) as error:
         raise unfit(config, error) from error
+
+
+def tried(maps: Sequence[LinearMap], config: Any) -> tuple[int, float]:
+    """:func:`trial` of what can be tried without data.
+
+    Raises:
+        UsageError: it does not fit the layers.
+    """
+    start = start_of(config)
+    if start == "corda" and any(m.weight.dim() > 2 for m in maps):
+        raise UsageError(
+            "adapter.config.init_lora_weights=corda: decomposes matrices alone; leave convolutions "
+            "out of adapter.targets"
+        )
+    return trial(maps, plain_start(config) if start in LOOKING else config)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def imported(path):
 FLOORS = (
     ("contracts", "data", "merging", "subspace"),
     ("metrics",),
-    ("learners", "models", "optimizers", "packed", "parallel", "strategies", "tasks"),
+    ("adapters", "learners", "models", "optimizers", "packed", "parallel", "strategies", "tasks"),
     ("features", "report", "tracking"),
     ("experiment", "federation", "integrations", "streaming"),
     ("cli", "api", "__main__", ""),
