@@ -155,7 +155,7 @@ def _features(data: Mapping[str, Any]) -> str:
         if isinstance(shared, Mapping)
         else f"trained on {trained}"
     )
-    return shown(f"on features of {network} ({known})")
+    return str(shown(f"on features of {network} ({known})"))
 
 
 def _command(directory: Path, left_out: list[str]) -> str:

@@ -38,12 +38,12 @@ def parts(experiment, strategy, monkeypatch):
         pytest.skip(f"no data in {data}")
     words = [f"+experiment={experiment}", f"stream.data_dir={data}", f"strategy={strategy}"]
     cfg, _ = composed(words)
-    made, _ = build_strategy(cfg, "cl_bench", None)
+    made, _ = build_strategy(cfg, strategy, None)
     try:
         backbone = build_backbone(cfg.backbone)
     except UsageError as error:
         pytest.skip(str(error))
-    return FeatureStream(build_stream(cfg, made), backbone, lambda line: None), made
+    return FeatureStream(build_stream(cfg.stream, made), backbone, lambda line: None), made
 
 
 def arrays(stream, side):

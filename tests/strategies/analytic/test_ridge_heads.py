@@ -44,6 +44,24 @@ def test_task_by_task_is_at_once(name, scenario):
     assert min(scores.values()) > 0.6
 
 
+def test_acils_recursion_comes_to_the_same():
+    """Batch by batch, classes growing, with K = (I + H R H^T)^-1."""
+    stream = double(make_stream("class"))
+    learner, strategy, _ = learned(stream, ACIL(width=30, gamma=0.3, epochs=0), dtype=torch.float64)
+    R, W = torch.eye(30).double() / 0.3, torch.zeros(30, 0).double()
+    for task in stream:
+        W = torch.cat([W, torch.zeros(30, task.classes.stop - W.shape[1])], dim=1)
+        for rows in torch.split(torch.arange(len(task.train)), 7):
+            batch = task.train[rows]
+            with torch.no_grad():
+                H = strategy.read(learner, batch)
+            Y = torch.eye(W.shape[1]).double()[batch["y"]]
+            K = torch.linalg.inv(torch.eye(len(H)) + H @ R @ H.t())
+            R = R - R @ H.t() @ K @ H @ R
+            W = W + R @ H.t() @ (Y - H @ W)
+    torch.testing.assert_close(strategy.solve()[1], W, atol=1e-9, rtol=1e-9)
+
+
 def parted(stream):
     """The same samples as twice as many tasks of the same classes, and of uneven sizes."""
     tasks = []
