@@ -117,7 +117,9 @@ def _paired(row: Mapping[str, Any], ours: Sequence[Mapping[str, Any]]) -> dict[s
     if "published_naive" not in row:
         return {}
     place = f"{row['published'].rpartition('/')[0]}/{row['published_naive']}"
-    (naive,) = (one for one in ours if one.get("published") == place)
+    naive = next((one for one in ours if one.get("published") == place), None)
+    if naive is None:
+        return {}
     scores, bare = (_by_seed(one) for one in (row, naive))
     common = scores.keys() & bare.keys()
     gap = sum(scores[seed] - bare[seed] for seed in common) / len(common)
