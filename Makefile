@@ -20,7 +20,7 @@ METHOD ?= gpm
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-flower test-kills lint bench bench-commits bench-pmnist bench-alexnet \
-	bench-svd reproduce backbones docs clean
+	bench-svd leakage reproduce backbones docs clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ bench-pmnist: $(VENV)/.dev ## time whole PMNIST runs against naive ones (METHOD=
 
 bench-alexnet: $(VENV)/.dev ## time GPM's step and basis update on the papers' AlexNet
 	$(BIN)/python tests/benchmarks/alexnet.py
+
+leakage: $(VENV)/.dev ## measure what optimizers put into protected subspaces, and write it down (a minute)
+	$(BIN)/python tests/benchmarks/leakage.py --results docs/results
+	$(BIN)/python docs/tables.py
 
 bench-svd: $(VENV)/.dev ## time adaptive SVD on a language model of T5-small's size (half an hour)
 	$(BIN)/python tests/benchmarks/adaptive_svd.py

@@ -49,6 +49,7 @@ PAGES = {
     "dashboard.md": "Weights & Biases",
     "integrations.md": "In your own training loop",
     "merging.md": "Merging models",
+    "optimizers.md": "Optimizers and surgery",
     "architecture.md": "Architecture",
     "benchmarks.md": "Benchmarks",
 }
