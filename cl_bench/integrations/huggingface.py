@@ -50,7 +50,16 @@ class GuardCallback(TrainerCallback):
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> None:
-        """Before the optimizer and any wrapper exist: the Trainer was just made."""
+        """Before the optimizer and any wrapper exist: the Trainer was just made.
+
+        Raises:
+            UsageError: it shares weights out among processes, or trains another model.
+        """
+        if args.fsdp or args.deepspeed:
+            raise UsageError(
+                "FSDP and DeepSpeed share weights out among processes, and strategies here need "
+                "whole ones: leave fsdp and deepspeed out, so that processes train by DDP"
+            )
         self._begin(more.get("model"))
 
     def on_train_begin(
