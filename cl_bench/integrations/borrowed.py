@@ -19,6 +19,7 @@ from cl_bench.learners.guards import guards
 from cl_bench.learners.modes import own_buffers, same_modes
 from cl_bench.learners.stages import Stages
 from cl_bench.learners.work import Work
+from cl_bench.parallel.sharding import is_sharded
 from cl_bench.subspace import Accumulator, LinearMap, Moments
 
 
@@ -35,8 +36,8 @@ class Borrowed(Outputs, Stages):
             several heads, else ``domain``.
 
     Raises:
-        UsageError: the model is compiled or wrapped, so that its layers could not be watched, or a
-            name fits no layer.
+        UsageError: the model is compiled, wrapped or shared out, so that its layers could not be
+            watched, or a name fits no layer.
     """
 
     def __init__(
@@ -53,6 +54,11 @@ class Borrowed(Outputs, Stages):
             raise UsageError(
                 f"{type(model).__name__} hides its layers: give the module itself, and train "
                 "what torch.compile(module) or DistributedDataParallel(module) returned"
+            )
+        if is_sharded(model):
+            raise UsageError(
+                "processes share the model's weights out (FSDP), and strategies here need whole "
+                "ones: let each process hold all of them (DistributedDataParallel)"
             )
         self._model, self._loss, self._forward = model, loss, forward
         self.seed = seed

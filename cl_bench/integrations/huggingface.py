@@ -50,7 +50,16 @@ class GuardCallback(TrainerCallback):
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> None:
-        """Before the optimizer and any wrapper exist: the Trainer was just made."""
+        """Before the optimizer and any wrapper exist: the Trainer was just made.
+
+        Raises:
+            UsageError: it shares weights out among processes, or trains another model.
+        """
+        if args.fsdp or args.deepspeed:
+            raise UsageError(
+                "FSDP and DeepSpeed share weights out among processes, and strategies here need "
+                "whole ones: leave fsdp and deepspeed out, so that processes train by DDP"
+            )
         self._begin(more.get("model"))
 
     def on_train_begin(
@@ -158,7 +167,7 @@ class GuardCallback(TrainerCallback):
         else:
             if whole is not batch and items is not None and scaled:
                 items = items * learner.terms(whole) / learner.terms(batch)
-            loss, outputs = compute(model, given, True, items)
+            loss, outputs = _computed(compute, model, given, items)
         out = getattr(outputs, "logits", None)
         out = loss.detach() if out is None else out
         return loss + session.penalty(whole, out) * share, outputs
@@ -178,6 +187,17 @@ class GuardCallback(TrainerCallback):
         hooks = ("on_batch", "objective", "penalty", "param_groups")
         session.lines = {**session.lines, **dict.fromkeys(hooks, ATTACH)}
         self._session = session
+
+
+def _computed(compute: Any, model: Any, given: dict[str, Any], items: Any) -> tuple[Tensor, Any]:
+    """A Trainer's loss, with outputs where it gives them out: TRL's on-policy ones do not."""
+    try:
+        loss, outputs = compute(model, given, True, items)
+    except ValueError as refused:
+        if "returning outputs" not in str(refused):
+            raise
+        return compute(model, given, False, items), None
+    return loss, outputs
 
 
 def names(batch: Mapping[str, Tensor]) -> dict[str, str]:

@@ -107,7 +107,6 @@ class ContinualCallback(Callback):
         except UsageError:
             self._release()
             raise
-        self._session.lines = {**self._session.lines, "param_groups": "one optimizer"}
         hooks = ("on_batch", "objective", "penalty")
         if any(overrides(self.strategy, hook) for hook in hooks):
             if not pl_module.automatic_optimization:

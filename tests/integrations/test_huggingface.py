@@ -181,3 +181,21 @@ def test_strategies_that_a_trainer_has_no_room_for(tmp_path):
     other = GuardCallback(Guarded(llama(hidden=16), GPM()), sample=texts(0))
     with pytest.raises(UsageError, match="another model"):
         trainer(model, 0, tmp_path, other)
+
+
+def test_updates_stay_out_under_autocast_and_checkpointed_activations(tmp_path):
+    model = llama(hidden=32)
+    strategy = GPM(threshold=0.99)
+    guard = Guarded(model, strategy)
+    how = {"bf16": True, "gradient_checkpointing": True, "gradient_accumulation_steps": 2}
+    for t in range(2):
+        memory = dict(strategy.memory)
+        layers = guard.learner.layers(strategy.protect)
+        before = {m.name: m.whole().clone() for m in layers}
+        callback = GuardCallback(guard, sample=texts(t))
+        trainer(model, t, tmp_path, callback, **how).train()
+    assert memory
+    for layer in layers:
+        change, M = (layer.whole() - before[layer.name]).double(), memory[layer.name]
+        assert 0 < M.shape[1] < M.shape[0]
+        assert (change @ M).norm() < 1e-4 * change.norm() > 0

@@ -180,7 +180,7 @@ def test_a_promise_has_layers_project_what_they_read(inputs):
     model = torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.Linear(64, 4000), torch.nn.ReLU(), torch.nn.Linear(4000, 10)
     ).double()
-    strategy = GPM(threshold=0.9)
+    strategy = GPM(threshold=0.99, samples=60)
     guard = Guarded(model, strategy, inputs=inputs)
     for t in range(2):
         x, y = data(t)

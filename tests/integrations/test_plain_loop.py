@@ -1,7 +1,12 @@
 """A stranger's loop under every strategy of ``conf/strategy`` makes the weights of our engine."""
 
 import functools
+import io
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -218,3 +223,81 @@ def without(name, left):
                     batch = phase.data[torch.arange(min(8, len(phase.data)))]
                     guard.objective(batch, model(batch["x"])).backward()
                     other.step()
+
+
+@pytest.mark.slow
+def test_two_processes_come_to_what_one_does():
+    script = Path(__file__).parents[1] / "helpers/strangers.py"
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    found = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, env=environment, check=False
+    )
+    assert found.returncode == 0, found.stderr[-3000:]
+
+
+@pytest.mark.parametrize("name", ["hat", "bic", "gpm", "ewc"])
+def test_the_state_of_a_guard_is_all_that_the_next_task_needs(name):
+    """What a strategy adds to the network travels in it as well."""
+    made = []
+    for saved in (False, True):
+        setting = Setting(name)
+        model = Somebodys(setting.learner)
+        guard = guard_of(model, setting)
+        for t, task in enumerate(setting.stream):
+            if saved and t == 1:
+                file = io.BytesIO()
+                torch.save({"guard": guard.state_dict(), "model": model.state_dict()}, file)
+                file.seek(0)
+                state = torch.load(file, weights_only=True)
+                again = Setting(name)
+                model = Somebodys(again.learner)
+                guard = guard_of(model, again)
+                if overrides(guard.strategy, "plan"):
+                    guard.strategy.check(guard.learner)
+                model.load_state_dict(state["model"])
+                guard.load_state_dict(state["guard"])
+            learn_task(guard, model, task, t)
+        made.append((dict(model.state_dict()), guard.state_dict()["extras"]))
+    (one, its), (other, others) = made
+    assert relative_gap(one, other) < ROUNDING
+    assert str(its) == str(others)
+
+
+def guard_of(model, setting):
+    heads = [f"outs.{i}" for i in range(len(model.outs))]
+    return Guarded(
+        model, setting.strategy, loss=F.cross_entropy, heads=heads, scenario=setting.stream.scenario
+    )
+
+
+def learn_task(guard, model, task, t):
+    whole = dict(task.train.tensors)
+    with guard.task(sample=whole, epochs=1, steps=4, classes=task.classes) as lesson:
+        optimizer = SGD(guard.param_groups(), lr=0.2)
+        for batch in batches(lesson, t, 0):
+            train(guard, model, optimizer, {**batch, "plain": batch["x"]})
+        guard.after_epoch()
+        for phase in guard.phases():
+            optimizer = SGD(guard.param_groups(), lr=0.2)
+            for batch in batches(phase, t, 0):
+                train(guard, model, optimizer, batch)
+
+
+def test_a_loop_that_diverges_is_told_so():
+    setting = Setting("finetune")
+    model = Somebodys(setting.learner)
+    guard = guard_of(model, setting)
+    task = setting.stream[0]
+
+    def diverge():
+        with guard.task(sample=dict(task.train.tensors)) as lesson:
+            batch = lesson.data[torch.arange(8)]
+            optimizer = SGD(model.parameters(), lr=1e300)
+            for _ in range(3):
+                F.cross_entropy(model(batch["x"]), batch["y"]).backward()
+                optimizer.step()
+
+    with pytest.raises(UsageError, match="not finite"):
+        diverge()
+    assert guard.tasks == 0
