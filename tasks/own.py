@@ -117,7 +117,7 @@ def _images(
         x, y = found["train"]
         order = torch.randperm(len(y), generator=generator(seed, "test", name))
         held = torch.zeros(len(y), dtype=torch.bool)
-        for c in y.unique():
+        for c in torch.unique(y).tolist():
             own = order[y[order] == c]
             held[own[: max(1, int(test_fraction * len(own)))]] = True
         found["train"], found["test"] = (x[~held], y[~held]), (x[held], y[held])

@@ -225,14 +225,12 @@ def sink_factories(cfg: DictConfig, config: Mapping[str, Any]) -> list[SinkFacto
         cfg: the node ``logger``.
         config: the resolved configuration.
     """
-    plain_options = {k: v for k, v in cfg.items() if k != "also"}
+    own = {k: v for k, v in plain(cfg).items() if k != "also"}
     found: list[SinkFactory] = []
-    if plain_options:
-        own = OmegaConf.masked_copy(cfg, [str(k) for k in plain_options])
-        own._set_parent(cfg._get_parent())
-        own._metadata.key = cfg._key()
-        with explained(own):
-            options = checked_options(wandb_sink, own)
+    if own:
+        node = OmegaConf.create({"logger": own}).logger
+        with explained(node):
+            options = checked_options(wandb_sink, node)
             wandb_sink(Path(), {}, **options)
         found.append(functools.partial(wandb_sink, config=config, **options))
     for name, node in (cfg.get("also") or {}).items():

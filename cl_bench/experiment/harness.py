@@ -5,6 +5,7 @@ named, and those of a folder in its own format; three tiny ones come with the pa
 path runs without a network. They show damage to a pretrained model, and are no benchmark.
 """
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -60,14 +61,14 @@ class Harness:
 
     def _manager(self) -> Any:
         try:
-            from lm_eval.tasks import TaskManager
+            import lm_eval.tasks  # noqa: F401
         except ImportError as error:
             raise UsageError(
                 f"{self.prefix}tasks: needs a package that is not installed ({error}): "
                 "pip install 'cl_bench[general]'"
             ) from None
-        folders = [str(BUNDLED), *([self.folder] if self.folder else [])]
-        return TaskManager(verbosity="ERROR", include_path=folders)
+        own = all(task.startswith("cl_bench_") for task in self.tasks)
+        return _manager(self.folder, not own)
 
     def score(self, model: Any, tokenizer: Any) -> dict[str, float]:
         """Score of every task, each by the first metric that it names.
@@ -102,6 +103,15 @@ class Harness:
         finally:
             logging.getLogger("lm_eval").setLevel(before)
         return {task: _first(found, task) for task in self.tasks}
+
+
+@functools.cache
+def _manager(folder: str | None, theirs: bool) -> Any:
+    """What knows the tasks there are; reading the harness' own thousands takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    folders = [str(BUNDLED), *([folder] if folder else [])]
+    return TaskManager(verbosity="ERROR", include_path=folders, include_defaults=theirs)
 
 
 def _first(found: Mapping[str, Any], task: str) -> float:

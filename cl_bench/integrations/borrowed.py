@@ -247,6 +247,16 @@ class Borrowed(Outputs, Stages):
             id(self.task): self.task,
         }
 
+    def predictions(self, out: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The outputs (n, classes) and the labels (n,)."""
+        return out, _labels(batch)
+
+    def own_answers(self, batch: Batch, temperature: float, generator: torch.Generator) -> Batch:
+        """Refused: how the model is asked is known to the owner of the loop."""
+        raise UsageError(
+            "the model's own answers cannot be had in a loop of yours; use +stream=chat in ours"
+        )
+
     def learns(self, parameter: nn.Parameter) -> bool:
         """As it was when the task began: a strategy may have frozen it since."""
         return parameter in self._learnable if self._learnable else parameter.requires_grad

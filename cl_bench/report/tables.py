@@ -25,7 +25,7 @@ SHORTEST_LABEL = 9
 
 
 def matrix_table(
-    R: Matrix, task_names: Sequence[str], width: int = WIDTH, title: str = "accuracy"
+    R: Matrix, task_names: Sequence[str], width: int = WIDTH, what: str = "accuracy"
 ) -> Table:
     """The accuracy matrix in percent, with nothing cut off.
 
@@ -37,7 +37,7 @@ def matrix_table(
         R: accuracy matrix (T + 1, T), scores in [0, 1].
         task_names: its columns.
         width: columns of the console that it may take; below 25 or so a row no longer fits.
-        title: what the scores are.
+        what: the scores are.
     """
     T = len(task_names)
     number = len(str(T))
@@ -55,7 +55,7 @@ def matrix_table(
     named = number + 2 + label + columns <= width
 
     table = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, title_justify="left")
-    table.title = Text(title if "%" in title else f"{title} (%)", style="bold not italic")
+    table.title = Text(what if "%" in what else f"{what} (%)", style="bold not italic")
     table.add_column("after task", no_wrap=True)
     for j in shown:
         head = Text(printable(task_names[j]) if named else str(j + 1))

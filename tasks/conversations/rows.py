@@ -16,6 +16,9 @@ LONGEST = 16 * 2**20
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 
+FILES = (".jsonl", ".gz", ".parquet", ".json", ".csv", ".txt")
+"""Endings that no id on the hub has; the first three are read."""
+
 SIDES = ("train", "validation", "test")
 
 
@@ -47,7 +50,7 @@ def read_rows(path: str, name: str | None, split: str | None, key: str) -> dict[
     place = Path(path).expanduser()
     if place.is_dir():
         return _folder(place, split, key)
-    if place.suffix or place.exists():
+    if place.exists() or place.suffix.lower() in FILES:  # ids on the hub have points, too
         if not place.is_file():
             raise UsageError(f"{key}={path}: no such file")
         _refuse_split(split, key)

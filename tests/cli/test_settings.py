@@ -281,7 +281,7 @@ def test_widths_that_nothing_takes_are_refused(begin):
     [
         ("+strategy=null", "choose one of adam_nscl, "),
         ("schedule=null", "choose one of constant, "),
-        ("logger=5", "choose one of wandb"),
+        ("logger=5", "choose one of csv, tensorboard, wandb"),
         ("seed=range(0)", "holds no value"),
         ("seed=range(0,3,0)", "no sweep (range() arg 3 must not be zero)"),
         ("stream.attributes={}", "merges nothing"),

@@ -9,6 +9,8 @@ import torch
 from chats import said, saved, write
 
 from cl_bench.contracts import UsageError
+from cl_bench.experiment import SearchSettings
+from cl_bench.experiment.search import for_search
 from cl_bench.tasks.chat import Chat
 
 GOOD = [{"prompt": "hi", "completion": "yo"}] * 4
@@ -184,3 +186,20 @@ def test_rows_in_python_are_rows_of_files(tmp_path):
     )
     assert files.fingerprint == given.fingerprint
     assert chats.tokenizer("llama").eos_token_id != files.end  # a turn's end, not a text's
+
+
+def test_a_search_has_no_number_to_choose_by_where_metrics_differ(tmp_path):
+    rows = [{"prompt": f"q{i}", "completion": "a"} for i in range(20)]
+    sources = [{"rows": rows, "name": n, "metric": m} for n, m in (("x", "f1"), ("y", "test_loss"))]
+    stream = Chat(sources, tokenizer="bytes")
+    with pytest.raises(UsageError, match=r"the tasks' metrics differ \(f1, test_loss\)"):
+        for_search(stream, SearchSettings(enabled=True, tasks=2))
+    assert len(for_search(stream, SearchSettings(enabled=True, tasks=1))) == 1
+
+
+def test_ids_on_the_hub_may_have_points(monkeypatch):
+    asked = []
+    monkeypatch.setattr("datasets.load_dataset", lambda *words: asked.append(words) or {})
+    with pytest.raises(UsageError, match="no such file or folder, and as a data set on the hub"):
+        Chat(["org/Name-2.5"], tokenizer="bytes")
+    assert asked == [("org/Name-2.5", None)]

@@ -2,9 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 
-def rows(file="", **_):  # noqa: ANN001, ANN201
+def rows(file: str = "", **_: Any) -> dict[str, Any]:
     """``{"test": rows}`` of the file of that name beside this one."""
     import datasets
 

@@ -67,6 +67,6 @@ class SelfReplay(Reservoir, Strategy):
         """Answer some of the task's prompts."""
         rng = generator(learner.seed, "own answers", task.index)
         asked = task.sample(self.samples, learner.seed)
-        for part in torch.arange(size(asked)).split(learner.batch_size):
+        for part in torch.split(torch.arange(size(asked)), learner.batch_size):
             batch = {k: v[part] for k, v in asked.items()}
             self.offer(learner.own_answers(batch, self.temperature, rng))
