@@ -30,8 +30,8 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 REPOSITORY = "https://github.com/cl-bench/cl_bench/blob/main"
 CONF = conf_directory()
-TOO_LARGE = ("biography/paper", "biography/gpu", "biography/small", "t5_cl_hub")
-"""Streams that take long to make, or a network: their pages say how large they are themselves."""
+TOO_LARGE = ("biography/paper", "biography/gpu", "biography/small", "t5_cl_hub", "drift")
+"""Streams that take long to make, a network or an extra: their pages say how large they are."""
 
 CSS = """
 .md-grid { max-width: 1400px; }

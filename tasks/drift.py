@@ -21,6 +21,9 @@ from cl_bench.tasks.tensors import TensorTask, fingerprint_of
 
 Name = Literal["sea", "sine", "hyperplane", "rbf", "phishing", "bananas"]
 SETS = ("phishing", "bananas")
+CITATION = "Montiel et al., River: machine learning for streaming data in Python, JMLR 2021"
+GENERATED = Origin("river.datasets.synth", "BSD-3-Clause", CITATION)
+SHIPPED = Origin("sets in river.datasets", "not stated by river", CITATION)
 
 Row = tuple[Mapping[Any, Any], Any]
 """Features by name, and a label, as river has them."""
@@ -84,11 +87,7 @@ class Drift(Stream):
             every = sizes[0] // test_samples
             rows = _rows(synth, data, sizes, width, speed, noise, seed)
         x, y = _tensors(itertools.islice(rows, sum(sizes)))
-        origin = Origin(
-            f"river.datasets, {data}",
-            "BSD-3-Clause (river)" if data not in SETS else "as river distributes it",
-            "Montiel et al., River: machine learning for streaming data in Python, JMLR 2021",
-        )
+        origin = SHIPPED if data in SETS else GENERATED
         labels = range(int(y.max()) + 1)
         splits, tasks = [], []
         for t, (part_x, part_y) in enumerate(

@@ -86,6 +86,8 @@ def cases(data):
                 words = (*words, f"stream.data_dir={data}")
             if "local" in _engines(path):
                 found[f"{name} {stream}"] = (*words, *more)
+            if stream in FEDERATED_STREAMS and _engines(path) == {"streaming"}:
+                found[f"{name} {stream} streaming"] = (*words, "+engine=streaming", *more)
             if stream in FEDERATED_STREAMS and "federated" in _engines(path):
                 words = tuple(w for w in words if w != "pack=1")
                 federation = ("+federation=small", *FEDERATED)

@@ -134,11 +134,14 @@ def _order(arguments: Sequence[str]) -> Order:
     if options.get("adapter", "false") not in ("true", "false"):
         raise UsageError(f"adapter={options['adapter']}: true or false")
     names, matrix = read_matrix(directory)
-    asked = options.get("task", str(tasks_learned(matrix)))
-    if not asked.isdecimal() or int(asked) > len(names):
+    events = read_results(directory)
+    met = max((e["request"] for e in events if e["event"] == "forget"), default=0)
+    asked = options.get("task", str(tasks_learned(matrix) + met))
+    if not asked.isdecimal() or int(asked) > len(names) + met:
         raise UsageError(
             f"task={asked}: counts the tasks learned, as rows of accuracy_matrix.csv do, from 0 "
             f"(before any) to {len(names)}"
+            + (f", and further {met} requests to forget" if met else "")
         )
     learned = int(asked)
     kind = "adapter" if options.get("adapter") == "true" else "task"

@@ -24,7 +24,7 @@ def model_card(directory: Path, learned: int, loading: str) -> str:
 
     Args:
         directory: of the run.
-        learned: tasks learned, a row of the accuracy matrix.
+        learned: tasks learned, a row of the accuracy matrix; further ones are requests to forget.
         loading: the section on loading, in Markdown.
 
     Raises:
@@ -37,10 +37,13 @@ def model_card(directory: Path, learned: int, loading: str) -> str:
     stream, strategy = facts.get("stream", "?"), facts.get("strategy", "?")
     library = "transformers" if data["modality"] == "text" else "pytorch"
     known = "known" if run.task_id_known else "not known"
+    tasks = _learnt(data)
+    met, learned = max(0, learned - len(tasks)), min(learned, len(tasks))
+    after = f" and {met} requests to forget" if met else ""
     row = run.matrix[: learned + 1].copy()
     parts = [
         f"---\nlibrary_name: {library}\ntags: [continual-learning, cl_bench]\n---",
-        f"# {stream} after {learned} of {len(run.task_names)} tasks, strategy {strategy}",
+        f"# {stream} after {learned} of {len(run.task_names)} tasks{after}, strategy {strategy}",
         f"Learned one task after another by cl_bench {_version(environment)}: stream "
         f"`{stream}`, strategy `{strategy}`, seed {facts.get('seed', '?')}. The strategy is of "
         "no use any more: these are the weights that it left, as an ordinary network. The full "
@@ -49,15 +52,21 @@ def model_card(directory: Path, learned: int, loading: str) -> str:
         _backbone(data),
         "## What it can do",
         f"Row {learned} of the run's accuracy matrix: scores on test data after {learned} task(s). "
-        f"Which task a sample comes from was **{known}** at test time.",
-        "\n".join(_table(data["tasks"], row[-1], learned)),
+        f"Which task a sample comes from was **{known}** at test time."
+        + (" They are from before the requests: `results.jsonl` has `forget`." if met else ""),
+        "\n".join(_table(tasks, row[-1], learned)),
         "\n".join(_summaries(run.matrix, learned)),
         "## Data",
-        "\n".join(_origins(data["tasks"][: max(learned, 1)])),
+        "\n".join(_origins(tasks[: max(learned, 1)])),
         "Whoever passes the weights on should check what these licences ask for. "
         f"Fingerprint of the data: `{data['fingerprint']}`.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _learnt(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The tasks of ``data.json`` without requests to forget."""
+    return [task for task in data["tasks"] if task.get("kind", "learn") == "learn"]
 
 
 def _backbone(data: Mapping[str, Any]) -> str:
@@ -103,7 +112,7 @@ def heads_section(data: Mapping[str, Any], learned: int, heads: int) -> str:
         lines.append(f"The classes are {', '.join(names)}." if names and alike else "")
         return " ".join(filter(None, lines))
     lines.append("Output columns, one head after another:\n")
-    for task in data["tasks"]:
+    for task in _learnt(data):
         if task["head"] >= heads:
             continue
         stop = task["first_class"] + task["classes"]

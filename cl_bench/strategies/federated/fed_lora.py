@@ -134,7 +134,8 @@ class FedLoRA(FederatedStrategy):
                 A: nn.Linear = A,
                 B: nn.Linear = B,
             ) -> Tensor:
-                return out + scale * B(A(given[0]))
+                added: Tensor = scale * B(A(given[0]))
+                return out + added
 
             layer = learner.network.get_submodule(name)
             self._hooks.append(layer.register_forward_hook(add))

@@ -41,16 +41,17 @@ class FedSVD(FedLoRA):
         self.rounds += 1
         if self.every is None or self.rounds % self.every:
             return found
-        names = {p: name for name, p in learner.network.named_parameters()}
+        names = {id(p): name for name, p in learner.network.named_parameters()}
         for layer in self.shapes:
             A, B = (part.weight for part in self.pair(learner, layer))
+            name_A, name_B = names[id(A)], names[id(B)]
             before = B.detach().double()
-            moved = before + update[names[B]].double() if names[B] in update else before
+            moved = before + update[name_B].double() if name_B in update else before
             if not bool(moved.any()):
                 continue
             turned_A, turned_B = turn(A.detach().double(), moved)
-            found[names[A]] = (turned_A - A.detach().double()).to(A)
-            found[names[B]] = (turned_B - before).to(B)
+            found[name_A] = (turned_A - A.detach().double()).to(A)
+            found[name_B] = (turned_B - before).to(B)
         return found
 
     def state_dict(self) -> State:

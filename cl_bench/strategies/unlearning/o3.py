@@ -18,6 +18,7 @@ the best that any detector could do. Their code penalises absolute sums; this is
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -44,6 +45,15 @@ class O3(LowRankPairs):
         UsageError: ``full_first``, which has no effect here.
     """
 
+    needs = Needs(
+        modalities=frozenset({"text"}),
+        freezes_weights=True,
+        adapts=True,
+        forgets=True,
+        task_id_at_test=True,
+        options={"task_id_at_test": "gate"},
+    )
+
     def __init__(
         self, strength: Strength = 0.1, gate: Gate = "oracle", **shared: Inherited
     ) -> None:
@@ -53,21 +63,11 @@ class O3(LowRankPairs):
                 "strategy.full_first=true: tasks are learned by all weights anyway; leave it out"
             )
         self.strength, self.gate = strength, gate
+        if gate == "open":  # nobody need tell whose data it is
+            self.needs = replace(self.needs, task_id_at_test=False)
         self.pairs: dict[str, tuple[Tensor, Tensor]] = {}  # A (r, d), B (o, r) of every layer
         self.drawn = 0
         self._task: Task | None = None
-
-    @property
-    def needs(self) -> Needs:  # type: ignore[override]
-        """The oracle is told whose data it answers for."""
-        return Needs(
-            modalities=frozenset({"text"}),
-            freezes_weights=True,
-            adapts=True,
-            forgets=True,
-            task_id_at_test=self.gate == "oracle",
-            options={"task_id_at_test": "gate"},
-        )
 
     def setup(self, learner: Learner, task: Task) -> None:
         """A request's pair goes on from where the last one's ended."""

@@ -24,7 +24,7 @@ def relabelled(batch: Batch, classes: range, rng: Generator) -> Batch:
     labels, tokens = batch["labels"], batch["input_ids"]
     kinds = batch.get("kind", torch.zeros(len(labels), dtype=torch.long)).cpu()
     partner = torch.arange(len(labels))
-    for kind in kinds.unique():
+    for kind in torch.unique(kinds):
         rows = (kinds == kind).nonzero().flatten()
         rows = rows[torch.randperm(len(rows), generator=rng)]
         partner[rows] = rows.roll(1)

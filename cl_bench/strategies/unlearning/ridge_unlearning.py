@@ -66,9 +66,9 @@ class RidgeUnlearning(Strategy):
     @property
     def beta(self) -> Tensor:
         """The readout (d, classes)."""
-        return torch.linalg.solve(
-            self.gram + self.ridge * torch.eye(len(self.gram), dtype=torch.float64), self.cross
-        )
+        ridge = self.ridge * torch.eye(len(self.gram), dtype=torch.float64)
+        found: Tensor = torch.linalg.solve(self.gram + ridge, self.cross)
+        return found
 
     def predict(self, learner: Learner, batch: Batch, task: Task | None) -> Tensor:
         """The readout's; before any task what the network says."""

@@ -209,3 +209,26 @@ def test_behind_a_shut_gate_o3_is_the_base_to_the_bit(people):
 def test_o3_refuses_an_option_without_effect():
     with pytest.raises(UsageError, match="full_first"):
         O3(full_first=True)
+
+
+def test_the_last_weights_are_those_after_the_requests(digits, tmp_path):
+    """What is exported by default has met them, and its card says so."""
+    from cl_bench.report.card import model_card
+
+    conduct(
+        digits,
+        Relabel(),
+        mlp(digits),
+        trainer,
+        Identity("toy", "relabel", "seed: 0\n", "python -m cl_bench"),
+        loop=LoopSettings(0, 100),
+        evaluation=EvalSettings(),
+        alignment=AlignmentSettings(enabled=False),
+        run_dir=tmp_path / "run",
+    )
+    assert sorted(p.name for p in (tmp_path / "run/weights").iterdir()) == [
+        f"task000{n}.safetensors" for n in range(4)
+    ]
+    card = model_card(tmp_path / "run", 3, "")
+    assert "after 1 of 1 tasks and 2 requests to forget" in card
+    assert "forget_0" not in card
