@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from cl_bench.contracts import Batch, Position, Protect, Scenario, Strategy, Task, UsageError
 from cl_bench.contracts.plan import Start
-from cl_bench.integrations.outputs import Forward, LossFunction, Outputs
+from cl_bench.integrations.outputs import Forward, LossFunction, Outputs, labels_of
 from cl_bench.learners.guardable import is_norm, require_guardable
 from cl_bench.learners.guards import guards
 from cl_bench.learners.modes import own_buffers, same_modes
@@ -249,7 +249,7 @@ class Borrowed(Outputs, Stages):
 
     def predictions(self, out: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The outputs (n, classes) and the labels (n,)."""
-        return out, _labels(batch)
+        return out, labels_of(batch)
 
     def own_answers(self, batch: Batch, temperature: float, generator: torch.Generator) -> Batch:
         """Refused: how the model is asked is known to the owner of the loop."""
@@ -350,14 +350,6 @@ class Borrowed(Outputs, Stages):
     def example(self) -> Batch:
         """Nobody shows a sample before the first batch."""
         raise UsageError("this strategy looks at a sample of the stream, which is not known here")
-
-    def predictions(self, out: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The terms of somebody else's loss are not known."""
-        raise UsageError("this strategy looks into the loss, of which only the value is known here")
-
-    def own_answers(self, batch: Batch, temperature: float, generator: torch.Generator) -> Batch:
-        """Which part of a batch is a prompt is not known."""
-        raise UsageError("this strategy has prompts answered, which are not known as such here")
 
     def reset_weights(self) -> None:
         """Back to the weights of before the first task.
