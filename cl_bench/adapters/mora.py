@@ -49,7 +49,7 @@ class _Layer(Reparametrised):
 
     def change(self) -> Tensor:
         o, d = self._map.out_features, self._map.in_features
-        blocks = torch.block_diag(*(self.M @ self.turned))  # (k n, k n) of n pieces
+        blocks: Tensor = torch.block_diag(*(self.M @ self.turned))  # type: ignore[no-untyped-call]  # (k n, k n), n pieces
         head, over = blocks[:, :d], blocks[:, d:]
         filled = head + nn.functional.pad(over, (0, d - over.shape[1]))
         return filled.repeat(-(-o // len(filled)), 1)[:o]

@@ -7,7 +7,7 @@ asks, so that the rest of the package knows one kind of adapter.
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -130,8 +130,8 @@ def top(matrix: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
     if r > min(matrix.shape):
         raise ValueError(f"r={r}: a layer has {min(matrix.shape)} singular values")
     U, S, Vt = torch.linalg.svd(matrix.detach().float(), full_matrices=False)
-    found: Any = (U[:, :r], S[:r], Vt[:r])
-    return tuple(t.to(matrix.dtype).contiguous() for t in found)  # type: ignore[return-value]
+    u, s, v = (t.to(matrix.dtype).contiguous() for t in (U[:, :r], S[:r], Vt[:r]))
+    return u, s, v
 
 
 def kept(module: nn.Module, **tensors: Tensor) -> None:

@@ -72,7 +72,9 @@ def trial(maps: Sequence[LinearMap], config: Any, apart: bool = False) -> tuple[
 
 def _bare(module: nn.Module) -> nn.Module:
     """A copy of a layer without whatever hangs on it."""
-    known = {id(vars(module)[hooks]): OrderedDict() for hooks in vars(module) if "_hooks" in hooks}
+    known: dict[int, Any] = {
+        id(vars(module)[hooks]): OrderedDict() for hooks in vars(module) if "_hooks" in hooks
+    }
     return copy.deepcopy(module, known).cpu()
 
 
