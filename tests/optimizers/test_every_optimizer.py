@@ -1,6 +1,8 @@
 """Every yaml of conf/optimizer: whose parameters get which rule, and whether it resumes."""
 
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -157,3 +159,13 @@ def test_without_the_package_a_line_says_how_to_get_it(name, monkeypatch):
         build_optimizer(node(name))
     assert "pip install 'cl_bench[optimizers]'" in str(refusal.value)
     assert len(str(refusal.value).splitlines()) == 1
+
+
+def test_importing_everything_loads_no_optional_package():
+    code = (
+        "import sys, cl_bench, cl_bench.cli, cl_bench.optimizers\n"
+        "import cl_bench.strategies.surgery.surgery, cl_bench.strategies.surgery.bloop\n"
+        "loaded = {'pytorch_optimizer', 'torchjd', 'peft', 'transformers'} & sys.modules.keys()\n"
+        "assert not loaded, loaded\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=conf_directory().parent)
