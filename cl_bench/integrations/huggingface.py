@@ -8,9 +8,10 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from cl_bench.contracts import Batch, UsageError
+from cl_bench.integrations.lines import require_own_data, require_trainer
 from cl_bench.integrations.pytorch import Guarded
 from cl_bench.integrations.sample import Sample, as_batch
-from cl_bench.integrations.session import Session, require_own_data, require_trainer
+from cl_bench.integrations.session import Session
 from cl_bench.parallel.ranks import world
 
 ATTACH = "callback.attach(trainer), before trainer.train()"

@@ -10,15 +10,11 @@ from torch.optim import Optimizer
 
 from cl_bench.contracts import Batch, Strategy, UsageError
 from cl_bench.contracts.strategy import overrides
+from cl_bench.integrations.lines import require_own_data, require_served, require_trainer
 from cl_bench.integrations.outputs import Forward, LossFunction
 from cl_bench.integrations.pytorch import Guarded
 from cl_bench.integrations.sample import Sample, as_batch
-from cl_bench.integrations.session import (
-    Session,
-    require_own_data,
-    require_served,
-    require_trainer,
-)
+from cl_bench.integrations.session import Session
 from cl_bench.learners.guards import refuse_half_precision
 
 

@@ -16,10 +16,11 @@ from torch.optim.optimizer import (
 from cl_bench.contracts import Batch, Phase, Scenario, State, Strategy, Task, UsageError
 from cl_bench.contracts.strategy import overrides, penalises_weights
 from cl_bench.integrations.borrowed import Borrowed
+from cl_bench.integrations.lines import Lesson, require_served
 from cl_bench.integrations.outputs import Forward, LossFunction
 from cl_bench.integrations.report import Loaders, Report
 from cl_bench.integrations.sample import Sample, SampledTask, as_batch
-from cl_bench.integrations.session import Lesson, Session, require_served
+from cl_bench.integrations.session import Session
 from cl_bench.optimizers import place_of
 
 
