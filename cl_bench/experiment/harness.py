@@ -111,7 +111,7 @@ def _manager(folder: str | None, theirs: bool) -> Any:
     from lm_eval.tasks import TaskManager
 
     folders = [str(BUNDLED), *([folder] if folder else [])]
-    return TaskManager(verbosity="ERROR", include_path=folders, include_defaults=theirs)
+    return TaskManager(include_path=folders, include_defaults=theirs)
 
 
 def _first(found: Mapping[str, Any], task: str) -> float:
