@@ -263,7 +263,8 @@ class BaseLearner(Stages, Evaluation, SharedServices, Optimizing, lightning.Ligh
 
     def example(self) -> Batch:
         """A sample of the stream's first task, as the network takes it."""
-        return self._first_data()[torch.tensor([0])]
+        found: Batch = self._first_data()[torch.tensor([0])]  # type: ignore[no-untyped-call]
+        return found
 
     @property
     def network(self) -> nn.Module:
