@@ -6,12 +6,7 @@ from cl_bench.experiment.checks import (
     check_epochs,
     check_pair,
     check_schedule,
-    check_sharded,
     check_tasks,
-    check_together,
-    check_trainer,
-    processes,
-    shares_weights,
 )
 from cl_bench.experiment.companions import Together
 from cl_bench.experiment.conduct import Result, conduct
@@ -25,6 +20,13 @@ from cl_bench.experiment.plateau import Cosine, Plateau
 from cl_bench.experiment.pretrain import Pretrained, pretrain
 from cl_bench.experiment.probes import ProbeSettings, check_watch
 from cl_bench.experiment.search import SealedError, SearchSettings, for_search, search_facts
+from cl_bench.experiment.trainer_checks import (
+    check_sharded,
+    check_together,
+    check_trainer,
+    processes,
+    shares_weights,
+)
 from cl_bench.experiment.trainers import quiet_lightning, seed_training
 
 __all__ = [

@@ -1,20 +1,14 @@
 """What cannot work together, found before any work starts."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from torch import nn
 
 from cl_bench.contracts import Strategy, Stream, Task, UsageError
-from cl_bench.contracts.options import shown
 from cl_bench.contracts.strategy import overrides
 from cl_bench.experiment.loader import require_labels, require_samples, require_validation
 from cl_bench.experiment.plateau import Plateau
-from cl_bench.experiment.probes.settings import ProbeSettings
 from cl_bench.learners import BaseLearner
-from cl_bench.learners.batch_norm import by_batch
-from cl_bench.packed import check_packs
 
 GLANCE = 100
 """Training samples of every task that are looked at before any task is learned."""
@@ -241,117 +235,4 @@ def check_schedule(strategy: Strategy, schedule: object) -> None:
         raise UsageError(
             f"{said}: this run does not lower its rate on a plateau; add schedule=plateau, or "
             f"leave {said} out"
-        )
-
-
-def processes(trainer: Mapping[str, Any]) -> int:
-    """How many processes train together: devices on a node, times nodes.
-
-    Raises:
-        UsageError: the options do not say so.
-    """
-    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
-    if devices in ("1", [0]):
-        devices = 1
-    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (devices, nodes))
-    if not whole or min(devices, nodes) < 1:
-        raise UsageError(
-            f"trainer.devices={shown(devices)}, trainer.num_nodes={shown(nodes)}: whole numbers of "
-            "at least 1 (which GPUs, says the environment variable CUDA_VISIBLE_DEVICES)"
-        )
-    return int(devices * nodes)
-
-
-def shares_weights(trainer: Mapping[str, Any]) -> bool:
-    """Whether the Trainer's options have processes share the weights out (FSDP2)."""
-    strategy = trainer.get("strategy", "auto")
-    target = str(strategy.get("_target_")) if isinstance(strategy, Mapping) else ""
-    return target.rpartition(".")[2] == "ModelParallelStrategy"
-
-
-def check_together(stream: Stream, network: nn.Module) -> None:
-    """Raise :class:`UsageError` if several processes cannot learn the stream with this network."""
-    if stream.pretraining is not None:
-        raise UsageError(
-            f"stream {stream.name!r} pre-trains its model, in one process: use trainer=default"
-        )
-    for name in by_batch(network):
-        raise UsageError(
-            f"layer {name!r} normalises test data by the batch it stands in, and every process "
-            "tests on a part: use model.norm=running_statistics, or trainer=default"
-        )
-
-
-def check_sharded(strategy: Strategy, probe: ProbeSettings | None) -> None:
-    """Raise :class:`UsageError` if weights cannot be shared out among processes (FSDP2)."""
-    for member in strategy.members:
-        if not member.needs.shardable:
-            raise UsageError(
-                f"trainer=fsdp leaves in every process some rows of each weight, and the strategy "
-                f"({type(member).__name__}, with these options) needs whole ones: use trainer=ddp; "
-                "docs/several_gpus.md says what can be shared out"
-            )
-        for hook, what in (("modules", "modules of its own"), ("phases", "phases")):
-            if overrides(member, hook):
-                raise UsageError(
-                    f"trainer=fsdp shares out the weights of the network once, and the strategy "
-                    f"({type(member).__name__}) has {what}: use trainer=ddp"
-                )
-    for name, watching in (probe.members if probe else {}).items():
-        if watching.enabled and watching.writes:
-            raise UsageError(
-                f"probe.{name} writes to the network on the side, whose weights trainer=fsdp "
-                "shares out: use trainer=ddp, or leave the probe out"
-            )
-
-
-def check_trainer(trainer: Mapping[str, Any], pack: int, strategy: Strategy) -> None:
-    """Raise :class:`UsageError` if the Trainer's options do not fit the loop or the strategy.
-
-    Args:
-        trainer: the Trainer's arguments.
-        pack: batches per training step.
-        strategy: whose gradients clipping by value would bend.
-    """
-    count, sharded = processes(trainer), shares_weights(trainer)
-    if count > 1 and not sharded and str(trainer.get("strategy", "auto")) != "ddp":
-        raise UsageError(
-            f"trainer.devices={trainer.get('devices')}, trainer.num_nodes="
-            f"{trainer.get('num_nodes', 1)}: {count} processes train together with trainer=ddp "
-            "or, sharing out the weights, trainer=fsdp; add one"
-        )
-    if count == 1 and sharded:
-        raise UsageError(
-            "trainer.devices=1: one process has nobody to share weights out with; use "
-            "trainer=default, or more trainer.devices"
-        )
-    check_packs(trainer, pack, count)
-    if trainer.get("max_epochs", 1) is None:
-        raise UsageError("trainer.max_epochs=null: say how many, at least 1")
-    if trainer.get("gradient_clip_algorithm") == "value" and strategy.needs.rewrites_gradients:
-        raise UsageError(
-            "trainer.gradient_clip_algorithm=value leads a projected gradient out of its subspace: "
-            "use trainer.gradient_clip_algorithm=norm"
-        )
-
-
-def check_plain_loop(trainer: Mapping[str, Any], who: str) -> None:
-    """Raise :class:`UsageError` where ``who`` learn in a plain loop, and options need a Trainer."""
-    for key, plain in (
-        ("gradient_clip_val", (None, 0, 0.0)),
-        ("accumulate_grad_batches", (1,)),
-        ("limit_train_batches", (None,)),
-        ("deterministic", (None, False)),
-        ("devices", (1, "1", [0])),
-        ("num_nodes", (1,)),
-    ):
-        if trainer.get(key, plain[0]) not in plain:
-            raise UsageError(
-                f"trainer.{key}={trainer[key]}: {who} in a plain loop, without a Trainer, "
-                "that does not do this; leave it out"
-            )
-    if str(trainer.get("precision", "32-true")) not in ("32", "32-true"):
-        raise UsageError(
-            f"trainer.precision={trainer['precision']}: {who} in single precision; use "
-            "trainer.precision=32-true"
         )

@@ -16,7 +16,6 @@ from cl_bench.contracts import Engine, Strategy, Stream
 from cl_bench.ends import COMPLETED
 from cl_bench.experiment.budget import PeakMemory, describe_budget
 from cl_bench.experiment.checkpoint import Checkpoint, Checkpoints, CheckpointSettings
-from cl_bench.experiment.checks import check_sharded, check_together
 from cl_bench.experiment.engine import LightningEngine
 from cl_bench.experiment.experiment import EvalSettings, Experiment
 from cl_bench.experiment.faults import memory_explained
@@ -34,6 +33,7 @@ from cl_bench.experiment.pretrain import Pretrained, pretrain
 from cl_bench.experiment.probes import Observers, ProbeSettings, watch
 from cl_bench.experiment.reopen import Resume, follow, reopen
 from cl_bench.experiment.snapshot import RunState
+from cl_bench.experiment.trainer_checks import check_sharded, check_together
 from cl_bench.experiment.trainers import TrainerFactory
 from cl_bench.learners import BaseLearner, DivergedError
 from cl_bench.learners.guards import Guards, guards

@@ -8,7 +8,7 @@ from cl_bench.contracts import Strategy, Stream, UsageError
 from cl_bench.contracts.checking import checked
 from cl_bench.contracts.options import Count, Index, SomeShare
 from cl_bench.contracts.strategy import overrides
-from cl_bench.experiment.checks import check_plain_loop
+from cl_bench.experiment.trainer_checks import check_plain_loop
 
 
 @checked("engine.")
