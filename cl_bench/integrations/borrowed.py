@@ -17,10 +17,11 @@ from cl_bench.integrations.outputs import Forward, LossFunction, Outputs, labels
 from cl_bench.learners.guardable import is_norm, require_guardable
 from cl_bench.learners.guards import guards
 from cl_bench.learners.modes import own_buffers, same_modes
+from cl_bench.learners.protection import EXTRA
 from cl_bench.learners.stages import Stages
 from cl_bench.learners.work import Work
 from cl_bench.parallel.sharding import is_sharded
-from cl_bench.subspace import Accumulator, LinearMap, Moments
+from cl_bench.subspace import Accumulator, LinearMap, Moments, is_adapted, linear_maps
 
 
 class Borrowed(Outputs, Stages):
@@ -256,6 +257,24 @@ class Borrowed(Outputs, Stages):
         raise UsageError(
             "the model's own answers cannot be had in a loop of yours; use +stream=chat in ours"
         )
+
+    def _adapters(self, protect: Protect) -> list[LinearMap]:
+        """The linear maps inside PEFT's adapters that train, by the adapter's or the layer's name.
+
+        A pair's output B A x stays where A does the same to x, and B to A x.
+        """
+        found: list[LinearMap] = []
+        for name, module in self.network.named_modules():
+            if not is_adapted(module) or name.startswith(EXTRA):
+                continue
+            for part, inner in module.named_modules():
+                own = part and not part.startswith("base_layer")
+                maps = linear_maps(f"{name}.{part}", inner) if own else []
+                chosen = protect.matches(name) and protect.matches(f"{name}.{part}")
+                chosen = chosen or (bool(protect.include) and protect.matches(f"{name}.{part}"))
+                if maps and chosen and self.learns(maps[0].weight):
+                    found += maps
+        return found
 
     def learns(self, parameter: nn.Parameter) -> bool:
         """As it was when the task began: a strategy may have frozen it since."""

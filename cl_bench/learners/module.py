@@ -246,6 +246,7 @@ class BaseLearner(Stages, Evaluation, SharedServices, Optimizing, lightning.Ligh
             id(self.strategy): Strategy(),
             id(self.schedule): None,
             id(self._optimizer_factory): None,
+            id(self._first_data): None,
             id(self._carried): None,
             id(self._due): None,
             id(self.task): self.task,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from cl_bench.contracts import Protect, UsageError
 from cl_bench.contracts.options import shown
 from cl_bench.learners.guardable import is_norm, require_guardable
-from cl_bench.subspace import LinearMap, is_adapted, linear_maps, plain_modules
+from cl_bench.subspace import LinearMap, linear_maps, plain_modules
 
 EXTRA = "extra."
 """What the names of modules begin with that a strategy has added to the network."""
@@ -129,21 +129,8 @@ class Protection:
         return found
 
     def _adapters(self, protect: Protect) -> list[LinearMap]:
-        """The linear maps inside PEFT's adapters that train, by the adapter's or the layer's name.
-
-        A pair's output B A x stays where A does the same to x, and B to A x.
-        """
-        found: list[LinearMap] = []
-        for name, module in self.network.named_modules():
-            if not is_adapted(module) or name.startswith(EXTRA):
-                continue
-            for part, inner in module.named_modules():
-                maps = [] if part.startswith("base_layer") else linear_maps(f"{name}.{part}", inner)
-                chosen = protect.matches(name) and protect.matches(f"{name}.{part}")
-                chosen = chosen or (bool(protect.include) and protect.matches(f"{name}.{part}"))
-                if maps and chosen and self.learns(maps[0].weight):
-                    found += maps
-        return found
+        """Maps inside adapters that train and are guarded by themselves; ours are merged instead."""
+        return []
 
     def guard(self, protect: Protect, first_task: bool) -> None:
         """Apply ``protect``'s policy on what is no linear map to the current task."""

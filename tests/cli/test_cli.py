@@ -59,7 +59,7 @@ def test_without_arguments_it_lists_what_there_is(tmp_path):
     for title in ("strategies", "streams", "models", "experiments", "companions", "examples"):
         assert f"\n{title}  " in text
     for group in ("strategy", "stream", "model", "experiment", "also"):
-        for path in (ROOT / "conf" / group).glob("*.yaml"):
+        for path in (ROOT / "conf" / group).glob("[!_]*.yaml"):
             assert re.search(rf"^  {path.stem} +\S", text, re.MULTILINE), path
     assert "  python -m cl_bench +strategy=gpm +stream=permuted_digits\n" in text
     assert list(tmp_path.iterdir()) == []
@@ -131,6 +131,7 @@ def test_the_published_pmnist_experiment():
         "dropout": [],
     }
     optimizer = {k: v for k, v in config.optimizer.items() if not k.startswith("_")}
+    assert optimizer.pop("at_task") == "reset"
     assert optimizer == {"lr": 0.01, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
     assert (config.batch_size, config.trainer.max_epochs, config.stream.num_tasks) == (10, 5, 10)
     assert not config.stream.identity_first

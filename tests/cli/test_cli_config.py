@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from cl_bench import strategies
 from cl_bench.cli.folders import conf_directory
 from cl_bench.cli.listing import EXAMPLES, GROUPS, describe, options
+from cl_bench.contracts import Strategy
 
 CONF = conf_directory()
 OBJECTS = {
@@ -45,7 +46,9 @@ def plain(value):
 
 def defaults_of(target):
     parameters = inspect.signature(target).parameters.values()
-    return {p.name: plain(p.default) for p in parameters if p.name not in OBJECTS}
+    own = issubclass(target, Strategy) if isinstance(target, type) else False
+    handed = OBJECTS - {"seed"} if own else OBJECTS
+    return {p.name: plain(p.default) for p in parameters if p.name not in handed}
 
 
 def same(config, defaults, where):
@@ -85,7 +88,7 @@ def test_keys_and_defaults_are_the_constructors(path):
 def test_keys_are_arguments(path):
     config = OmegaConf.to_container(OmegaConf.load(path))
     accepted = inspect.signature(get_object(config["_target_"])).parameters
-    assert set(config) - {"_target_", "_partial_"} <= set(accepted)
+    assert set(config) - {"_target_", "_partial_", "at_task"} <= set(accepted)
 
 
 @pytest.mark.parametrize("path", paths("strategy"))
@@ -126,8 +129,8 @@ def test_the_first_comment_is_a_command_and_the_second_a_description(path):
 
 def test_every_file_belongs_to_a_group_or_to_the_config_beside_it():
     known = {CONF / "config.yaml"}
-    parts = {CONF / "search/_base.yaml", CONF / "protect/layers.yaml"}
-    for group in (*GROUPS, "optimizer", "learner", "trainer", "logger"):
+    parts = {CONF / "protect/layers.yaml", *CONF.rglob("_*.yaml")}
+    for group in (*GROUPS, "adapter", "optimizer", "learner", "trainer", "logger"):
         known |= set(options([CONF], group).values())
     rest = {p for p in CONF.rglob("*.yaml") if p not in known | parts}
     assert all((p.parent.parent / f"{p.parent.name}.yaml").is_file() for p in rest), rest

@@ -279,7 +279,7 @@ def test_widths_that_nothing_takes_are_refused(begin):
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("+strategy=null", "choose one of adam_nscl, "),
+        ("+strategy=null", "choose one of acil, "),
         ("schedule=null", "choose one of constant, "),
         ("logger=5", "choose one of csv, tensorboard, wandb"),
         ("seed=range(0)", "holds no value"),

@@ -11,14 +11,12 @@ from cl_bench.contracts import (
     FederatedStrategy,
     Needs,
     Plan,
-    Strategy,
     UsageError,
 )
 from cl_bench.data import MemoryData
 from cl_bench.experiment import Together, TrainLoader
 from cl_bench.federation.client import Turn, client_fit
 from cl_bench.federation.partition import ClientTask, Part
-from cl_bench.integrations import Guarded
 from cl_bench.strategies.baselines.finetune import Finetune
 from cl_bench.strategies.baselines.joint import Joint
 from cl_bench.strategies.replay.er import ER
@@ -210,11 +208,6 @@ def test_clients_count_their_own_samples():
         assert torch.equal(batch["plain"], stream[0].data.data.tensors["x"][rows])
     assert not any(torch.equal(seen[0]["x"], other["x"]) for other in seen[1:4])
     assert torch.equal(seen[0]["x"], seen[4]["x"]), "the same turn again"
-
-
-def test_somebody_elses_loop_has_none():
-    with pytest.raises(UsageError, match="more of a batch"):
-        Guarded(torch.nn.Linear(2, 2), type("Asks", (Strategy,), {"needs": BOTH})())
 
 
 def test_a_killed_run_repeats_the_same_augmentation(tmp_path, monkeypatch):

@@ -118,7 +118,7 @@ def test_somebody_elses_network_is_asked_in_training_mode_too():
     model = noisy()
     guard = Borrowed(model, torch.nn.functional.cross_entropy, None, 0)
     batch = {"x": torch.randn(9, DIM), "y": torch.arange(9) % 8}
-    guard.begin()
+    guard.open()
     model.eval()
     guard.hold([model[1]])
     guard.gradients(batch, mode="train")

@@ -156,6 +156,8 @@ def test_wandb_rows_are_on_their_own_axes(offline_run):
         "alignment/*": "task",
         "dynamics/*": "task",
         "landscape/*": "task",
+        "connectivity/*": "task",
+        "divergence/*": "task",
         "general_text/*": "task",
         "general/*": "task",
         "cost/*": "task",

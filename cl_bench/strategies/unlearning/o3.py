@@ -16,7 +16,7 @@ not built. ``gate: oracle`` is told whose data it answers for, and opens for req
 the best that any detector could do. Their code penalises absolute sums; this is the squared norm.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, Literal
@@ -24,8 +24,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from cl_bench.contracts import Batch, Learner, Needs, State, Statistics, Task, UsageError, generator
-from cl_bench.contracts.options import Inherited, Strength
+from cl_bench.contracts import Batch, Learner, Needs, State, Statistics, Task, generator
+from cl_bench.contracts.options import Count, PartShare, Rate, Strength
 from cl_bench.strategies.lowrank.pairs import LowRankPairs
 from cl_bench.strategies.unlearning.relabelled import relabelled
 
@@ -39,10 +39,7 @@ class O3(LowRankPairs):
     Args:
         strength: of the penalty.
         gate: ``oracle`` opens for data of requests, ``open`` always, once there was one.
-        shared: as in :class:`LowRankPairs`.
-
-    Raises:
-        UsageError: ``full_first``, which has no effect here.
+        rank, alpha, dropout, targets: as in :class:`LowRankPairs`.
     """
 
     needs = Needs(
@@ -55,13 +52,15 @@ class O3(LowRankPairs):
     )
 
     def __init__(
-        self, strength: Strength = 0.1, gate: Gate = "oracle", **shared: Inherited
+        self,
+        strength: Strength = 0.1,
+        gate: Gate = "oracle",
+        rank: Count = 8,
+        alpha: Rate = 32.0,
+        dropout: PartShare = 0.1,
+        targets: Sequence[str] | Literal["all"] | None = "all",
     ) -> None:
-        super().__init__(**shared)
-        if self.full_first:
-            raise UsageError(
-                "strategy.full_first=true: tasks are learned by all weights anyway; leave it out"
-            )
+        super().__init__(rank, alpha, dropout, targets)
         self.strength, self.gate = strength, gate
         if gate == "open":  # nobody need tell whose data it is
             self.needs = replace(self.needs, task_id_at_test=False)

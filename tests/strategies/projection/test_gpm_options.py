@@ -248,7 +248,7 @@ def test_increment_raises_the_threshold_by_task_up_to_1():
         ({"samples": 0}, r"samples=0: at least 1"),
         ({"samples": [10, 0.5]}, r"samples=\[10, 0\.5\]: every entry: must be a whole number"),
         ({"rank_rule": "best"}, r"rank_rule=best: use official or energy"),
-        ({"project": "weights"}, r"project=weights: use auto, input, gradient or step"),
+        ({"project": "weights"}, r"project=weights: use auto, input, gradient, step or both"),
     ],
 )
 def test_bad_options_are_named_with_a_remedy(options, message):

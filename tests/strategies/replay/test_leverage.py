@@ -4,7 +4,7 @@ import pytest
 import torch
 from toys import learn_stream, make_learner, make_stream
 
-from cl_bench.strategies.replay.leverage import LeverageER
+from cl_bench.strategies.replay.leverage_er import LeverageER
 from cl_bench.subspace import SparseGP
 
 
