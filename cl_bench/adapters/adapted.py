@@ -98,12 +98,12 @@ class Adapted(Strategy):
         seen = {} if known else self.looked(learner, task)
         self._freeze(learner)
         if self.end == "reset":
-            self._before = self._parameters(learner)
+            self._before = self._own_weights(learner)
         self.attached = self._attach(learner, task, seen, known)
         if known:
             self.attached.load(self.kept[self.key(task)])
         elif self.end == "keep" and not self.first:
-            self.first = self._parameters(learner)
+            self.first = self._own_weights(learner)
 
     def _attach(
         self, learner: Learner, task: Task, seen: Mapping[str, Tensor], known: bool
@@ -123,7 +123,7 @@ class Adapted(Strategy):
         named = learner.network.named_parameters()
         learner.hold_others([p for n, p in named if own and n in heads], norms=False)
 
-    def _parameters(self, learner: Learner) -> dict[str, dict[str, Tensor]]:
+    def _own_weights(self, learner: Learner) -> dict[str, dict[str, Tensor]]:
         """Copies of the target layers' own parameters."""
         return {
             m.name: {k: p.detach().clone() for k, p in m.module.named_parameters(recurse=False)}
@@ -132,7 +132,7 @@ class Adapted(Strategy):
 
     @torch.no_grad()
     def _put(self, learner: Learner, values: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Inverse of :meth:`_parameters`."""
+        """Inverse of :meth:`_own_weights`."""
         for m in self.maps(learner):
             for name, parameter in m.module.named_parameters(recurse=False):
                 parameter.copy_(shared_out(values[m.name][name], parameter))
@@ -161,7 +161,7 @@ class Adapted(Strategy):
             with self.attached.instead(kept):
                 yield
             return
-        latest = self._parameters(learner)
+        latest = self._own_weights(learner)
         self._put(learner, self.first)
         learned = [p for p in learner.network.parameters() if p.requires_grad]
         attached = self._attach(learner, task, {}, known=True)

@@ -131,7 +131,7 @@ def check_pair(
     if needs.modalities and stream.modality not in needs.modalities:
         raise UsageError(
             f"strategy {name!r} learns {' or '.join(sorted(needs.modalities))} streams, stream "
-            f"{stream.name!r} is of {stream.modality}s"
+            f"{stream.name!r} is of {stream.modality.removesuffix('s')}s"
         )
     if any(task.kind == "forget" for task in stream) and not needs.forgets:
         raise UsageError(

@@ -129,7 +129,7 @@ class Protection:
         return found
 
     def _adapters(self, protect: Protect) -> list[LinearMap]:
-        """Maps inside adapters that train and are guarded by themselves; ours are merged instead."""
+        """Maps inside adapters that are guarded by themselves; of ours, what they make counts."""
         return []
 
     def guard(self, protect: Protect, first_task: bool) -> None:

@@ -242,10 +242,10 @@ def test_what_a_strategy_answers_itself_is_not_exported_as_the_networks(
     monkeypatch.setattr(exporting, "locate", lambda *_: strategy)
     cfg = OmegaConf.create({"strategy": {"_target_": "named"}})
     run = SimpleNamespace(cfg=cfg, directory="r", trust=SimpleNamespace(importable=nullcontext))
-    exporting.require_one_network(SimpleNamespace(run=run, learned=0))
+    exporting.require_one_network(SimpleNamespace(word="export", run=run, learned=0))
     says = pytest.raises(UsageError, match=r"NCM \(strategy\) answers at test itself")
     with says if refused else nullcontext():
-        exporting.require_one_network(SimpleNamespace(run=run, learned=1))
+        exporting.require_one_network(SimpleNamespace(word="export", run=run, learned=1))
 
 
 def test_exported_weights_with_modules_of_a_strategy_are_no_program(tmp_path, monkeypatch):

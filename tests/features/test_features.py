@@ -233,7 +233,8 @@ def test_what_no_backbone_can_read_is_refused():
 def test_what_learns_images_learns_whatever_a_classifier_tells_apart(modality):
     stream = make_stream("class")
     stream.modality = modality
-    taken = [n for n in cases.NAMES if "image" in cases.make_strategy(n).needs.modalities]
+    needs = {n: cases.make_strategy(n).needs for n in cases.NAMES}
+    taken = [n for n, x in needs.items() if "image" in x.modalities and "local" in x.engines]
     assert {"ncm", "ranpac", "icarl", "mas", "lwf", "hat", "derpp", "gdumb"} <= set(taken)
     for name in taken:
         strategy = cases.make_strategy(name)

@@ -154,8 +154,9 @@ def test_a_trainer_makes_the_weights_of_a_plain_loop(name, tmp_path):
         loop.train()
     found, wanted = model.state_dict(), twin.state_dict()
     assert found.keys() == wanted.keys() == start.keys()
-    for key, value in wanted.items():  # the model takes its loss in single precision
-        assert (found[key] - value).norm() < 1e-5 * max(value.norm(), 1e-3), key
+    # The model takes its loss in single precision, and Adam's first steps go by signs.
+    for key, value in wanted.items():
+        assert (found[key] - value).norm() < 1e-4 * max(value.norm(), 1e-3), key
     assert any(not torch.equal(found[k], v) for k, v in start.items())
 
 

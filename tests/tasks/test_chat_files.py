@@ -117,10 +117,11 @@ def test_options_that_are_wrong(tmp_path, monkeypatch):
         ({"prompt": "{q", "answer": "{a}"}, "stream.data[0].prompt={q: "),
         ({"chat_template": "nowhere.jinja"}, "stream.chat_template=nowhere.jinja: cannot be read"),
         ({"metric": "choice_likelihood", "split_seed": 1}, "1 different answers"),
-        ({"max_length": 8}, "leaves no place for a prompt"),
-        ({"max_length": 0}, "stream.max_length=0: must"),
+        ({"max_length": 0}, "stream.max_length=0: at least 8"),
     ):
         assert wanted in refused(tmp_path, path, **options)
+    long = write(tmp_path / "long.jsonl", [{"prompt": "hi", "completion": "yo " * 20}] * 4)
+    assert "leaves no place for a prompt" in refused(tmp_path, long, max_length=8)
     for source, wanted in (
         ({"path": path, "epoch": 3}, "stream.data[0].epoch=3: no option. Did you mean epochs?"),
         ({"path": path, "epochs": 0}, "stream.data[0].epochs=0"),

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from cl_bench.contracts import Batch, Learner, Needs, State, Strategy, Task
+from cl_bench.contracts import CLASSIFIED, Batch, Learner, Needs, State, Strategy, Task
 
 
 class StreamLearner(Strategy):
@@ -21,7 +21,7 @@ class StreamLearner(Strategy):
         shift, scale: of features (d,); None until something was observed.
     """
 
-    needs = Needs(engines=frozenset({"streaming"}), modalities=frozenset({"image"}), first_batch=2)
+    needs = Needs(engines=frozenset({"streaming"}), modalities=CLASSIFIED, first_batch=2)
 
     def __init__(self) -> None:
         self.classes = 0

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cl_bench.contracts import (
+    CLASSIFIED,
     Batch,
     Learner,
     Needs,
@@ -37,7 +38,7 @@ class SecondObjectives(Strategy):
         temperature: of distillation.
     """
 
-    needs = Needs(rewrites_gradients=True, shardable=False, modalities=frozenset({"image"}))
+    needs = Needs(rewrites_gradients=True, shardable=False, modalities=CLASSIFIED)
 
     def __init__(
         self,
