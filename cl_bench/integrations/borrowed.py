@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,18 +12,17 @@ from torch.optim import Optimizer
 
 from cl_bench.contracts import Batch, Position, Protect, Scenario, Strategy, Task, UsageError
 from cl_bench.contracts.plan import Start
+from cl_bench.integrations.heads import OwnHeads, find_heads
 from cl_bench.integrations.outputs import Forward, LossFunction, Outputs, labels_of
-from cl_bench.learners.guardable import is_norm, require_guardable
+from cl_bench.integrations.protected import Protected
 from cl_bench.learners.guards import guards
 from cl_bench.learners.modes import own_buffers, same_modes
-from cl_bench.learners.protection import EXTRA
-from cl_bench.learners.stages import Stages
 from cl_bench.learners.work import Work
 from cl_bench.parallel.sharding import is_sharded
-from cl_bench.subspace import Accumulator, LinearMap, Moments, is_adapted, linear_maps
+from cl_bench.subspace import Accumulator, LinearMap, Moments
 
 
-class Borrowed(Outputs, Stages):
+class Borrowed(Outputs, OwnHeads, Protected):
     """The services that strategies stand on, over any module.
 
     Args:
@@ -80,7 +78,7 @@ class Borrowed(Outputs, Stages):
         self._begin_counting()
         self.task: Task | None = None
         self.test_tasks: list[Task] = []
-        self._head_names = _heads(model, heads)
+        self._head_names = find_heads(model, heads)
         self.heads = nn.ModuleList(model.get_submodule(name) for name in self._head_names)
         several = len(self.heads) > 1
         self.scenario: Scenario = scenario or ("class" if several else "domain")
@@ -258,42 +256,9 @@ class Borrowed(Outputs, Stages):
             "the model's own answers cannot be had in a loop of yours; use +stream=chat in ours"
         )
 
-    def _adapters(self, protect: Protect) -> list[LinearMap]:
-        """The linear maps inside PEFT's adapters that train, by the adapter's or the layer's name.
-
-        A pair's output B A x stays where A does the same to x, and B to A x.
-        """
-        found: list[LinearMap] = []
-        for name, module in self.network.named_modules():
-            if not is_adapted(module) or name.startswith(EXTRA):
-                continue
-            for part, inner in module.named_modules():
-                own = part and not part.startswith("base_layer")
-                maps = linear_maps(f"{name}.{part}", inner) if own else []
-                chosen = protect.matches(name) and protect.matches(f"{name}.{part}")
-                chosen = chosen or (bool(protect.include) and protect.matches(f"{name}.{part}"))
-                if maps and chosen and self.learns(maps[0].weight):
-                    found += maps
-        return found
-
     def learns(self, parameter: nn.Parameter) -> bool:
         """As it was when the task began: a strategy may have frozen it since."""
         return parameter in self._learnable if self._learnable else parameter.requires_grad
-
-    def layers(self, protect: Protect) -> list[LinearMap]:
-        """The linear maps that ``protect`` selects.
-
-        Raises:
-            UsageError: there are none, or no subspace of inputs can guard one of them.
-        """
-        found = super().layers(protect)
-        if not found:
-            raise UsageError(
-                f"{type(self._model).__name__} has no linear or convolutional layer to protect: "
-                "build the network in its constructor, not later"
-            )
-        require_guardable(self._model, found)
-        return found
 
     def tap(
         self,
@@ -314,57 +279,6 @@ class Borrowed(Outputs, Stages):
                 "model(x)? If not, say how: forward=lambda model, batch: ..."
             )
         return moments
-
-    def head_of(self, name: str) -> int | None:
-        """Which head a layer or parameter belongs to, by its name; None: to none that is known."""
-        for i, head in enumerate(self._head_names):
-            if name == head or name.startswith((f"{head}.", f"{head}#")):
-                return i
-        return None
-
-    def is_guarded_head(self, name: str, heads: str) -> bool | None:
-        """Whether ``protect.heads`` guards this layer; None if it is no head that is known.
-
-        Raises:
-            UsageError: heads are to be left alone, and none is known.
-        """
-        if heads == "never" and not self._head_names:
-            raise UsageError(
-                "protect.heads='never': which layers are heads is not known in somebody else's "
-                "model; name them, for example Guarded(..., heads=['head*'])"
-            )
-        return super().is_guarded_head(name, heads)
-
-    def is_own_head(self, name: str) -> bool:
-        """Whether the layer or parameter belongs to a head that came with a task."""
-        return len(self.heads) > 1 and super().is_own_head(name)
-
-    def train_heads(self, which: Literal["current", "seen", "all"]) -> None:
-        """Which output heads take part in training; one that serves all tasks always does."""
-        self.open_heads = which == "all"
-        if len(self.heads) > 1:
-            super().train_heads(which)
-
-    def hold(self, modules: Iterable[nn.Module]) -> None:
-        """Until the end of the task: no gradients, running statistics held."""
-        for module in modules:
-            self._freeze(module.parameters())
-            self._hold_norms([m for m in module.modules() if is_norm(m)])
-
-    def _hold_norms(self, norms: Iterable[nn.Module]) -> None:
-        for norm in norms:
-            if norm not in self.held_norms:
-                self.held_norms.add(norm)
-                _stay_in_eval(norm, norm.training)
-                # The user's own model.train() comes later. Forward hooks would not do: a
-                # compiled network ignores those that are registered after its compilation.
-                norm.__dict__["train"] = partial(_stay_in_eval, norm)
-
-    def _free_norms(self, norms: Iterable[nn.Module]) -> None:
-        for norm in norms:
-            self.held_norms.discard(norm)
-            del norm.__dict__["train"]
-            norm.training = norm.__dict__.pop("mode_asked_for")
 
     def example(self) -> Batch:
         """Nobody shows a sample before the first batch."""
@@ -404,25 +318,3 @@ class Borrowed(Outputs, Stages):
                 for module in self._model.modules():  # not by train(), as in evaluating
                     module.training = module not in self.held_norms
             yield
-
-
-def _heads(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Names of the output layers, in the order of the patterns, and then of the modules."""
-    layers = [name for name, m in model.named_modules() if getattr(m, "weight", None) is not None]
-    found: list[str] = []
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        fitting = [name for name in layers if fnmatchcase(name, pattern) and name not in found]
-        if not fitting:
-            raise UsageError(
-                f"heads={list(patterns)}: {pattern!r} fits no layer of the model, which has "
-                f"{', '.join(layers)}"
-            )
-        found += fitting
-    last: Any = getattr(model, "get_output_embeddings", lambda: None)() if not patterns else None
-    return found or [name for name, m in model.named_modules() if m is last and last is not None]
-
-
-def _stay_in_eval(norm: nn.Module, mode: bool = True) -> nn.Module:
-    norm.__dict__["mode_asked_for"] = mode
-    norm.training = False
-    return norm

@@ -8,10 +8,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import (
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
 
 from cl_bench.contracts import Batch, Phase, Scenario, State, Strategy, Task, UsageError
 from cl_bench.contracts.strategy import overrides, penalises_weights
@@ -21,6 +17,7 @@ from cl_bench.integrations.outputs import Forward, LossFunction
 from cl_bench.integrations.report import Loaders, Report
 from cl_bench.integrations.sample import Sample, SampledTask, as_batch
 from cl_bench.integrations.session import Session
+from cl_bench.integrations.watching import check_optimizers, only_through
 from cl_bench.optimizers import place_of
 
 
@@ -122,7 +119,7 @@ class Guarded:
             sample, epochs=epochs, steps=steps, classes=classes, name=name, optimizers=optimizers
         )
         try:
-            with self._only_through(session, given=bool(optimizers)):
+            with only_through(session, bool(optimizers), self._moves):
                 for optimizer in optimizers:
                     session.attach(optimizer)
                 yield session.lesson
@@ -145,7 +142,7 @@ class Guarded:
         if self._session is not None:
             raise UsageError("a task is open already: leave its `with` block first")
         task = self._described(sample, classes, name)
-        self._check(optimizers)
+        check_optimizers(optimizers, self._moves)
         self.learner.projectable = self._place(optimizers) if optimizers and constrain else "step"
         session = Session(self.strategy, self.learner, task, constrain, self.met, epochs, steps)
         session.lesson = session.begin()
@@ -346,52 +343,8 @@ class Guarded:
 
     # -- optimizers -------------------------------------------------------------------------------
 
-    def _check(self, optimizers: Sequence[Optimizer]) -> None:
-        for optimizer in optimizers:
-            if not isinstance(optimizer, Optimizer):
-                raise UsageError(
-                    f"{type(optimizer).__name__} is no torch.optim.Optimizer: give the optimizer "
-                    "whose step moves the model's weights"
-                )
-            if not self._moves(optimizer):
-                raise UsageError(
-                    f"{type(optimizer).__name__} holds none of the model's parameters: build it on "
-                    "model.parameters()"
-                )
-
     def _moves(self, optimizer: Optimizer) -> bool:
         own = {id(p) for p in self.learner.parameters()}
         if self._session is not None:
             own |= self._session._added
         return any(id(p) in own for group in optimizer.param_groups for p in group["params"])
-
-    @contextmanager
-    def _only_through(self, session: Session, given: bool) -> Iterator[None]:
-        """Watch optimizers that are built inside; refuse weight changes that nobody saw."""
-        steps_before: dict[int, int] = {}
-
-        def enter(optimizer: Optimizer, *_: Any) -> None:
-            steps_before[id(optimizer)] = session.steps
-            new = not (session.stepping or session.attached(optimizer))
-            built_inside = not given or "param_groups" in session.called
-            if new and built_inside and self._moves(optimizer):
-                session.attach(optimizer)  # the hooks of its own come after this one
-
-        def leave(optimizer: Optimizer, *_: Any) -> None:
-            # An optimizer that wraps a given one is seen through that one.
-            unseen = session.steps == steps_before.get(id(optimizer))
-            if unseen and not session.attached(optimizer) and self._moves(optimizer):
-                raise UsageError(
-                    f"{type(optimizer).__name__}, which the task was not given, moved the model's "
-                    "weights: give every optimizer, guard.task(first, second, sample=...)"
-                )
-
-        handles = [
-            register_optimizer_step_pre_hook(enter),
-            register_optimizer_step_post_hook(leave),
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()

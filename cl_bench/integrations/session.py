@@ -13,6 +13,7 @@ from cl_bench.integrations.borrowed import Borrowed
 from cl_bench.integrations.groups import decide, regroup
 from cl_bench.integrations.lines import LINES, Lesson
 from cl_bench.integrations.sample import Met, SampledTask
+from cl_bench.integrations.watching import constrained
 from cl_bench.parallel.ranks import average_, decided, gathered, is_idle, share, world
 
 
@@ -315,10 +316,10 @@ class Session:
                 )
         if world() > 1:  # what a strategy has added lies outside the wrapped network
             own = {id(p) for p in self.learner.parameters()}
-            for optimizer in self._attached:
-                for parameter in (p for g in optimizer.param_groups for p in g["params"]):
-                    if id(parameter) not in own and parameter.grad is not None:
-                        average_(parameter.grad)
+            groups = [group for optimizer in self._attached for group in optimizer.param_groups]
+            for parameter in (p for group in groups for p in group["params"]):
+                if id(parameter) not in own and parameter.grad is not None:
+                    average_(parameter.grad)
         self.learner.acting.constrain(self.learner)
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
@@ -330,19 +331,7 @@ class Session:
             )
         if not self._constrain_before:
             return None
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is None:
-            self.constrain()
-            return None
-
-        def constrained() -> Any:
-            loss = closure()
-            self.constrain()
-            return loss
-
-        if len(args) > 1:
-            return (args[0], constrained, *args[2:]), kwargs
-        return args, {**kwargs, "closure": constrained}
+        return constrained(self.constrain, args, kwargs)
 
     def _after_step(self, *_: Any) -> None:
         self.stepping = False
@@ -353,8 +342,7 @@ class Session:
             acting.after_step(self.learner, self.batch, self.out)
         if not self._checked:
             self._checked = True
-            missing = sorted(self.needed - self.called)
-            if missing:
+            if missing := sorted(self.needed - self.called):
                 raise self._missing(missing)
 
     def _missing(self, hooks: list[str]) -> UsageError:
