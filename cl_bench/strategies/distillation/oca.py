@@ -19,7 +19,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 
-from cl_bench.contracts import Batch, Learner, Loss, Needs, State, Strategy, Task
+from cl_bench.contracts import CLASSIFIED, Batch, Learner, Loss, Needs, State, Strategy, Task
 from cl_bench.contracts.options import PartShare, SomeShare, Strength
 from cl_bench.strategies.replay.buffer import in_pieces
 
@@ -35,7 +35,7 @@ class OCA(Strategy):
         smoothing: of labels in both cross-entropies.
     """
 
-    needs = Needs(modalities=frozenset({"image", "features"}), shardable=False)
+    needs = Needs(modalities=CLASSIFIED, shardable=False)
 
     def __init__(
         self,
