@@ -1,6 +1,7 @@
 """The same rows under several orders of the tasks: how much the order decides."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -87,8 +88,7 @@ def over_orders(study: Study) -> list[Orders]:
         keeps = any(t.keeps_samples for row in block.rows for t in row.trials)
         order = settings.get(ORDER)
         if isinstance(order, int):
-            features = block.rows[0].trials[0].features
-            key = (block.stream, len(block.task_names), own, block.task_id_known, keeps, features)
+            key = (block.stream, len(block.task_names), own, block.task_id_known, keeps)
             grouped.setdefault(key, {})[order] = block
     found = (_together(blocks) for blocks in grouped.values() if len(blocks) > 1)
     return [orders for orders in found if orders is not None]
@@ -108,7 +108,9 @@ def _together(blocks: dict[int, Block]) -> Orders | None:
     rows.sort(key=lambda row: (place[row.bound], -row.mean("acc"), row.label))
     first = blocks[orders[0]]
     words = [w for w in first.title.split(" ") if not w.startswith("order_seed=")]
-    return Orders(" ".join(words), first.task_id_known, orders, rows)
+    # Another order may have other classes, of which the backbone has seen another share.
+    title = re.sub(r"\(\d+ of \d+ classes in ([^)]+)\)", r"(trained on \1)", " ".join(words))
+    return Orders(title, first.task_id_known, orders, rows)
 
 
 def about(orders: Orders) -> str:
