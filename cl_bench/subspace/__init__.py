@@ -9,6 +9,7 @@ from cl_bench.subspace.basis import (
     rank_to_reach,
 )
 from cl_bench.subspace.confinement import ConfinedLinear, Confinement, Where, unconfined
+from cl_bench.subspace.experts import bias_of, is_experts
 from cl_bench.subspace.gates import ClosedWeights, Gates, steepness
 from cl_bench.subspace.growth import empty_basis, grow
 from cl_bench.subspace.linear_maps import (
@@ -24,6 +25,7 @@ from cl_bench.subspace.linear_maps import (
     shared_out,
 )
 from cl_bench.subspace.moments import Accumulator, Moments, dropping, tapped
+from cl_bench.subspace.owners import Owned, Owners
 from cl_bench.subspace.preservation import (
     CosineSum,
     effective_rank,
@@ -62,6 +64,8 @@ __all__ = [
     "Kind",
     "LinearMap",
     "Moments",
+    "Owned",
+    "Owners",
     "Parametrisation",
     "Projection",
     "RelaxedSpaces",
@@ -78,6 +82,7 @@ __all__ = [
     "UnitChain",
     "Where",
     "added_weight",
+    "bias_of",
     "complement",
     "complement_within",
     "dropping",
@@ -89,6 +94,7 @@ __all__ = [
     "grow",
     "inverse_projection",
     "is_adapted",
+    "is_experts",
     "is_transposed",
     "largest_value",
     "leading_directions",

@@ -38,7 +38,8 @@ class LowRankPairs(Strategy):
         dropout: on the inputs of the pair that is trained. The authors' code drops inputs of the
             frozen pairs as well; here those are part of the weight.
         targets: the ends of the names of the layers that get pairs, or ``all`` for every linear
-            layer but output layers; None takes PEFT's default for the kind of model (queries and
+            layer but output layers (a mixture's router and experts, which are no layers of their
+            own, stay as they are); None takes PEFT's default for the kind of model (queries and
             values of T5 and LLaMA, ``c_attn`` of GPT-2).
         full_first: train all weights on the first task, and pairs from the second on: for networks
             that begin with random weights, on which a pair alone learns nothing. Not the method as
@@ -76,7 +77,8 @@ class LowRankPairs(Strategy):
 
     def _targeted(self, learner: Learner) -> list[str]:
         """Names of the layers that get pairs."""
-        found = {m.name: m for m in learner.layers(Protect(bias="free", heads="never"))}
+        linear = learner.layers(Protect(bias="free", heads="never"))
+        found = {m.name: m for m in linear if m.is_whole_layer}
         ends = self.targets if self.targets is not None else _default_targets(learner)
         names = [n for n in found if ends == "all" or any(_ends(n, end) for end in ends)]
         if not names:
