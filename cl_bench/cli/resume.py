@@ -15,9 +15,9 @@ def resume(arguments: Sequence[str], composed: bool = False) -> None:
     """Go on with the run whose directory ``resume=...`` names, in its own configuration.
 
     Args:
-        arguments: the command line, which may hold nothing else but ``trust=...`` and
-            ``from=start``: begin the run again, and move what it recorded to ``superseded`` in its
-            directory.
+        arguments: the command line, which may hold nothing else but ``trust=...``, ``from=start``:
+            begin the run again, and move what it recorded to ``superseded`` in its directory, and
+            ``trainer.devices=...`` and ``trainer.num_nodes=...``: other processes than it had.
         composed: this command line has composed the same configuration: all its code is trusted.
 
     Raises:
@@ -26,11 +26,13 @@ def resume(arguments: Sequence[str], composed: bool = False) -> None:
     """
     trust, arguments = read_trust(arguments)
     directory, others = named(arguments, "resume")
+    counts, others = _counts(others)
     again: Resume = "start" if others == ["from=start"] else True
     if others and again is True:
         raise UsageError(
-            f"resume=... stands alone, or with from=start, but there is {' '.join(others)}: a run "
-            "goes on with the settings it began with; for other settings start a new run"
+            "resume=... stands alone, or with from=start, trainer.devices or trainer.num_nodes, "
+            f"but there is {' '.join(others)}: a run goes on with the settings it began with; for "
+            "other settings start a new run"
         )
     # torch and lightning load here, not for a listing.
     from cl_bench.cli.run import run_config
@@ -45,4 +47,19 @@ def resume(arguments: Sequence[str], composed: bool = False) -> None:
     here = directory.absolute()
     with run.surroundings():
         run.cfg.run_dir = str(directory if directory.absolute() == here else here)
+        for option, count in counts.items():
+            run.cfg.trainer[option] = count
         run_config(run.cfg, run.command, run.choices, resume=again)
+
+
+def _counts(words: Sequence[str]) -> tuple[dict[str, int], list[str]]:
+    """How many processes the command line asks for, and its other words."""
+    found: dict[str, int] = {}
+    others = []
+    for word in words:
+        option, _, value = word.partition("=")
+        if option in ("trainer.devices", "trainer.num_nodes") and value.isdecimal():
+            found[option.removeprefix("trainer.")] = int(value)
+        else:
+            others.append(word)
+    return found, others

@@ -34,7 +34,10 @@ class Protect:
         embeddings: of tokens and positions, relative ones included, which no subspace of inputs
             guards: ``free``, or ``frozen_after_first``.
         tied: an embedding whose weight is an output head's too: ``project`` guards it as the
-            head's, ``frozen_after_first`` and ``free`` do what they say.
+            head's, ``frozen_after_first`` and ``free`` do what they say; ``auto`` freezes that of a
+            pre-trained network, and else projects.
+        rest: whatever is none of these, such as a state-space model's decay rates and layers whose
+            weight is used without calling them: ``free``, or ``frozen_after_first``.
 
     Raises:
         UsageError: an option is none of the above.
@@ -46,7 +49,8 @@ class Protect:
     norm: Literal["free", "frozen_after_first"] = "frozen_after_first"
     heads: Literal["auto", "always", "never"] = "auto"
     embeddings: Literal["free", "frozen_after_first"] = "frozen_after_first"
-    tied: Literal["project", "frozen_after_first", "free"] = "project"
+    tied: Literal["auto", "project", "frozen_after_first", "free"] = "auto"
+    rest: Literal["free", "frozen_after_first"] = "free"
 
     def matches(self, name: str) -> bool:
         """Whether the layer called ``name`` is guarded."""
@@ -56,7 +60,8 @@ class Protect:
 
 Role = Literal["matrix", "vector", "embedding", "head"]
 """Of a parameter: a linear or convolutional layer's weight, attention's and recurrent layers' too;
-whatever is neither that nor named below, above all biases and what normalises; a table of
+whatever is neither that nor named below, above all biases, what normalises, and experts stacked in
+one weight; a table of
 embeddings, also where it is the output layer's weight; an output head's weight or bias."""
 
 Of = Literal["loss", "logits"] | Callable[[Tensor, Batch], Tensor]
@@ -121,6 +126,10 @@ class Learner(Protocol):
         Raises:
             UsageError: no stream is known, as in somebody else's loop.
         """
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the network came with weights that know something already."""
 
     @property
     def progress(self) -> Position:

@@ -208,6 +208,10 @@ class Strategy:
         """
         return None
 
+    def remarks(self, learner: Learner) -> Sequence[str]:
+        """Lines for people at the start: what it chose by itself, for want of an option."""
+        return ()
+
     def setup(self, learner: Learner, task: Task) -> None:
         """Before the optimizer exists: freeze, attach, open a trust region.
 

@@ -228,8 +228,8 @@ def read_checkpoint(path: Path) -> State:
     """
     try:
         _verify(path)
-        where = None if torch.cuda.is_available() else "cpu"
-        state: State = torch.load(path, map_location=where, weights_only=True)
+        # Not to where it was written: every process would take its checkpoint to one device.
+        state: State = torch.load(path, map_location="cpu", weights_only=True)
     except DamagedError:
         raise
     except Exception as error:  # the contents are those that were written: it is not the file's

@@ -123,6 +123,10 @@ class Together(Strategy):
         found = [names for m in self.members if (names := m.guarded(learner)) is not None]
         return frozenset.union(*found) if found else None
 
+    def remarks(self, learner: Learner) -> Sequence[str]:
+        """Every member's, in order."""
+        return [line for m in self.members for line in m.remarks(learner)]
+
     def setup(self, learner: Learner, task: Task) -> None:
         """Every member, in order."""
         for member in self.members:

@@ -16,6 +16,7 @@ from cl_bench.contracts import Engine, Strategy, Stream
 from cl_bench.ends import COMPLETED
 from cl_bench.experiment.budget import PeakMemory, describe_budget
 from cl_bench.experiment.checkpoint import Checkpoint, Checkpoints, CheckpointSettings
+from cl_bench.experiment.disk import disk
 from cl_bench.experiment.engine import LightningEngine
 from cl_bench.experiment.experiment import EvalSettings, Experiment
 from cl_bench.experiment.faults import memory_explained
@@ -129,6 +130,9 @@ def conduct(
     memory = PeakMemory()
     directory = Path(run_dir) if run_dir else decided(lambda: new_directory(identity, loop.seed))
     checkpoints = Checkpoints(directory, checkpoint or CheckpointSettings(), writes=rank() == 0)
+    room = disk(learner, learner._optimizer_factory, checkpoints.settings, len(stream), directory)
+    if not resume:
+        room.require_room()
     progress = ProgressDisplay(None if rank() == 0 else Console(quiet=True))
     begun = beginning(stream, strategy, identity, loop.seed, facts, directory, sinks)
     with _workplace(directory) as workplace:
@@ -144,7 +148,9 @@ def conduct(
             Interrupts(checkpoints.settings.enabled and learner.resumes_inside) as interrupts,
         ):
             title = f"{identity.stream} · {identity.strategy} · seed {loop.seed}: {directory}"
-            for note in (title, *notes, *(guarding.lines() if guarding else ())):
+            chosen = strategy.remarks(learner)
+            said = guarding.lines() if guarding else ()
+            for note in (title, *notes, *room.lines(), *chosen, *said):
                 progress.note(note)
             if resume:
                 last = follow(checkpoints, last)

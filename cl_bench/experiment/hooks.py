@@ -19,8 +19,8 @@ from cl_bench.experiment.resuming import TaskCheckpoints
 from cl_bench.experiment.snapshot import RunState
 from cl_bench.experiment.stage import Stage
 from cl_bench.learners import BaseLearner
-from cl_bench.parallel.ranks import decided, world
-from cl_bench.parallel.sharding import whole
+from cl_bench.parallel.ranks import world
+from cl_bench.parallel.sharding import agreed
 from cl_bench.tracking import ProgressDisplay, Record
 
 
@@ -226,8 +226,7 @@ class TaskHooks(Callback):
             strategy.consolidate(learner, self.task, strategy.collect(learner, self.task))
             strategy.release(learner)
         if world() > 1:  # eigenvectors need not be the same to the last bit
-            state = whole(strategy.state_dict())
-            strategy.load_state_dict(decided(lambda: state))
+            strategy.load_state_dict(agreed(strategy.state_dict()))
         learner.equip(strategy)
         self.layers.update({name: dict(values) for name, values in strategy.metrics().items()})
         if self.parts.observer:

@@ -9,7 +9,7 @@ from cl_bench.experiment.plateau import BestEpoch
 from cl_bench.experiment.snapshot import RunState, set_random_states
 from cl_bench.experiment.stage import Stage
 from cl_bench.parallel.ranks import world
-from cl_bench.parallel.sharding import load_optimizer, whole
+from cl_bench.parallel.sharding import load_optimizer, optimizer_state
 
 ASK_EVERY = 16
 """Steps after which processes that train together ask each other for signals."""
@@ -145,7 +145,7 @@ class TaskCheckpoints:
             "epoch": trainer.current_epoch,
             "rate": self.rate,
             "position": position,
-            "optimizers": [whole(optimizer.state_dict()) for optimizer in trainer.optimizers],
+            "optimizers": [optimizer_state(optimizer) for optimizer in trainer.optimizers],
             "schedulers": [c.scheduler.state_dict() for c in trainer.lr_scheduler_configs],
             "precision": trainer.precision_plugin.state_dict(),
             "loops": loops,

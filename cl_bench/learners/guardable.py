@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from cl_bench.contracts import UsageError
 from cl_bench.parallel.batch_norm import BatchNorm
-from cl_bench.subspace import LinearMap
+from cl_bench.subspace import LinearMap, bias_of
 
 NORMS = (
     BatchNorm,
@@ -22,7 +22,8 @@ NORMS = (
 def is_norm(module: nn.Module) -> bool:
     """Whether the module normalises; transformers' models bring classes of their own."""
     scale = getattr(module, "weight", None)
-    own = type(module).__name__.endswith("Norm") and isinstance(scale, Tensor) and scale.dim() == 1
+    called = type(module).__name__.removesuffix("Gated").endswith("Norm")
+    own = called and isinstance(scale, Tensor) and scale.dim() == 1
     return isinstance(module, NORMS) or own
 
 
@@ -39,7 +40,8 @@ def require_guardable(network: nn.Module, layers: Sequence[LinearMap]) -> None:
     by_module = {layer.module: layer for layer in layers}
     for layer in layers:
         own = {n for n, _ in layer.module.named_parameters(recurse=False, remove_duplicate=False)}
-        if not own.issuperset(("weight", "bias") if layer.augmented else ("weight",)):
+        needed = (layer.parameter, bias_of(layer.parameter))
+        if not own.issuperset(needed if layer.augmented else needed[:1]):
             raise UsageError(
                 f"layer {layer.name!r} computes its weight from other parameters (weight norm "
                 "or the like): remove that, or leave the layer alone with "

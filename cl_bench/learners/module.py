@@ -28,6 +28,7 @@ from cl_bench.learners.work import Work
 from cl_bench.optimizers import OptimizerFactory, place_of_factory
 from cl_bench.packed import learn_pack
 from cl_bench.parallel import sharding
+from cl_bench.parallel.clipping import clip_by_norm
 from cl_bench.parallel.ranks import average_, world
 
 ScheduleFactory = Callable[[Optimizer], LRScheduler]
@@ -165,12 +166,34 @@ class BaseLearner(Stages, Evaluation, SharedServices, Optimizing, lightning.Ligh
         """Gradients are synchronised, unscaled, accumulated and not yet clipped."""
         if world() > 1:  # what a strategy has added lies outside the wrapped network
             own = {id(p) for p in self.parameters() if not self.sharded or sharding.is_part(p)}
-            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            alike = [g for g in optimizer.param_groups if sharding.OWNED not in g]
+            for parameter in (p for group in alike for p in group["params"]):
                 if id(parameter) not in own and parameter.grad is not None:
                     average_(parameter.grad)
         if self._accumulated > 1:
             self._window.settle(optimizer, self._accumulated)
         self.acting.constrain(self)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As the Trainer does; by our own norm where its own knows too little of gradients.
+
+        That is where processes hold parts of them, and where a fused optimizer could take loss
+        scaling into its step, which the Trainer will not clip, though here nothing is scaled.
+        """
+        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        by_norm = gradient_clip_algorithm != "value"
+        if gradient_clip_val and by_norm and (self.sharded or (fused and not scaled)):
+            clip_by_norm(optimizer, gradient_clip_val)
+        else:
+            super().configure_gradient_clipping(
+                optimizer, gradient_clip_val, gradient_clip_algorithm
+            )
 
     def configure_optimizers(self) -> Any:
         """A fresh optimizer on the strategy's parameter groups, and a schedule of its rate."""
@@ -202,7 +225,7 @@ class BaseLearner(Stages, Evaluation, SharedServices, Optimizing, lightning.Ligh
     def _groups(self) -> list[dict[str, Any]]:
         groups = self.phase.groups(self) if self.phase else self.strategy.param_groups(self)
         found = [{**group, "params": list(group["params"])} for group in groups]
-        return [group for group in found if group["params"]]
+        return [group for group in found if group["params"] or sharding.OWNED in group]
 
     def _optimizing(self) -> Sequence[Optimizer]:
         optimizer = None if self._optimizer is None else self._optimizer()

@@ -19,9 +19,17 @@ class Protection:
 
     Attributes:
         held_norms: normalisation layers whose statistics stay as they are for this task.
+        bypassed: layers whose weight the network uses without calling them: nobody sees their
+            inputs, so that they are linear maps to nobody.
     """
 
     held_norms: set[nn.Module]
+    bypassed: frozenset[nn.Module] = frozenset()
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the network came with weights that know something already."""
+        return any(vars(module).get("pretrained", False) for module in self.network.modules())
 
     @property
     @abstractmethod
@@ -105,7 +113,7 @@ class Protection:
         known: list[str] = []
         left = self._tied_weights() if protect.tied == "free" else set()
         for name, module in plain_modules(self.network):
-            if name.startswith(EXTRA):
+            if name.startswith(EXTRA) or module in self.bypassed:
                 continue
             maps = linear_maps(name, module, augment=protect.bias == "augmented")
             bias = maps[0].bias if maps and maps[0].augmented else None
@@ -113,8 +121,8 @@ class Protection:
                 maps = linear_maps(name, module)
             known += [name] if maps else []
             maps = [m for m in maps if m.weight not in left]
-            if protect.matches(name) and self.is_guarded_head(name, protect.heads) is not False:
-                found += maps
+            if self.is_guarded_head(name, protect.heads) is not False:
+                found += [m for m in maps if protect.matches(m.name.partition("#")[0])]
         adapters = self._adapters(protect)
         if adapters:
             trained = [m for m in found if self.learns(m.weight) or m.augmented]
@@ -143,13 +151,26 @@ class Protection:
     def _frozen_later(self, protect: Protect) -> list[Tensor]:
         """What :meth:`guard` freezes after the first task, normalisation apart."""
         tied = self._tied_weights()
-        found = list(tied) if protect.tied == "frozen_after_first" else []
+        frozen = protect.tied == "frozen_after_first"
+        frozen |= protect.tied == "auto" and self.pretrained
+        found = list(tied) if frozen else []
         if protect.embeddings == "frozen_after_first":
             tables = [m.weight for _, m in self._parts() if isinstance(m, nn.Embedding)]
             found += [weight for weight in tables if weight not in tied]
         if protect.bias == "frozen":
             found += [m.bias for m in self.layers(protect) if m.bias is not None]
-        return found
+        return found + (self._rest() if protect.rest == "frozen_after_first" else [])
+
+    def _rest(self) -> list[Tensor]:
+        """What is part of no linear map, normalises nothing, embeds nothing and is no head's."""
+        known = {m.module for m in self.layers(Protect(heads="always"))}
+        return [
+            p
+            for name, module in self._parts()
+            if not (module in known or is_norm(module) or isinstance(module, nn.Embedding))
+            and self.is_guarded_head(name, "auto") is not False
+            for p in module.parameters(recurse=False)
+        ]
 
     def guarded(self, protect: Protect) -> frozenset[str]:
         """Names of the parameters that ``protect`` keeps: projected, or frozen later on.

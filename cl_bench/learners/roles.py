@@ -22,7 +22,7 @@ def roles(
     tables = {m.weight for m in network.modules() if isinstance(m, nn.Embedding)}
     matrices: set[object] = set()
     for module in network.modules():
-        matrices |= {layer.weight for layer in linear_maps("", module)}
+        matrices |= {layer.weight for layer in linear_maps("", module) if not layer.stacked}
         if not is_norm(module):  # attention and recurrent layers keep matrices of their own
             own = module.named_parameters(recurse=False)
             matrices |= {p for name, p in own if "weight" in name and p.dim() > 1}

@@ -2,7 +2,7 @@
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,12 +10,24 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cl_bench.contracts import IGNORE, Batch, LanguageStream, PromptStream, UsageError
+from cl_bench.contracts import (
+    IGNORE,
+    Batch,
+    LanguageStream,
+    PromptStream,
+    UsageError,
+    split_batch,
+)
 from cl_bench.contracts.learner import Heads, Mode, Of
+from cl_bench.learners.bypassed import bypassed
 from cl_bench.learners.graded import Graded
 from cl_bench.learners.modes import reaching
 from cl_bench.learners.module import BaseLearner
 from cl_bench.optimizers import OptimizerFactory
+from cl_bench.subspace import Accumulator, LinearMap, Moments
+
+LOGITS = 1 << 30
+"""Numbers that a tap has the output layer put out at once (4 GiB in float32)."""
 
 CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """What transformers' models call that which they do to logits behind the output layer."""
@@ -73,7 +85,7 @@ class LanguageLearner(Graded, BaseLearner):
         self.heads = nn.ModuleList([head])
         # Not registered: its parameters are those of backbone and head.
         self._model = (whole,)
-        self.config: Any = whole.config
+        self.config: Any = whole.config.get_text_config()
         if self.config.vocab_size < len(stream.vocabulary):
             raise UsageError(
                 f"the model has {self.config.vocab_size} tokens, stream {stream.name!r} needs "
@@ -84,8 +96,18 @@ class LanguageLearner(Graded, BaseLearner):
         self.label_likelihood = label_likelihood and self.prompts is not None
         self.end, self.pad = stream.end, stream.pad
         self._uncut = False
+        self.bypassed = bypassed(whole)
+        _still(whole)
         if gradient_checkpointing:
             _checkpoint(whole)
+
+    base_model_prefix = ""
+    """Of names of parameters: PEFT asks whatever has one of transformers' configurations."""
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the model was loaded with its weights."""
+        return bool(getattr(self.model, "pretrained", False))
 
     @property
     def model(self) -> Any:
@@ -261,6 +283,25 @@ class LanguageLearner(Graded, BaseLearner):
         index = next(self.parameters()).device.index
         return [] if index is None else [index]
 
+    def tap(
+        self,
+        layers: Sequence[LinearMap],
+        batches: Iterable[Batch],
+        into: Mapping[str, Accumulator] | None = None,
+        dropout: bool = False,
+    ) -> Mapping[str, Moments]:
+        """Second moments of the layers' inputs, of a bounded number of tokens at a time."""
+        pieces = (piece for batch in batches for piece in self._pieces(batch))
+        return super().tap(layers, pieces, into, dropout)
+
+    def _pieces(self, batch: Batch) -> Iterator[Batch]:
+        """A batch in parts whose logits together are at most :data:`LOGITS`."""
+        length = batch["input_ids"].shape[1]
+        if self.prompts is not None:
+            length += batch["labels"].shape[1]
+        most = max(1, LOGITS // (length * self.config.vocab_size))
+        return split_batch(batch, most, self.least_batch)
+
     def embeddings(self) -> list[nn.Module]:
         """Input embeddings: of tokens, of learned positions."""
         inside = {id(m) for block in self.blocks() for m in block.modules()}
@@ -278,6 +319,17 @@ class LanguageLearner(Graded, BaseLearner):
     def describe(self) -> str:
         """Structure and configuration of the model."""
         return f"{self!r}\n{json.dumps(self.config.to_dict(), sort_keys=True, default=str)}"
+
+
+def _still(model: Any) -> None:
+    """Text has nothing to tell what reads images or sounds: that stays as it is."""
+    if model.config.get_text_config() is model.config:
+        return
+    reading = {
+        p for m in (model.get_decoder(), model.get_output_embeddings()) for p in m.parameters()
+    }
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.requires_grad and parameter in reading)
 
 
 def _checkpoint(model: Any) -> None:

@@ -1,6 +1,7 @@
 """Pretrained language models: from a folder that ``save_pretrained`` wrote, or from the hub."""
 
 from pathlib import Path
+from typing import Any, Literal
 
 from torch import nn
 
@@ -11,12 +12,17 @@ from cl_bench.models.gpt import require_transformers
 
 
 @checked("model.")
-def pretrained(name_or_path: str | None = None, revision: str | None = None) -> nn.Module:
+def pretrained(
+    name_or_path: str | None = None,
+    revision: str | None = None,
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None,
+) -> nn.Module:
     """A causal model or an encoder-decoder with its weights, in float32.
 
     Args:
         name_or_path: a folder, or an id on the Hugging Face hub.
         revision: branch, tag or commit on the hub.
+        attention: which of transformers' implementations; None leaves it to the model.
 
     Raises:
         UsageError: there is no such model, it cannot be reached, or it is of another kind.
@@ -28,16 +34,19 @@ def pretrained(name_or_path: str | None = None, revision: str | None = None) -> 
         )
     require_transformers()
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoConfig
 
     # Without network, transformers would try for half a minute.
-    options = {"revision": revision, "trust_remote_code": False}
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     local = Path(name_or_path).is_dir() or not hub_reachable()
     try:
         config = AutoConfig.from_pretrained(name_or_path, local_files_only=local, **options)
-        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model: nn.Module = kind.from_pretrained(
-            name_or_path, local_files_only=local, dtype=torch.float32, **options
+        model: Any = _kind(config).from_pretrained(
+            name_or_path,
+            local_files_only=local,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            **options,
         )
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
@@ -50,4 +59,17 @@ def pretrained(name_or_path: str | None = None, revision: str | None = None) -> 
             "model.name_or_path=/path/to/it), or use a model from scratch: model=t5_tiny or "
             "model=gpt_tiny"
         ) from error
-    return model
+    model.pretrained = True
+    made: nn.Module = model
+    return made
+
+
+def _kind(config: Any) -> Any:
+    """Which of transformers' families a configuration belongs to."""
+    import transformers as library
+
+    if config.is_encoder_decoder:
+        return library.AutoModelForSeq2SeqLM
+    if type(config) in library.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return library.AutoModelForCausalLM
+    return library.AutoModelForImageTextToText  # a language model with eyes

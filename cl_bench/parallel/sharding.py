@@ -17,8 +17,11 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
 from cl_bench.contracts import UsageError
-from cl_bench.parallel.ranks import world
-from cl_bench.subspace import is_transposed, shared_out
+from cl_bench.parallel.ranks import rank, world
+from cl_bench.subspace import Owned, is_experts, is_transposed, linear_maps, shared_out
+
+OWNED = "owned"
+"""Of a group of an optimizer's: names of its parameters, which this process alone holds."""
 
 
 def shard(network: nn.Module, blocks: Sequence[nn.Module], calls: Sequence[str] = ()) -> None:
@@ -36,16 +39,18 @@ def shard(network: nn.Module, blocks: Sequence[nn.Module], calls: Sequence[str] 
         raise UsageError("one process has nobody to share weights out with: start several")
     kind = "cuda" if dist.get_backend() == "nccl" else "cpu"
     mesh = init_device_mesh(kind, (dist.get_world_size(),))
-    by_column = set()
+    by_column: dict[Any, int] = {}  # where the rows of W lie in what holds it
     for name, module in network.named_modules():
-        if is_transposed(module):
+        if is_experts(module):
+            by_column |= _of_experts(name, module, mesh.size())
+        elif is_transposed(module):
             weight: Any = module.weight
             if weight.shape[1] % mesh.size():
                 raise UsageError(
                     f"layer {name!r} has {weight.shape[1]} output features, which {mesh.size()} "
                     "processes cannot share equally: use another number of trainer.devices"
                 )
-            by_column.add(weight)
+            by_column[weight] = 1
         if getattr(module, "groups", 1) != 1:
             raise UsageError(
                 f"layer {name!r} is a grouped convolution, whose weight cannot be shared out group "
@@ -53,7 +58,7 @@ def shard(network: nn.Module, blocks: Sequence[nn.Module], calls: Sequence[str] 
             )
 
     def placement(parameter: nn.Parameter) -> Shard | None:
-        return Shard(1) if parameter in by_column else None
+        return Shard(by_column[parameter]) if parameter in by_column else None
 
     for block in blocks:
         if not isinstance(block, nn.ModuleList | nn.ModuleDict):  # those are never called
@@ -61,6 +66,22 @@ def shard(network: nn.Module, blocks: Sequence[nn.Module], calls: Sequence[str] 
     fully_shard(network, mesh=mesh, shard_placement_fn=placement, reshard_after_forward=False)
     for name in calls:
         register_fsdp_forward_method(network, name)
+
+
+def _of_experts(name: str, module: nn.Module, processes: int) -> dict[Any, int]:
+    """Along which dimension experts' weights and biases are shared out: that of W's rows."""
+    found: dict[Any, int] = {}
+    for layer in linear_maps(name, module):
+        if layer.out_features % processes:
+            raise UsageError(
+                f"the experts {layer.name.partition('#')[0]!r} have {layer.out_features} output "
+                f"features, which {processes} processes cannot share equally: use another number "
+                "of trainer.devices"
+            )
+        found[layer.weight] = 2 if layer.transposed else 1
+        if layer.bias is not None:
+            found[layer.bias] = 1
+    return found
 
 
 def is_sharded(network: nn.Module) -> bool:
@@ -107,11 +128,61 @@ def whole(value: Any) -> Any:
     """A nested value with every tensor whole; all processes must ask for it."""
     if isinstance(value, DTensor):
         return value.full_tensor().detach()
+    if isinstance(value, Owned):
+        return Owned((k, whole(v)) for k, v in value.items())
     if isinstance(value, Mapping):
         return {k: whole(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(map(whole, value))
     return value
+
+
+def on_cpu(value: Any) -> Any:
+    """A nested value with every tensor on the CPU, where any process can unpack it."""
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, Mapping):
+        return {k: on_cpu(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(on_cpu, value))
+    return value
+
+
+def collected(value: Any) -> Any:
+    """A nested value in whole tensors, in process 0 with what any process owns; all must ask."""
+    if isinstance(value, Owned):
+        parts: list[Any] | None = [None] * world() if rank() == 0 else None
+        dist.gather_object(on_cpu(dict(whole(value))), parts, dst=0)
+        return {k: v for part in parts or () for k, v in part.items()}
+    if isinstance(value, Mapping):
+        return {k: collected(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(collected, value))
+    return whole(value)
+
+
+def agreed(value: Any) -> Any:
+    """A nested value as process 0 has it, but for what each process owns."""
+    found: list[Any] = [on_cpu(_without_owned(whole(value))) if world() > 1 else value]
+    if world() > 1:
+        dist.broadcast_object_list(found, src=0)
+    return _with_owned(found[0], value)
+
+
+def _without_owned(value: Any) -> Any:
+    if isinstance(value, Owned):
+        return {}
+    if isinstance(value, Mapping):
+        return {k: _without_owned(v) for k, v in value.items()}
+    return value
+
+
+def _with_owned(common: Any, own: Any) -> Any:
+    if isinstance(own, Owned):
+        return own
+    if isinstance(own, Mapping):
+        return {k: _with_owned(v, own.get(k)) for k, v in common.items()}
+    return common
 
 
 @torch.no_grad()
@@ -121,10 +192,28 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     network.load_state_dict({**weights, **cut})
 
 
+def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
+    """``optimizer.state_dict()`` in whole tensors; what processes own stands by name.
+
+    All processes must ask; what is owned is complete in process 0.
+    """
+    state = optimizer.state_dict()
+    owned, held = Owned(), False
+    for group in state["param_groups"]:
+        if OWNED in group:
+            held = True
+            for name, index in zip(group[OWNED], group["params"], strict=True):
+                if index in state["state"]:
+                    owned[name] = state["state"].pop(index)
+            group["params"], group[OWNED] = [], []
+    found: dict[str, Any] = whole(state)
+    return {**found, OWNED: collected(owned)} if held else found
+
+
 def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """``optimizer.load_state_dict`` of a state whose tensors are whole."""
+    """Inverse of :func:`optimizer_state`, in as many processes as there are now."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    cut = {
+    cut: dict[int, Any] = {
         index: {
             key: shared_out(v, parameters[index])
             if isinstance(v, Tensor) and v.shape == parameters[index].shape
@@ -133,4 +222,12 @@ def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
         }
         for index, parts in state["state"].items()
     }
-    optimizer.load_state_dict({**state, "state": cut})
+    now = optimizer.state_dict()["param_groups"]
+    groups = []
+    for old, new in zip(state["param_groups"], now, strict=True):
+        groups.append({**old, OWNED: new[OWNED], "params": new["params"]} if OWNED in new else old)
+        if OWNED in new:
+            saved = state[OWNED]
+            named = zip(new[OWNED], new["params"], strict=True)
+            cut |= {index: saved[name] for name, index in named if name in saved}
+    optimizer.load_state_dict({"state": cut, "param_groups": groups})

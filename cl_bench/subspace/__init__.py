@@ -9,6 +9,7 @@ from cl_bench.subspace.basis import (
     rank_to_reach,
 )
 from cl_bench.subspace.confinement import ConfinedLinear, Confinement, Where, unconfined
+from cl_bench.subspace.experts import bias_of, is_experts
 from cl_bench.subspace.gates import ClosedWeights, Gates, steepness
 from cl_bench.subspace.growth import empty_basis, grow
 from cl_bench.subspace.linear_maps import (
@@ -26,6 +27,7 @@ from cl_bench.subspace.linear_maps import (
 )
 from cl_bench.subspace.mixture import Mixture
 from cl_bench.subspace.moments import Accumulator, Moments, dropping, tapped
+from cl_bench.subspace.owners import Owned, Owners
 from cl_bench.subspace.preservation import (
     CosineSum,
     effective_rank,
@@ -68,6 +70,8 @@ __all__ = [
     "LinearMap",
     "Mixture",
     "Moments",
+    "Owned",
+    "Owners",
     "Parametrisation",
     "Projection",
     "RecursiveLeastSquares",
@@ -88,6 +92,7 @@ __all__ = [
     "Where",
     "acting_weight",
     "add_gram",
+    "bias_of",
     "block_rows",
     "chosen",
     "complement",
@@ -101,6 +106,7 @@ __all__ = [
     "grow",
     "inverse_projection",
     "is_adapted",
+    "is_experts",
     "is_transposed",
     "largest_value",
     "leading_directions",

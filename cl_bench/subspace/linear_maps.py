@@ -1,5 +1,7 @@
 """Every linear or convolutional layer, seen as one matrix W (o x d) acting on input vectors.
 
+Experts of a mixture, stacked in one weight of three dimensions, are a matrix each.
+
 Gradients of such a layer have their rows in the span of its inputs, so a subspace method needs
 two things only: the input vectors, and W as a matrix. This module is the one place that knows
 how layers keep them.
@@ -18,21 +20,25 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from cl_bench.subspace.experts import bias_of, expert_weights, is_experts, is_router
+
 CHUNK_ELEMENTS = 1 << 18
 """Patch matrices are built in pieces of at most this many elements (1 MiB in float32)."""
 
 
 @dataclass(frozen=True, eq=False)
 class LinearMap:
-    """One weight matrix of a network: a linear layer, or one group of a convolution.
+    """One weight matrix of a network: a linear layer, a group of a convolution, or an expert.
 
     ``d`` counts input features: ``in_features``, or ``C_in / groups * kh * kw`` in the order
     (channel, row, column) of ``F.unfold``; one more where the bias is part of the matrix.
 
     Attributes:
-        name: the layer's qualified name; ``name#g`` for group ``g`` of a grouped convolution.
-        module: ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` or Hugging Face's ``Conv1D``.
-        group: which group of the convolution.
+        name: the layer's qualified name; ``name#g`` for group ``g`` of a grouped convolution and
+            for expert ``g``, whose name ends in its parameter's.
+        module: ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, Hugging Face's ``Conv1D``, or what
+            :mod:`cl_bench.subspace.experts` knows: a router, or experts.
+        group: which group of the convolution, or which expert.
         augmented: whether the matrix is [W | b], its inputs extended by a constant 1.
         adapted: PEFT's layer around ``module``, where there is one.
         reads: name of another layer whose inputs are this one's too, also while nobody calls it.
@@ -44,16 +50,22 @@ class LinearMap:
     augmented: bool = False
     adapted: nn.Module | None = None
     reads: str | None = None
+    parameter: str = "weight"
 
     @property
     def weight(self) -> nn.Parameter:
         """The layer's weight, in the layer's own shape."""
-        return self.module.weight  # type: ignore[return-value]
+        return getattr(self.module, self.parameter)  # type: ignore[no-any-return]
 
     @property
     def bias(self) -> nn.Parameter | None:
         """The layer's bias, or None."""
-        return self.module.bias  # type: ignore[return-value]
+        return getattr(self.module, bias_of(self.parameter), None)
+
+    @cached_property
+    def stacked(self) -> bool:
+        """Whether the weight holds matrices of several experts, this one's among them."""
+        return self.parameter != "weight"
 
     @cached_property
     def transposed(self) -> bool:
@@ -62,27 +74,35 @@ class LinearMap:
 
     @cached_property
     def groups(self) -> int:
-        """Groups of the convolution; 1 for a linear layer."""
+        """Groups of the convolution, or experts; 1 for a linear layer."""
+        if self.stacked:
+            return self.weight.shape[0]
         return self.module.groups if isinstance(self.module, nn.Conv1d | nn.Conv2d) else 1
 
     @cached_property
     def is_one_tensor(self) -> bool:
         """Whether the matrix is the layer's weight as it lies, and nothing else."""
-        return not (self.transposed or self.augmented) and self.groups == 1
+        return not (self.transposed or self.augmented or self.stacked) and self.groups == 1
+
+    @property
+    def is_whole_layer(self) -> bool:
+        """Whether the module puts out W x, and maybe a bias; not a router, not experts."""
+        return not self.stacked and not is_router(self.module)
 
     @cached_property
     def out_features(self) -> int:
         """Rows o of the matrix."""
         if self.transposed:
-            return self.weight.shape[1]
-        return self.weight.shape[0] // self.groups
+            return self.weight.shape[-1]
+        return self.weight.shape[1] if self.stacked else self.weight.shape[0] // self.groups
 
     @cached_property
     def in_features(self) -> int:
         """Columns d of the matrix."""
         if self.transposed:
-            return self.weight.shape[0] + self.augmented
-        return self.weight[0].numel() + self.augmented
+            return self.weight.shape[-2] + self.augmented
+        own = self.weight[0, 0] if self.stacked else self.weight[0]
+        return own.numel() + self.augmented
 
     @cached_property
     def rows(self) -> slice:
@@ -98,9 +118,15 @@ class LinearMap:
         if not self.augmented:
             return matrix
         assert bias is not None
-        return torch.cat([matrix, bias[self.rows, None]], dim=1)
+        return torch.cat([matrix, self._own_bias(bias)[:, None]], dim=1)
+
+    def _own_bias(self, bias: Tensor) -> Tensor:
+        return bias[self.group] if self.stacked else bias[self.rows]
 
     def _without_bias(self, weight: Tensor) -> Tensor:
+        if self.stacked:
+            weight = weight[self.group]
+            return weight.t() if self.transposed else weight
         if self.transposed:
             return weight.t()
         return (weight if self.groups == 1 else weight[self.rows]).flatten(1)
@@ -120,10 +146,10 @@ class LinearMap:
         """Write an (o, d) matrix into tensors shaped like the layer's weight and bias."""
         if self.augmented:
             assert bias is not None
-            bias[self.rows].copy_(matrix[:, -1])
+            self._own_bias(bias).copy_(matrix[:, -1])
             matrix = matrix[:, :-1]
-        if self.transposed:
-            target = weight.t()
+        if self.stacked or self.transposed:
+            target = self._without_bias(weight)
         else:
             target = weight if self.groups == 1 else weight[self.rows]
         if matrix.data_ptr() != target.data_ptr():
@@ -199,7 +225,9 @@ def summed(part: Tensor, like: Tensor) -> Tensor:
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether the module is Hugging Face's ``Conv1D``: a linear layer that stores W^T (d x o)."""
+    """Whether the module stores W^T (d x o): Hugging Face's ``Conv1D``, and some experts."""
+    if is_experts(module):
+        return bool(module.is_transposed)
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
@@ -292,8 +320,20 @@ def linear_maps(name: str, module: nn.Module, augment: bool = False) -> list[Lin
     if is_adapted(module):
         layer: Any = module
         return [replace(m, adapted=module) for m in linear_maps(name, layer.base_layer, augment)]
+    if is_experts(module):
+        return [
+            LinearMap(
+                f"{name}.{parameter}#{g}",
+                module,
+                g,
+                augment and hasattr(module, bias_of(parameter)),
+                parameter=parameter,
+            )
+            for parameter in expert_weights(module)
+            for g in range(getattr(module, parameter).shape[0])
+        ]
     augmented = augment and getattr(module, "bias", None) is not None
-    if isinstance(module, nn.Linear) or is_transposed(module):
+    if isinstance(module, nn.Linear) or is_transposed(module) or is_router(module):
         return [LinearMap(name, module, augmented=augmented)]
     if isinstance(module, nn.Conv1d | nn.Conv2d):
         groups = module.groups

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cl_bench.subspace.basis import RESOLUTION
+from cl_bench.subspace.experts import INTO, call_of, hidden_units, is_experts
 from cl_bench.subspace.linear_maps import LinearMap, first_uses
 
 DROPOUTS = (
@@ -213,6 +214,8 @@ class Tapped(dict[str, Any]):
             taken.samples += self._rooms[taken]
         room = self._rooms[taken]
         counted = None if self.counted is None else self.counted(layer)
+        if counted is not None and x.dim() == 2 and len(x) == counted.numel():
+            x = x.view(*counted.shape, -1)  # routers and experts are given tokens in one row
         if counted is not None and x.shape[:2] == counted.shape:
             return x[:room][counted[:room]]
         whole = room == batch or len(x) % batch
@@ -261,15 +264,31 @@ def tapped(
             by_module.setdefault(layer.module, []).append(layer)
         moments[layer.name] = moments[layer.reads or first.name]
 
+    def take(layer: LinearMap, seen: Tensor) -> None:
+        if len(seen):
+            for rows in layer.inputs(seen):
+                moments[layer.name].add(rows)
+
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = getattr(args[0], UNDROPPED, args[0]).detach()
         for layer in by_module[module]:
-            seen = moments.of(x, layer.name)
-            if len(seen):
-                for rows in layer.inputs(seen):
-                    moments[layer.name].add(rows)
+            take(layer, moments.of(x, layer.name))
 
-    handles = [module.register_forward_pre_hook(hook) for module in by_module]
+    def routed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tokens, index = call_of(args, kwargs)
+        places = torch.arange(len(tokens), device=tokens.device)[:, None]
+        for layer in by_module[module]:
+            counted = moments.of(places, layer.name)[..., 0].flatten()
+            own = tokens.detach()[counted[(index[counted] == layer.group).any(1)]]
+            into = layer.parameter in INTO or not len(own)
+            take(layer, own if into else hidden_units(module, own, layer.group))
+
+    handles = [
+        module.register_forward_pre_hook(routed, with_kwargs=True)
+        if is_experts(module)
+        else module.register_forward_pre_hook(hook)
+        for module in by_module
+    ]
     try:
         yield moments
     finally:

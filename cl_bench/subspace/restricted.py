@@ -148,7 +148,11 @@ class RestrictedUpdate(Protocol):
         """What the optimizer steps; not the weight itself, unless it is the weight."""
 
     def pull_back(self) -> None:
-        """From the weight's accumulated gradient to the parameters' gradients."""
+        """From the weight's accumulated gradient to the parameters' gradients.
+
+        Where these are not the weight, the caller takes its gradient away: no optimizer is to step
+        it, and one weight may hold several experts' matrices.
+        """
 
     def push_forward(self) -> None:
         """From the parameters, which have just moved, to the weight."""
@@ -180,8 +184,16 @@ class CoreUpdate:
 
     def pull_back(self) -> None:
         """The gradient of B: Pi(G) in its coordinates."""
-        G = _taken_gradient(self.layer)
+        self.take(_gradient(self.layer))
+
+    def take(self, G: Tensor | None) -> None:
+        """The same from G (n, m), the weight's gradient."""
         self.B.grad = None if G is None else self.restriction.reduce(G.to(self.B.dtype))
+
+    @torch.no_grad()
+    def made(self) -> Tensor:
+        """W_0 + Pi(B)."""
+        return self.restriction.expand(self.B.detach(), self.start)
 
     @torch.no_grad()
     def push_forward(self) -> None:
@@ -273,10 +285,13 @@ class FactorUpdate:
         """U_l, s_l and V_l."""
         return [self.U_l, self.s_l, self.V_l]
 
-    @torch.no_grad()
     def pull_back(self) -> None:
         """The factors' gradients, projected."""
-        G = _taken_gradient(self.layer)
+        self.take(_gradient(self.layer))
+
+    @torch.no_grad()
+    def take(self, G: Tensor | None) -> None:
+        """The same from G (n, m), the weight's gradient."""
         if G is None:
             self.U_l.grad = self.s_l.grad = self.V_l.grad = None
             return
@@ -287,14 +302,18 @@ class FactorUpdate:
         self.U_l.grad, self.V_l.grad = self._projected(dU, dV)
 
     @torch.no_grad()
-    def push_forward(self) -> None:
+    def made(self) -> Tensor:
         """U_l <- P_U U_l, V_l <- P_V V_l, and W from them."""
         U, V = self._projected(self.U_l, self.V_l)
         self.U_l.copy_(U)
         self.V_l.copy_(V)
+        return torch.addmm(self._high, self.U_l * self.s_l, self.V_l.t())
+
+    @torch.no_grad()
+    def push_forward(self) -> None:
+        """U_l <- P_U U_l, V_l <- P_V V_l, and W from them."""
         layer = self.layer
-        made = torch.addmm(self._high, self.U_l * self.s_l, self.V_l.t())
-        layer.store(made, layer.weight.detach(), None)
+        layer.store(self.made(), layer.weight.detach(), None)
 
     def _projected(self, U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
         split, kind = self.restriction.split, self.restriction.kind
@@ -326,10 +345,7 @@ def restricted_update(
     return StepUpdate(layer, restriction)
 
 
-def _taken_gradient(layer: LinearMap) -> Tensor | None:
-    """The weight's gradient as a matrix, taken away from it: no optimizer is to step it."""
+def _gradient(layer: LinearMap) -> Tensor | None:
+    """The weight's gradient as a matrix."""
     gradient = layer.weight.grad
-    if gradient is None:
-        return None
-    layer.weight.grad = None
-    return layer.matrix(gradient, None)
+    return None if gradient is None else layer.matrix(gradient, None)

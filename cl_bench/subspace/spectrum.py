@@ -107,14 +107,13 @@ class Spectrum:
         return Split(self.values, short_h, long_h, short_l, rest)
 
 
-def spectra(matrices: Sequence[Tensor]) -> Iterator[tuple[int, Spectrum]]:
+def spectra(matrices: Sequence[Tensor], alike: bool = True) -> Iterator[tuple[int, Spectrum]]:
     """Singular values and short-side vectors of matrices, equal shapes together.
-
-    Every process of a group is given those of the first: two devices may compute different vectors
-    for values that are nearly equal.
 
     Args:
         matrices: two-dimensional, of any floating dtype.
+        alike: whether all processes of a group give the same ones. They are all given the first's:
+            two devices may compute different vectors for values that are nearly equal.
 
     Yields:
         ``(index into matrices, spectrum)``, every index once; in the order of shapes.
@@ -128,7 +127,8 @@ def spectra(matrices: Sequence[Tensor]) -> Iterator[tuple[int, Spectrum]]:
             part = members[start : start + at_once]
             gram = torch.stack([_gram(matrices[i]) for i in part])
             energies, vectors = torch.linalg.eigh(gram)
-            if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+            if alike and several:
                 energies, vectors = energies.contiguous(), vectors.contiguous()
                 dist.broadcast(energies, 0)
                 dist.broadcast(vectors, 0)

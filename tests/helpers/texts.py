@@ -19,10 +19,10 @@ TEXTS = {
 }
 
 
-def make_stream(length=48, answer=16, tokenizer="bytes", task_tag=False):
+def make_stream(length=48, answer=16, tokenizer="bytes", task_tag=False, texts=TEXTS):
     prompt = Prompt("text", task_tag)
     tasks = []
-    for index, (name, rows) in enumerate(TEXTS.items()):
+    for index, (name, rows) in enumerate(texts.items()):
         labels = [label for _, label in rows]
         made = [Example(text, prompt(text, "TC", name, labels), label) for text, label in rows]
         splits = {"train": made * 3, "validation": made[:1], "test": made}
@@ -45,12 +45,45 @@ def prompts(tokenizer="bytes", tasks=2):
     return TextStream("stories", made, tokenizer, 24, 6, True)
 
 
+DECODERS = {
+    "llama": ("LlamaConfig", {}),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "head_dim": 8},
+    ),
+}
+
+
+def decoder(family, size):
+    """Grouped queries, gated MLPs, rotary positions."""
+    import transformers
+
+    kind, more = DECODERS[family]
+    config = getattr(transformers, kind)(
+        vocab_size=size,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=96,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=1,
+        **more,
+    )
+    config._experts_implementation = "eager"  # others know no double precision
+    return transformers.AutoModelForCausalLM.from_config(config).float()
+
+
 def make_learner(family="t5", stream=None, optimizer=None, tied=False, **options):
     stream = stream or make_stream()
     torch.manual_seed(1)
     size = len(stream.vocabulary)
     if family == "t5":
         model = t5(size, depth=2, width=16, heads=2, feed_forward=32, tied=tied)
+    elif family in DECODERS:
+        model = decoder(family, size)
     else:
         model = gpt(size, family, depth=2, width=16, heads=2, context=80, tied=tied)
     factory = optimizer or functools.partial(AdamW, lr=3e-3)

@@ -54,7 +54,7 @@ sgd = functools.partial(SGD, lr=0.05)
 momentum = functools.partial(SGD, lr=0.02, momentum=0.9, weight_decay=1e-3)
 adam = functools.partial(Adam, lr=3e-3)
 few = {"samples": 21}
-words = functools.partial(AdaptiveSVD, parametrisation="dense_projected", exclude=("*relative*",))
+words = functools.partial(AdaptiveSVD, exclude=("*relative*",))
 CASES: dict = {
     "finetune": (Finetune, sgd, {}),
     "finetune-batch_norm": (Finetune, momentum, {"batch_norm": True}),
@@ -105,6 +105,14 @@ CASES: dict = {
     ),
     "adaptive_svd-t5": (words, adam, {"family": "t5"}),
     "adaptive_svd-gpt2": (words, adam, {"family": "gpt2"}),
+    "adaptive_svd-llama": (words, adam, {"family": "llama", "gradient_clip_val": 0.3}),
+    "adaptive_svd-qwen3_moe": (words, adam, {"family": "qwen3_moe"}),
+    "gpm-qwen3_moe": (functools.partial(GPM, 0.7, samples=9), adam, {"family": "qwen3_moe"}),
+    "adaptive_svd-clipped": (
+        functools.partial(AdaptiveSVD, projection="left"),
+        adam,
+        {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2},
+    ),
     "o_lora-t5": (functools.partial(OLoRA, rank=2, dropout=0.0), adam, {"family": "t5"}),
     "o_lora-gpt2": (functools.partial(OLoRA, rank=2, dropout=0.0), adam, {"family": "gpt2"}),
     "accumulated": (functools.partial(GPM, 0.9, **few), sgd, {"accumulate_grad_batches": 2}),

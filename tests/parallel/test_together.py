@@ -20,7 +20,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from toys import make_stream
 
 from cl_bench.contracts import UsageError
-from cl_bench.experiment import check_together
+from cl_bench.experiment import CheckpointSettings, check_together
+from cl_bench.experiment.checkpoint import Checkpoints, read_checkpoint
 from cl_bench.experiment.interrupts import Interrupts
 from cl_bench.parallel.rendezvous import OneMachine, alone_together
 from runs import differences, final_weights
@@ -140,6 +141,7 @@ COMMON = [
 COMMANDS = {
     "ddp": ["+strategy=rogo", "strategy.cosine=0.5", "trainer=ddp", *COMMON],
     "fsdp": ["+strategy=rogo", "strategy.cosine=0.5", "trainer=fsdp", "optimizer=adam", *COMMON],
+    "fsdp-adaptive_svd": ["+strategy=adaptive_svd", "trainer=fsdp", "optimizer=adam", *COMMON],
     "fsdp-task_vector": ["+strategy=task_vector", "strategy.epoch=2", "trainer=fsdp", *COMMON],
 }
 
@@ -189,7 +191,12 @@ def killed(kind, directory, moment, number):
 
 MOMENTS = [
     pytest.param(kind, n, marks=[] if (kind, n) == ("ddp", 5) else pytest.mark.slow)
-    for kind, moments in (("ddp", range(1, 11)), ("fsdp", (3, 5, 7)), ("fsdp-task_vector", (6,)))
+    for kind, moments in (
+        ("ddp", range(1, 11)),
+        ("fsdp", (3, 5, 7)),
+        ("fsdp-adaptive_svd", (3, 6, 7)),
+        ("fsdp-task_vector", (6,)),
+    )
     for n in moments
 ]
 
@@ -209,6 +216,23 @@ def test_a_run_whose_process_dies_ends_and_goes_on_to_the_same_bits(
     assert process.returncode == 0, errors
     assert differences(undisturbed(kind), directory) == []
     assert final_weights(undisturbed(kind)) == final_weights(directory)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_another_number_of_processes(undisturbed, tmp_path):
+    directory = tmp_path / "run"
+    killed("fsdp-adaptive_svd", directory, 6, number=1)
+    process = start(f"resume={directory}", "trainer.devices=3")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    whole, ours = (last_weights(d) for d in (undisturbed("fsdp-adaptive_svd"), directory))
+    for name, weight in whole.items():
+        assert float((ours[name] - weight).norm() / weight.norm().clamp(min=1e-9)) < 1e-3, name
+
+
+def last_weights(directory):
+    paths = Checkpoints(directory, CheckpointSettings()).paths()
+    return read_checkpoint(paths[-1])["start"]["weights"]
 
 
 def test_sigterm_reaches_every_process_and_the_run_goes_on_to_the_same_bits(undisturbed, tmp_path):

@@ -35,7 +35,8 @@ class LowRankPairs(Adapted):
         dropout: on the inputs of the pair that is trained. The authors' code drops inputs of the
             frozen pairs as well; here those are part of the weight.
         targets: the ends of the names of the layers that get pairs, or ``all`` for every linear
-            layer but output layers; None takes PEFT's default for the kind of model (queries and
+            layer but output layers (a mixture's router and experts, which are no layers of their
+            own, stay as they are); None takes PEFT's default for the kind of model (queries and
             values of T5 and LLaMA, ``c_attn`` of GPT-2).
         full_first: train all weights on the first task, and pairs from the second on: for networks
             that begin with random weights, on which a pair alone learns nothing. Not the method as
@@ -75,7 +76,8 @@ class LowRankPairs(Adapted):
 
     def maps(self, learner: Learner) -> list[LinearMap]:
         """The layers that get pairs."""
-        found = {m.name: m for m in learner.layers(Protect(bias="free", heads="never"))}
+        linear = learner.layers(Protect(bias="free", heads="never"))
+        found = {m.name: m for m in linear if m.is_whole_layer}
         ends = self.targets if self.targets is not None else _default_targets(learner)
         maps = [m for n, m in found.items() if ends == "all" or any(_ends(n, end) for end in ends)]
         named = [] if ends == "all" or self.targets is None else ends

@@ -25,6 +25,9 @@ from cl_bench.contracts import (
 )
 from cl_bench.contracts.options import Count, OnlyWith, Share, Strength
 
+AT_ONCE = 1 << 28
+"""Numbers that the gradients of single samples may have together (1 GiB in float32)."""
+
 
 class EWC(FederatedStrategy):
     """Quadratic penalty on the diagonal of the Fisher information.
@@ -39,9 +42,10 @@ class EWC(FederatedStrategy):
         strength: lambda.
         samples: training samples that estimate the Fisher information of a task.
         fisher: squared gradients of single samples (in batches of 64, where the network normalises
-            by the batch) with labels drawn from the model's own
-            prediction (``true``) or the data's (``empirical``); or of the mean loss of small
-            batches with the data's (``batched``), about 1 / ``fisher_batch`` of the second.
+            by the batch; of a network above 4 million weights fewer are in memory at once) with
+            labels drawn from the model's own prediction (``true``) or the data's (``empirical``);
+            or of the mean loss of small batches with the data's (``batched``), about
+            1 / ``fisher_batch`` of the second.
         fisher_batch: samples of such a batch.
         information: F of old tasks is the ``sum`` of theirs (Kirkpatrick et al.) or the ``mean``
             over all of them, those before a head took part included.
@@ -100,7 +104,10 @@ class EWC(FederatedStrategy):
         count = len(next(iter(batch.values())))
         total: dict[str, Tensor] = {"samples": torch.tensor(float(count))}
         single = self.fisher != "batched"
-        size = 64 if single else self.fisher_batch
+        weights = sum(p.numel() for p in learner.trainable_parameters())
+        few = max(1, min(64, AT_ONCE // max(weights, 1)))
+        most = 64 if learner.least_batch > 1 else few
+        size = most if single else self.fisher_batch
         for piece in split_batch(batch, size, learner.least_batch):
             if self.fisher == "true":
                 piece = learner.draw_labels(piece, rng)

@@ -22,6 +22,7 @@ from cl_bench.contracts import (
     State,
     Statistics,
     Task,
+    UsageError,
 )
 from cl_bench.contracts.options import Count, Inherited, Share
 from cl_bench.strategies.projection.gpm import GPM, layer_gradients
@@ -66,6 +67,16 @@ class TRGP(GPM):
         self.region: dict[str, list[int]] = {}  # the tasks a layer trusts now
         self.stored: dict[int, dict[str, dict[int, Tensor]]] = {}  # task: layer: {j: Q_j - I}
         self.rescaling: Rescaling | None = None
+
+    def check(self, learner: Learner) -> None:
+        """As GPM; and every layer must put out W x, which is what is rescaled."""
+        super().check(learner)
+        odd = [m.name for m in learner.layers(self.protect) if not m.is_whole_layer]
+        if odd:
+            raise UsageError(
+                f"TRGP rescales the outputs of linear layers, and {odd[0]!r} is part of a mixture "
+                "of experts: use strategy=gpm, or strategy.protect.exclude=['*expert*','*gate']"
+            )
 
     def setup(self, learner: Learner, task: Task) -> None:
         """As GPM; then find each layer's trust region at the incoming weights."""

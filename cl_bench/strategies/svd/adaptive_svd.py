@@ -33,6 +33,8 @@ from cl_bench.subspace import (
     CosineSum,
     Kind,
     LinearMap,
+    Owned,
+    Owners,
     Parametrisation,
     RestrictedWeights,
     Restriction,
@@ -66,7 +68,8 @@ class AdaptiveSVD(Strategy):
         samples: for ``importance``: training samples that I is measured on.
         snap: move k to the largest relative gap of the singular values up to this share of r away;
             0 leaves it.
-        start_task: index of the first task that is constrained; before it, everything trains.
+        start_task: index of the first task that is constrained; before it, everything trains. None:
+            0 where the network is pre-trained, else 1.
         projection: ``two_sided`` as in the authors' code; ``block`` as their formula is printed,
             which protects neither side; ``left`` keeps U_h^T D = 0 alone, ``right`` D V_h = 0.
         parametrisation: ``projected_param`` trains a core B in W = W_0 + P_U B V_perp^T;
@@ -75,7 +78,8 @@ class AdaptiveSVD(Strategy):
         weight_decay: of what is trained in the matrices: it pulls the task's change (core), or the
             low part, old knowledge included (the other two), towards zero.
         train_rest: what else learns while tasks are constrained: ``all`` (the authors'
-            code), ``norms``, or ``none`` (PEFT). Heads of a task's own always do.
+            code), ``norms``, or ``none`` (PEFT). Heads of a task's own always do. ``auto``:
+            ``norms`` where the network is pre-trained, else ``all``.
         include: shell patterns of layer names; empty: all linear and convolutional layers inside
             the network's blocks, that is attention and MLP.
         exclude: patterns of layers to leave out: cross-attention, as in the authors' code.
@@ -95,11 +99,11 @@ class AdaptiveSVD(Strategy):
         tasks: Annotated[Count | None, OnlyWith("schedule", ("budget",))] = None,
         samples: Annotated[Count, OnlyWith("schedule", ("importance",))] = 128,
         snap: Share = 0.0,
-        start_task: Index = 1,
+        start_task: Index | None = None,
         projection: Kind = "two_sided",
         parametrisation: Parametrisation = "projected_param",
         weight_decay: Strength = 0.0,
-        train_rest: Literal["none", "norms", "all"] = "all",
+        train_rest: Literal["auto", "none", "norms", "all"] = "auto",
         include: Sequence[str] = (),
         exclude: Sequence[str] = CROSS_ATTENTION,
     ) -> None:
@@ -123,15 +127,14 @@ class AdaptiveSVD(Strategy):
         self.projection: Kind = projection
         self.parametrisation: Parametrisation = parametrisation
         self.weight_decay, self.train_rest = weight_decay, train_rest
-        self.needs = replace(
-            self.needs, shardable=parametrisation == "dense_projected", first_task=start_task
-        )
+        self.needs = replace(self.needs, first_task=start_task or 0)
         self.include, self.exclude = tuple(include), tuple(exclude)
-        self.index = 0
+        self.index = self.first = 0
         self.layers: list[LinearMap] = []
         self.start: dict[str, Tensor] = {}  # W_0 of this task
         self.change: dict[str, Tensor] = {}  # D of the task before
         self.importance: dict[str, float] = {}  # I, as the task before left it
+        self.owners = Owners()  # of this task's matrices
         self.restricted = RestrictedWeights(projection, parametrisation)  # of this task
         self.resumed: State | None = None  # instead of finding them
         self.measured: dict[str, dict[str, float]] = {}
@@ -151,29 +154,54 @@ class AdaptiveSVD(Strategy):
     def guarded(self, learner: Learner) -> frozenset[str]:
         """The matrices, and what else ``train_rest`` freezes."""
         kept = [m.weight for m in self.targets(learner)]
-        if self.train_rest != "all":
-            kept += learner.others(kept, norms=self.train_rest == "norms")
+        if self.learning_rest(learner) != "all":
+            kept += learner.others(kept, norms=self.learning_rest(learner) == "norms")
         known = set(kept)
         return frozenset(name for name, p in learner.network.named_parameters() if p in known)
 
     def setup(self, learner: Learner, task: Task) -> None:
         """Freeze what is not to learn, and remember where the task began."""
-        self.index = task.index
+        self.index, self.first = task.index, self.first_constrained(learner)
         self.layers = self.targets(learner)
-        self.start = {m.name: m.whole().clone() for m in self.layers}
+        self.owners = Owners(self.layers, apart=self.parametrisation != "dense_projected")
+        self.restricted = RestrictedWeights(self.projection, self.parametrisation, self.owners)
+        self.start = self.owners.weights()
+        self.change = self.owners.kept(self.change)
         self.measured = {}
         if not self.constrained:
             return
-        if self.train_rest != "all":
-            learner.hold_others((m.weight for m in self.layers), norms=self.train_rest == "norms")
+        rest = self.learning_rest(learner)
+        if rest != "all":
+            learner.hold_others((m.weight for m in self.layers), norms=rest == "norms")
         if self.schedule == "importance" and not self.importance:  # nothing was learned before
             self.importance = _means(self.cosines(learner, task))
         self.ratios()  # what is wrong should not wait for the optimizer
 
+    def first_constrained(self, learner: Learner) -> int:
+        """Index of the first task that is constrained."""
+        return int(not learner.pretrained) if self.start_task is None else self.start_task
+
+    def learning_rest(self, learner: Learner) -> str:
+        """What else learns: ``all``, ``norms`` or ``none``."""
+        if self.train_rest != "auto":
+            return self.train_rest
+        return "norms" if learner.pretrained else "all"
+
+    def remarks(self, learner: Learner) -> Sequence[str]:
+        """From which task on it constrains what, where that follows from the network."""
+        if self.start_task is not None and self.train_rest != "auto":
+            return ()
+        kind = "is pre-trained" if learner.pretrained else "begins with random weights"
+        return [
+            f"adaptive_svd: the network {kind}, so matrices are constrained from task "
+            f"{self.first_constrained(learner) + 1} on, while of the rest "
+            f"{self.learning_rest(learner)} learns (strategy.start_task, strategy.train_rest)"
+        ]
+
     @property
     def constrained(self) -> bool:
         """Whether the task under way is."""
-        return self.index >= self.start_task
+        return self.index >= self.first
 
     def param_groups(self, learner: Learner) -> Iterable[dict[str, Any]]:
         """What is trained in the matrices, and everything else that learns.
@@ -182,20 +210,28 @@ class AdaptiveSVD(Strategy):
         what an optimizer holds. It never steps them, since :meth:`constrain` takes their gradients.
         """
         # Not in setup: by now the weights are on the device that is to decompose them.
-        if self.constrained and not self.restricted.splits:
+        if self.constrained and not self.restricted.settled:
             self.decompose() if self.resumed is None else self.resume(self.resumed)
-        splits, added = self.restricted.splits, self.restricted.parameters()
-        matrices = {id(m.weight) for m in self.layers if m.name in splits}
+            self.restricted.settle()
+        kept, added = self.restricted.names, self.restricted.parameters()
+        matrices = {id(m.weight) for m in self.layers if m.name in kept}
         learning = learner.trainable_parameters()
         others = [p for p in learning if id(p) not in matrices]
         inside = [p for p in learning if id(p) in matrices]
-        inside += [p for p in added if id(p) not in matrices]
-        if splits and not others and not added:
+        own = [p for p in added if id(p) not in matrices]
+        if kept and not others and not self.restricted.learns:
             raise UsageError(
                 "every direction of every matrix is preserved, and strategy.train_rest="
                 f"{self.train_rest} leaves nothing else to learn: preserve less"
             )
-        return [{"params": others}, {"params": inside, "weight_decay": self.weight_decay}]
+        groups: list[dict[str, Any]] = [{"params": others}]
+        if not self.owners.apart:
+            groups.append({"params": inside + own, "weight_decay": self.weight_decay})
+            return groups
+        names = self.restricted.parameter_names()
+        groups.append({"params": inside, "weight_decay": self.weight_decay})
+        groups.append({"params": own, "weight_decay": self.weight_decay, "owned": names})
+        return groups
 
     def ratios(self) -> dict[str, float]:
         """Retention ratio by layer, but for ``effrank``.
@@ -221,21 +257,22 @@ class AdaptiveSVD(Strategy):
 
     def decompose(self) -> None:
         """Split every matrix; those of which nothing is preserved go on to train as they are."""
-        ratios = self.ratios()
-        for layer in self.layers:
+        ratios, mine = self.ratios(), self.owners.mine
+        for layer in mine:
             self.start[layer.name] = self.start[layer.name].to(layer.weight.device)
-        for i, spectrum in spectra([self.start[layer.name] for layer in self.layers]):
-            layer, s = self.layers[i], spectrum.values
+        matrices = [self.start[layer.name] for layer in mine]
+        for i, spectrum in spectra(matrices, alike=not self.owners.apart):
+            layer, s = mine[i], spectrum.values
             k = preserved_rank(ratios[layer.name], len(s)) if ratios else effective_rank(s)
             k = snapped_rank(k, s, self.snap)
             noted = self.measured[layer.name] = {"rank": float(k), "capacity_left": 1.0}
             if layer.name in self.importance:
                 noted["importance"] = self.importance[layer.name]
-            if k == 0:
+            if k == 0 and not layer.stacked:
                 continue
             split = spectrum.split(k, low=self.parametrisation == "factored")
             free = self.attach(layer, split).free
-            noted["capacity_left"] = free / layer.weight.numel()
+            noted["capacity_left"] = free / (layer.out_features * layer.in_features)
             D = self.change.get(layer.name)
             if D is not None and bool(D.any()):
                 # Of what the task before has learned: the share that this one may undo.
@@ -246,7 +283,7 @@ class AdaptiveSVD(Strategy):
     def resume(self, state: State) -> None:
         """Go on with the splits, and in them, where a run stood within this task."""
         self.resumed = None
-        for layer in self.layers:
+        for layer in self.owners.mine:
             if layer.name in state["splits"]:
                 device = layer.weight.device
                 self.start[layer.name] = self.start[layer.name].to(device)
@@ -287,12 +324,15 @@ class AdaptiveSVD(Strategy):
     @torch.no_grad()
     def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
         """The task's change D, and whether what was kept still leads."""
-        for layer in self.layers:
-            W = layer.whole()
+        weights = self.owners.weights()
+        for layer in self.owners.mine:
+            W = weights.pop(layer.name)
             self.change[layer.name] = W - self.start[layer.name].to(W)
             split = self.restricted.splits.get(layer.name)
-            if split is not None and self.projection == "two_sided" and split.values[0] > 0:
+            leads = split is not None and split.k > 0 and bool(split.values[0] > 0)
+            if split is not None and leads and self.projection == "two_sided":
                 self.measured[layer.name]["low_over_kept"] = split.low_over_kept(W)
+        self.measured = self.owners.told(self.measured)
         if self.schedule == "importance":
             self.importance = _means(stats)
 
@@ -315,7 +355,7 @@ class AdaptiveSVD(Strategy):
         """Between tasks I and D; inside one the splits, which need not come out the same again."""
         return {
             "importance": dict(self.importance),
-            "change": dict(self.change),
+            "change": Owned(self.change) if self.owners.apart else dict(self.change),
             "measured": {name: dict(values) for name, values in self.measured.items()},
             **self.restricted.state_dict(),
         }
@@ -324,7 +364,7 @@ class AdaptiveSVD(Strategy):
         """Inverse of :meth:`state_dict`; inside a task, after :meth:`setup`."""
         self.importance, self.change = dict(state["importance"]), dict(state["change"])
         self.measured = {name: dict(values) for name, values in state["measured"].items()}
-        if self.restricted.splits:
+        if self.restricted.settled:
             self.restricted.load_trained(state)
         elif self.layers and state["splits"]:
             self.resumed = state

@@ -21,14 +21,15 @@ def own_matrices(
         UsageError: no layer matches, or one shares its weight.
     """
     # Grouped convolutions hold many small matrices in one weight: they belong to the rest.
-    known = [m for m in learner.layers(Protect(bias="free", heads="never")) if m.groups == 1]
+    linear = learner.layers(Protect(bias="free", heads="never"))
+    known = [m for m in linear if m.groups == 1 or m.stacked]
     inside = {id(m) for block in learner.blocks() for m in block.modules()}
     found = [
         layer
         for layer in known
-        if not any(fnmatchcase(layer.name, p) for p in exclude)
+        if not any(fnmatchcase(layer.name.partition("#")[0], p) for p in exclude)
         and (
-            any(fnmatchcase(layer.name, p) for p in include)
+            any(fnmatchcase(layer.name.partition("#")[0], p) for p in include)
             if include
             else id(layer.module) in inside
         )
@@ -39,7 +40,8 @@ def own_matrices(
             f"leave no layer to constrain; there are {', '.join(m.name for m in known)}"
         )
     every = learner.layers(Protect(bias="free", heads="always"))
-    sharing = [m.weight for m in every] + [
+    by_place = {(m.module, m.parameter): m.weight for m in every}  # experts of one weight once
+    sharing = list(by_place.values()) + [
         p for embedding in learner.embeddings() for p in embedding.parameters()
     ]
     for layer in found:

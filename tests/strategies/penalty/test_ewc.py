@@ -287,3 +287,23 @@ def test_ewc_state_round_trip():
 def test_ewc_options(options, message):
     with pytest.raises(UsageError, match=message):
         EWC(**options)
+
+
+def test_of_a_large_network_fewer_gradients_are_in_memory_at_once(monkeypatch):
+    stream = make_stream()
+    learner, ewc = make_learner(stream), EWC(samples=20, fisher="empirical")
+    learner.begin(stream[0], ewc)
+    whole, sizes = ewc.collect(learner, stream[0]), []
+    gradients = learner.gradients
+
+    def watched(batch, **options):
+        sizes.append(len(batch["y"]))
+        return gradients(batch, **options)
+
+    monkeypatch.setattr(learner, "gradients", watched)
+    weights = sum(p.numel() for p in learner.trainable_parameters())
+    monkeypatch.setattr("cl_bench.strategies.penalty.ewc.AT_ONCE", 8 * weights)
+    parts = ewc.collect(learner, stream[0])
+    assert sizes == [8, 8, 4]
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value)
