@@ -21,9 +21,7 @@ from cl_bench.subspace.linear_maps import (
     linear_maps,
     merge_adapted,
     merged_parameters,
-    own_rows,
     plain_modules,
-    shared_out,
 )
 from cl_bench.subspace.mixture import Mixture
 from cl_bench.subspace.moments import Accumulator, Moments, dropping, tapped
@@ -52,6 +50,7 @@ from cl_bench.subspace.restricted import (
 )
 from cl_bench.subspace.restricted_weights import RestrictedWeights
 from cl_bench.subspace.ridge import Sums, add_gram, block_rows, chosen, solve_ridge
+from cl_bench.subspace.rows import own_rows, shared_out
 from cl_bench.subspace.sketch import ResidualSketch, SketchKind, leading_inputs
 from cl_bench.subspace.sparse_gp import SparseGP
 from cl_bench.subspace.spectrum import Spectrum, Split, largest_value, spectra

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from cl_bench.subspace.ahead import InputsAhead
-from cl_bench.subspace.linear_maps import LinearMap, first_uses, own_rows
+from cl_bench.subspace.linear_maps import LinearMap, first_uses
 from cl_bench.subspace.projection import Projection
+from cl_bench.subspace.rows import own_rows
 
 Where = Literal["input", "gradient", "step"]
 

@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from cl_bench.subspace.linear_maps import LinearMap, own_rows
+from cl_bench.subspace.linear_maps import LinearMap
+from cl_bench.subspace.rows import own_rows
 
 TOGETHER = 1 << 26
 """Numbers of whole matrices that travel together at most (256 MiB in float32)."""

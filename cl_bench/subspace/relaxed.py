@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from cl_bench.subspace.basis import complement
-from cl_bench.subspace.linear_maps import LinearMap, cut_rows, join_rows, own_rows, summed
+from cl_bench.subspace.linear_maps import LinearMap
+from cl_bench.subspace.rows import cut_rows, join_rows, own_rows, summed
 
 
 class RelaxedSpace:

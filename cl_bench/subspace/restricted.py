@@ -6,8 +6,8 @@ every output's components along U_h. ``left`` and ``right`` keep one side each. 
 U_h U_h^T D V_h V_h^T alone: that is the formula in print, and protects neither side.
 
 Three parametrisations, each a class of its own with three methods in common. All learn from the
-dense gradient G of the weight, which the network's ordinary backward pass leaves in it, and leave
-an ordinary dense weight behind: nothing of them is in the network, which runs at its own speed.
+dense gradient G of the weight and leave an ordinary dense weight behind: nothing of them is in the
+network, which runs at its own speed.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from cl_bench.subspace.linear_maps import LinearMap, cut_rows, own_rows, summed
+from cl_bench.subspace.linear_maps import LinearMap
+from cl_bench.subspace.rows import cut_rows, own_rows, summed
 from cl_bench.subspace.spectrum import Split
 
 Kind = Literal["two_sided", "block", "left", "right"]
@@ -338,14 +339,13 @@ def restricted_update(
     Raises:
         ValueError: the layer's weight cannot learn so.
     """
-    if kind == "projected_param":
-        return CoreUpdate(layer, restriction, start)
-    if kind == "factored":
-        return FactorUpdate(layer, restriction, start)
-    return StepUpdate(layer, restriction)
+    if kind == "dense_projected":
+        return StepUpdate(layer, restriction)
+    made = CoreUpdate if kind == "projected_param" else FactorUpdate
+    return made(layer, restriction, start)
 
 
 def _gradient(layer: LinearMap) -> Tensor | None:
     """The weight's gradient as a matrix."""
-    gradient = layer.weight.grad
-    return None if gradient is None else layer.matrix(gradient, None)
+    G = layer.weight.grad
+    return None if G is None else layer.matrix(G, None)

@@ -22,13 +22,13 @@ from cl_bench.contracts import (
     Needs,
     State,
     Statistics,
-    Strategy,
     Task,
     UsageError,
     split_batch,
 )
 from cl_bench.contracts.options import Count, Index, OnlyWith, Share, Strength
-from cl_bench.strategies.svd.matrices import own_matrices
+from cl_bench.strategies.svd.matrices import means, own_matrices
+from cl_bench.strategies.svd.pretrained import ByPretraining
 from cl_bench.subspace import (
     CosineSum,
     Kind,
@@ -50,7 +50,7 @@ CROSS_ATTENTION = ("*EncDecAttention*", "*crossattention*", "*encoder_attn*")
 """What transformers' families call it: T5; GPT-2, BERT; BART and its descendants."""
 
 
-class AdaptiveSVD(Strategy):
+class AdaptiveSVD(ByPretraining):
     """Trains what is orthogonal to the leading singular directions of every matrix, on both sides.
 
     Args:
@@ -174,29 +174,8 @@ class AdaptiveSVD(Strategy):
         if rest != "all":
             learner.hold_others((m.weight for m in self.layers), norms=rest == "norms")
         if self.schedule == "importance" and not self.importance:  # nothing was learned before
-            self.importance = _means(self.cosines(learner, task))
+            self.importance = means(self.cosines(learner, task))
         self.ratios()  # what is wrong should not wait for the optimizer
-
-    def first_constrained(self, learner: Learner) -> int:
-        """Index of the first task that is constrained."""
-        return int(not learner.pretrained) if self.start_task is None else self.start_task
-
-    def learning_rest(self, learner: Learner) -> str:
-        """What else learns: ``all``, ``norms`` or ``none``."""
-        if self.train_rest != "auto":
-            return self.train_rest
-        return "norms" if learner.pretrained else "all"
-
-    def remarks(self, learner: Learner) -> Sequence[str]:
-        """From which task on it constrains what, where that follows from the network."""
-        if self.start_task is not None and self.train_rest != "auto":
-            return ()
-        kind = "is pre-trained" if learner.pretrained else "begins with random weights"
-        return [
-            f"adaptive_svd: the network {kind}, so matrices are constrained from task "
-            f"{self.first_constrained(learner) + 1} on, while of the rest "
-            f"{self.learning_rest(learner)} learns (strategy.start_task, strategy.train_rest)"
-        ]
 
     @property
     def constrained(self) -> bool:
@@ -334,7 +313,7 @@ class AdaptiveSVD(Strategy):
                 self.measured[layer.name]["low_over_kept"] = split.low_over_kept(W)
         self.measured = self.owners.told(self.measured)
         if self.schedule == "importance":
-            self.importance = _means(stats)
+            self.importance = means(stats)
 
     def release(self, learner: Learner) -> None:
         """The weights are the network's own again, and always were."""
@@ -368,11 +347,3 @@ class AdaptiveSVD(Strategy):
             self.restricted.load_trained(state)
         elif self.layers and state["splits"]:
             self.resumed = state
-
-
-def _means(stats: Statistics) -> dict[str, float]:
-    found = {}
-    for name, cosines in stats.items():
-        assert isinstance(cosines, CosineSum)
-        found[name] = cosines.mean
-    return found

@@ -1,10 +1,10 @@
-"""Which matrices of a network are constrained, by shell patterns of their layers' names."""
+"""Matrices of a network: which are constrained, and how important each is."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from cl_bench.contracts import Learner, Protect, UsageError
-from cl_bench.subspace import LinearMap
+from cl_bench.contracts import Learner, Protect, Statistics, UsageError
+from cl_bench.subspace import CosineSum, LinearMap
 
 
 def own_matrices(
@@ -50,4 +50,13 @@ def own_matrices(
                 f"layer {layer.name!r} shares its weight with another: leave it out with "
                 f"strategy.exclude, or untie them"
             )
+    return found
+
+
+def means(stats: Statistics) -> dict[str, float]:
+    """Importance of each matrix: the mean of cos(x, W x) over the inputs that were summed."""
+    found = {}
+    for name, cosines in stats.items():
+        assert isinstance(cosines, CosineSum)
+        found[name] = cosines.mean
     return found
