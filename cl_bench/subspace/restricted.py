@@ -5,9 +5,8 @@ U_h^T W = S_h V_h^T go on to hold, the output for an input in span(V_h) stays as
 every output's components along U_h. ``left`` and ``right`` keep one side each. ``block`` takes out
 U_h U_h^T D V_h V_h^T alone: that is the formula in print, and protects neither side.
 
-Three parametrisations, each a class of its own with three methods in common. All learn from the
-dense gradient G of the weight and leave an ordinary dense weight behind: nothing of them is in the
-network, which runs at its own speed.
+Three parametrisations, a class each. All learn from the dense gradient G of the weight and leave an
+ordinary dense weight behind: nothing of them is in the network, which runs at its own speed.
 """
 
 from collections.abc import Callable
