@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch.optim import Optimizer
 from torch.optim.optimizer import (
@@ -12,11 +12,22 @@ from torch.optim.optimizer import (
 
 from cl_bench.contracts import UsageError
 
-if TYPE_CHECKING:
-    from cl_bench.integrations.session import Session
-
 Moves = Callable[[Optimizer], bool]
 """Whether an optimizer holds parameters of the model."""
+
+
+class Watcher(Protocol):
+    """Who watches steps: which optimizers, and how many there were."""
+
+    steps: int
+    stepping: bool
+    called: set[str]
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Watch its steps."""
+
+    def attached(self, optimizer: Optimizer) -> bool:
+        """Whether its steps are watched."""
 
 
 def constrained(constrain: Callable[[], None], args: Any, kwargs: Any) -> Any:
@@ -55,7 +66,7 @@ def check_optimizers(optimizers: Sequence[Optimizer], moves: Moves) -> None:
 
 
 @contextmanager
-def only_through(session: "Session", given: bool, moves: Moves) -> Iterator[None]:
+def only_through(session: Watcher, given: bool, moves: Moves) -> Iterator[None]:
     """Watch optimizers that are built inside; refuse weight changes that nobody saw."""
     steps_before: dict[int, int] = {}
 

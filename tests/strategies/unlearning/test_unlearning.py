@@ -206,11 +206,6 @@ def test_behind_a_shut_gate_o3_is_the_base_to_the_bit(people):
         assert torch.equal(learner(batch), wanted)
 
 
-def test_o3_refuses_an_option_without_effect():
-    with pytest.raises(UsageError, match="full_first"):
-        O3(full_first=True)
-
-
 def test_the_last_weights_are_those_after_the_requests(digits, tmp_path):
     """What is exported by default has met them, and its card says so."""
     from cl_bench.report.card import model_card
