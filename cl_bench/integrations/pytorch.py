@@ -9,19 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cl_bench.contracts import Batch, Phase, Scenario, State, Strategy, Task, UsageError
+from cl_bench.contracts import Batch, Phase, Scenario, Strategy, Task, UsageError
 from cl_bench.contracts.strategy import overrides, penalises_weights
 from cl_bench.integrations.borrowed import Borrowed
 from cl_bench.integrations.lines import Lesson, require_served
 from cl_bench.integrations.outputs import Forward, LossFunction
 from cl_bench.integrations.report import Loaders, Report
 from cl_bench.integrations.sample import Sample, SampledTask, as_batch
+from cl_bench.integrations.saving import Saved
 from cl_bench.integrations.session import Session
 from cl_bench.integrations.watching import check_optimizers, only_through
 from cl_bench.optimizers import place_of
 
 
-class Guarded:
+class Guarded(Saved):
     """A model whose updates a strategy guards, one task after another.
 
     Each task's training loop goes inside :meth:`task`. The strategy sees gradients just before
@@ -306,40 +307,6 @@ class Guarded:
             UsageError: there is no loader, the directory holds a run, or the loss is not known.
         """
         return Report(self, loaders, run_dir, stream, alignment)
-
-    # -- saving -----------------------------------------------------------------------------------
-
-    def state_dict(self) -> State:
-        """The strategy's memory, its modules and the tasks; the model's weights are not in it."""
-        extras = self.learner._extras
-        return {
-            "tasks": self.tasks,
-            "strategy": self.strategy.state_dict(),
-            "known": [[t.name, t.classes.start, t.classes.stop, t.head] for t in self.met],
-            "extras": {i: dict(modules.state_dict()) for i, modules in extras.items()},
-        }
-
-    def load_state_dict(self, state: State) -> None:
-        """Inverse of :meth:`state_dict`, between tasks.
-
-        Raises:
-            UsageError: a task is open.
-        """
-        if self._session is not None:
-            raise UsageError("load the state before the `with` block of a task")
-        self.strategy.load_state_dict(state["strategy"])
-        learner, nothing = self.learner, torch.zeros(1)
-        self.met = []
-        for t, (name, start, stop, head) in enumerate(state["known"]):
-            task = SampledTask(nothing, t, range(start, stop), head, name).bare()
-            learner.seen_heads = max(learner.seen_heads, head + 1)
-            learner.seen_classes = max(learner.seen_classes, stop)
-            learner.belongs(task)
-            self.met.append(task)
-        learner.equip(self.strategy)
-        for i, weights in state["extras"].items():
-            learner._extras[i].load_state_dict(weights)
-        learner.end()
 
     # -- optimizers -------------------------------------------------------------------------------
 
