@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from cl_bench.contracts import (
+    CLASSIFIED,
     Batch,
     Learner,
     Needs,
@@ -31,7 +32,7 @@ class RidgeUnlearning(Strategy):
         ridge: rho.
     """
 
-    needs = Needs(modalities=frozenset({"image", "features"}), forgets=True)
+    needs = Needs(modalities=CLASSIFIED, forgets=True)
 
     def __init__(self, ridge: Rate = 1.0) -> None:
         self.ridge = ridge
