@@ -32,10 +32,10 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from cl_bench.cli.build import build, build_model, build_stream
+from cl_bench.cli.optimizers import build_optimizer
 from cl_bench.cli.together import read_result
 from cl_bench.contracts import FederatedStrategy, Strategy, Stream, UsageError, derive_seed
 from cl_bench.experiment import Result, seed_training
@@ -97,7 +97,7 @@ def _assembled(config: str) -> tuple[Stream, FederatedStrategy, BaseLearner, Fed
         cfg.learner,
         stream=stream,
         model=build_model(cfg.model, stream),
-        optimizer=instantiate(cfg.optimizer, _partial_=True, _convert_="all"),
+        optimizer=build_optimizer(cfg.optimizer).factory,
         batch_size=cfg.batch_size,
         seed=seed,
         pack=cfg.pack,
