@@ -146,6 +146,22 @@ def test_a_budget_chooses_the_size_that_comes_nearest(name):
             assert max(count / 1000, 1000 / count) >= max(found.count / 1000, 1000 / found.count)
 
 
+def test_a_budget_tries_no_size_far_beyond_what_it_asks_for(monkeypatch):
+    """A rank of half a million takes gigabytes."""
+    maps, made, seen = linear_maps("layer", nn.Linear(D, OUT)), adapter("lora"), []
+
+    def watched(maps, config, apart=False):
+        seen.append(config.r)
+        return trial(maps, config, apart)
+
+    monkeypatch.setattr("cl_bench.adapters.trial.trial", watched)
+    found = fitted(maps, made.config, made.size, 450)  # 4 ranks train 448, no 5 % from 5 or 3
+    assert found.size == 4
+    found = fitted(maps, made.config, made.size, 390)  # between 336 and 448: nothing is near
+    assert found.size in (3, 4)
+    assert max(seen) <= 8
+
+
 def test_a_share_is_of_the_network_without_heads():
     s = setting("lora", "vit", budget="20%")
     body = sum(p.numel() for n, p in s.learner.named_parameters() if not n.startswith("heads"))
