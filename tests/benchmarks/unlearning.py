@@ -20,6 +20,7 @@ from lightning import Trainer
 from omegaconf import OmegaConf
 
 from cl_bench.cli.folders import conf_directory
+from cl_bench.cli.optimizers import build_optimizer
 from cl_bench.contracts import derive_seed
 from cl_bench.experiment import LightningEngine, LoopSettings, pretrain, seed_training
 from cl_bench.experiment.probes.clock import Clock
@@ -62,8 +63,7 @@ def made(seed, steps):
     seed_training(derive_seed(seed, "model"))
     model = OmegaConf.load(conf / "model/gpt_tiny.yaml")
     network = instantiate(model, vocabulary=sum(stream.heads), _convert_="all")
-    optimizer = OmegaConf.load(conf / "optimizer/adamw.yaml")
-    factory = instantiate(optimizer, _convert_="all")
+    factory = build_optimizer(OmegaConf.load(conf / "optimizer/adamw.yaml")).factory
     return stream, Causal(stream, network, factory, cfg.batch_size, seed)
 
 
