@@ -181,12 +181,9 @@ def require_one_network(order: Order) -> None:
             )
         if cls.inference is not Strategy.inference and _gives_each_its_own(order, node):
             remedy = (
-                ""
-                if name != "adapter"
-                else (
-                    "; a run with adapter.end=merge, or adapter.lifetime=shared, ends as one network"
-                )
+                "; with adapter.end=merge, or adapter.lifetime=shared, a run ends as one network"
             )
+            remedy = remedy if name == "adapter" else ""
             raise UsageError(
                 f"{run}: {cls.__name__} ({name}) tests every task with "
                 "weights of its own, made from the shared ones and what the strategy remembers: "

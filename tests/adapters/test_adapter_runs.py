@@ -1,4 +1,4 @@
-"""``adapter=`` on the command line: what is trained and recorded, and what may leave as a network."""
+"""``adapter=`` on the command line: what is trained and recorded, and what may be exported."""
 
 import csv
 
