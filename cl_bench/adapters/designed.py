@@ -3,6 +3,7 @@
 W + scale (B - B_0) A, with A (r, d) and B (o, r). Zero at the start, wherever B begins.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -61,7 +62,6 @@ class DesignedLayer(Reparametrised):
         self.register_buffer("start", None if pair.B is None else B.clone())
         self.scale = scale
         self.start: Tensor | None
-        self.A: Tensor
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Two factors, scale (B - B_0) (o, r) and A (r, d), of the change."""
@@ -71,11 +71,10 @@ class DesignedLayer(Reparametrised):
     def change(self) -> Tensor:
         """Their product."""
         B, A = self.factors()
-        change: Tensor = B @ A
-        return change
+        return torch.mm(B, A)
 
 
 def random_rows(like: LinearMap, rank: int, rng: Generator) -> Tensor:
     """A (r, d) as LoRA begins: uniform within 1 / sqrt(d)."""
     d = like.in_features
-    return (2 * torch.rand(rank, d, generator=rng) - 1) / d**0.5
+    return (2 * torch.rand(rank, d, generator=rng) - 1) / math.sqrt(d)
