@@ -101,7 +101,12 @@ def vit(patch: int) -> nn.Module:
 def images(data: str, train: int, test: int) -> dict[str, list[Tensor]]:
     """Training and test images of each class."""
     stream = SplitCIFAR100(
-        100, validation_fraction=0.0, train_per_class=train, test_per_class=test, data_dir=data
+        100,
+        scenario="class",
+        validation_fraction=0.0,
+        train_per_class=train,
+        test_per_class=test,
+        data_dir=data,
     )
     found: dict[str, list[Tensor]] = {"train": [], "test": []}
     for task in stream:
@@ -221,7 +226,7 @@ def main() -> None:
                     functools.partial(Adam, lr=3e-4),
                     overrides=(
                         *(f"trainer.max_epochs={asked.epochs}", "batch_size=32", *settings),
-                        *("trainer.accelerator=cpu", "threads=1", "logger.mode=disabled"),
+                        *("trainer.accelerator=cpu", "trainer.threads=1", "logger.mode=disabled"),
                         *("checkpoint.enabled=false", "alignment.enabled=false"),
                     ),
                     run_dir=directory,
