@@ -1,7 +1,7 @@
 """KeepLoRA: a pair a task that leaves the weights' principal directions and old features alone.
 
 "KeepLoRA: continual learning with residual gradient adaptation", ICLR 2026
-(github.com/MaolinLuo/KeepLoRA @ 0e98f31). M begins as the right singular vectors of a layer's
+(github.com/MaolinLuo/KeepLoRA @ a17f9c2). M begins as the right singular vectors of a layer's
 weight W (o, d) that carry a share of its energy: what the network knew. With G the mean gradient of
 a new task,
 
@@ -73,19 +73,9 @@ class KeepLoRA(OwnClasses):
         def loss(out: Tensor, batch: Batch) -> Tensor:
             return self.objective(learner, batch, out).mean
 
-        pairs = {}
         gradients = mean_gradients(learner, task, maps, self.samples, squared=False, of=loss)
-        for name, G in gradients.items():
-            G = G.double()
-            if name in self.memory:
-                M = self.memory[name].to(G)
-                G = G - (G @ M) @ M.t()
-            U, S, Vt = torch.linalg.svd(G, full_matrices=False)
-            if name in self.memory:  # a direction that carries rounding alone may lie in M
-                Vt = Vt - (Vt @ M) @ M.t()
-            r = self.rank
-            pairs[name] = Pair(Vt[:r], U[:, :r] * S[:r])
-        return pairs
+        memory = self.memory
+        return {name: beside(G, memory.get(name), self.rank) for name, G in gradients.items()}
 
     def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
         """M grows by what was read."""
@@ -114,3 +104,12 @@ class KeepLoRA(OwnClasses):
     def load_state_dict(self, state: State) -> None:
         """Inverse of :meth:`state_dict`."""
         self.memory, self.overlap = dict(state["memory"]), dict(state["overlap"])
+
+
+def beside(G: Tensor, M: Tensor | None, rank: int) -> Pair:
+    """A = V_r^T and B_0 = U_r S_r of G (I - M M^T) = U S V^T, G (o, d) and M (d, k)."""
+    M = G.new_zeros(G.shape[1], 0).double() if M is None else M.to(G.device)
+    left = G.double() - (G.double() @ M) @ M.t()
+    U, S, Vt = torch.linalg.svd(left, full_matrices=False)
+    Vt = Vt - (Vt @ M) @ M.t()  # a direction that carries rounding alone may lie in M
+    return Pair(Vt[:rank], U[:, :rank] * S[:rank])

@@ -39,15 +39,13 @@ from cl_bench.merging import (
     Factors,
     Folded,
     Rule,
-    aligned_share,
     applied,
-    contradicted_share,
-    cosine,
     fold,
     make_rule,
-    shaped,
 )
 from cl_bench.strategies.merging.low_rank import Cores, MergedPairs, Start
+from cl_bench.strategies.merging.told import told
+from cl_bench.strategies.merging.weights import matrices_of, own_heads, running_names
 
 Name = Literal[
     "average",
@@ -250,7 +248,7 @@ class Merge(Strategy):
                 f"{m.name}.weight": m.weight.detach().clone() for m in self.pairs.maps(learner)
             }
             factors = self.pairs.take(learner)
-        weights, matrices = learner.weights(), _matrices(learner)
+        weights, matrices = learner.weights(), matrices_of(learner)
         base = {name: w.to(weights[name].device) for name, w in self.base.items()}
         deltas = {name: weights[name] - start for name, start in base.items()}
         for name, (B, A) in factors.items():  # without the rounding of W + B A
@@ -260,7 +258,9 @@ class Merge(Strategy):
         except ValueError as error:
             raise UsageError(f"strategy.rule={self.name}: {error}") from error
         running = self._running(weights)
-        self.told = self._tell(deltas, {n: merged[n] - base[n] for n in merged}, matrices)
+        changes = {name: merged[name] - base[name] for name in merged}
+        sizes = (self.folded if self.cores is None else self.cores).bytes
+        self.told = told(deltas, changes, matrices, self.norms, self.count, sizes)
         found = {**merged, **running}
         if self.deploy == "merge" and self.init == "last":
             names = (*merged, *running_names(weights))
@@ -309,27 +309,6 @@ class Merge(Strategy):
             self.statistics[name] = before + (now - before) / self.count
         return dict(self.statistics)
 
-    def _tell(
-        self,
-        deltas: Mapping[str, Tensor],
-        merged: Mapping[str, Tensor],
-        matrices: frozenset[str],
-    ) -> dict[str, dict[str, float]]:
-        told, sizes = {}, (self.folded if self.cores is None else self.cores).bytes
-        for name in matrices & deltas.keys():
-            delta, whole = shaped(deltas[name], True), shaped(merged[name], True)
-            before = self.norms.get(name, 0.0)
-            self.norms[name] = before + (float(delta.norm()) - before) / self.count
-            mean = self.norms[name]
-            told[name.removesuffix(".weight")] = {
-                "merge_aligned": aligned_share(delta, whole),
-                "merge_cosine": cosine(delta, whole),
-                "merge_contradicted": contradicted_share(delta, whole),
-                "merge_norm_kept": float(whole.norm()) / mean if mean > 0 else 0.0,
-                "merge_bytes": float(sizes[name]),
-            }
-        return told
-
     def metrics(self) -> Mapping[str, Mapping[str, float]]:
         """Of the newest task's vector and the merge, per matrix, and the bytes of its fold.
 
@@ -365,19 +344,3 @@ class Merge(Strategy):
             self.pairs.seen = dict(state["seen"])
         if self.cores:
             self.cores.load_state_dict(state["cores"])
-
-
-def _matrices(learner: Learner) -> frozenset[str]:
-    return frozenset(name for name, role in learner.roles().items() if role == "matrix")
-
-
-def own_heads(learner: Learner) -> frozenset[str]:
-    """Parameters of output heads, where there is more than one head."""
-    heads = {name for name, role in learner.roles().items() if role == "head"}
-    several = len({name.rpartition(".")[0] for name in heads}) > 1
-    return frozenset(heads) if several else frozenset()
-
-
-def running_names(weights: Mapping[str, Tensor]) -> list[str]:
-    """Running statistics of batch normalisation."""
-    return [n for n in weights if n.endswith(("running_mean", "running_var"))]
