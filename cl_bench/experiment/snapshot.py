@@ -311,5 +311,5 @@ def _identical(a: Tensor, b: Tensor) -> bool:
         and a.dim() > 0
         and a.is_contiguous()
         and b.is_contiguous()
-        and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+        and torch.equal(a.flatten().view(torch.uint8), b.flatten().view(torch.uint8))
     )

@@ -50,7 +50,11 @@ NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
 
 SAMPLES, DIM, CLASSES, FEW = 64, 12, 3, 24
 
-OPTIONS: dict[str, dict[str, Any]] = {"bic": {"epochs": 5}}
+LINEAR = {"targets": ["linear"]}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "bic": {"epochs": 5},
+    **dict.fromkeys(("inflora", "keeplora", "sd_lora"), LINEAR),
+}
 """Options that a strategy needs for runs as small as these; best none."""
 
 

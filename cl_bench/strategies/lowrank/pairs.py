@@ -87,7 +87,7 @@ class LowRankPairs(Adapted):
                 f"strategy.targets={list(wrong or ends)} is the end of no layer's name; the "
                 f"network's layers are {', '.join(found)}"
             )
-        require_untied(learner, maps, "strategy")
+        require_untied(learner, maps, "strategy.targets")
         return maps
 
     def make(self, learner: Learner) -> Any:
