@@ -98,6 +98,11 @@ class Objective(NetworkServices):
         """Batches of one optimizer step."""
         return 1
 
+    def outputs(self, batch: Batch) -> Tensor:
+        """What the loss is taken of; a kind of learner may leave out what no loss looks at."""
+        out: Tensor = self(batch)
+        return out
+
     @abstractmethod
     def loss(self, out: Tensor, batch: Batch) -> Tensor:
         """Mean loss over the batch."""
@@ -140,9 +145,9 @@ class Objective(NetworkServices):
         if apart:
             idle = is_idle(whole)
             with part_of_a_batch(_samples(whole) / _samples(batch), counts=not idle):
-                out = self(batch)
+                out = self.outputs(batch)
         else:
-            out = self(batch)
+            out = self.outputs(batch)
         if self.own_objective is not None:
             loss, terms = self._own_mean(self.own_objective(self, batch, out), apart, idle)
         elif apart:
@@ -190,6 +195,10 @@ class Objective(NetworkServices):
         self._loss_count += float(terms.sum())
         self._losses.clear()
         self._terms.clear()
+
+    def epoch_facts(self) -> dict[str, float]:
+        """What else is to be told of the batches since the last call."""
+        return {}
 
     def epoch_loss(self) -> float:
         """Mean training loss since the last call, over samples or labelled tokens."""
@@ -252,7 +261,7 @@ class Objective(NetworkServices):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch's loss, without the strategy's penalty."""
-        self._step.validation += self.total_objective(self(batch), batch)
+        self._step.validation += self.total_objective(self.outputs(batch), batch)
 
     def validation_loss(self) -> float:
         """Mean loss over the validation data, in the latest pass.

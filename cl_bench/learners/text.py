@@ -95,7 +95,9 @@ class LanguageLearner(Graded, BaseLearner):
         self.prompts = stream if isinstance(stream, PromptStream) else None
         self.label_likelihood = label_likelihood and self.prompts is not None
         self.end, self.pad = stream.end, stream.pad
-        self._uncut = False
+        self._uncut = self._sparse = False
+        self._useful: Tensor | int = 0
+        self._positions = 0
         self.bypassed = bypassed(whole)
         _still(whole)
         if gradient_checkpointing:
@@ -121,7 +123,7 @@ class LanguageLearner(Graded, BaseLearner):
         if self._uncut or self.prompts is None:
             return batch
         prompt = max(1, int(batch["attention_mask"].sum(1).max()))  # all may be empty
-        answer = int((batch["labels"] != IGNORE).sum(1).max())
+        answer = max(1, int((batch["labels"] != IGNORE).sum(1).max()))
         cut = {
             **batch,
             "input_ids": batch["input_ids"][:, :prompt],
@@ -190,6 +192,32 @@ class LanguageLearner(Graded, BaseLearner):
         logits = super().readout(features, heads)
         added: Tensor | None = getattr(self.model, "final_logits_bias", None)  # BART's
         return logits if added is None else logits + added
+
+    def tokens(self, batch: Batch) -> Tensor:
+        """How many tokens each sample has, int64 (n,)."""
+        count = batch["attention_mask"].sum(1)
+        return count if self.prompts is None else count + (batch["labels"] != IGNORE).sum(1)
+
+    def outputs(self, batch: Batch) -> Tensor:
+        """Logits (m, vocabulary) that predict the labels, sample by sample, and no others."""
+        self._sparse = True
+        try:
+            return super().outputs(batch)
+        finally:
+            self._sparse = False
+
+    def _filled(self, mask: Tensor, positions: int) -> None:
+        """Training takes a batch with these tokens to so many positions of the network."""
+        if self.training:
+            self._useful, self._positions = self._useful + mask.sum(), self._positions + positions
+
+    def epoch_facts(self) -> dict[str, float]:
+        """``useful_tokens``: share of the network's positions that was not padding."""
+        if not self._positions:
+            return {}
+        share = float(self._useful) / self._positions
+        self._useful, self._positions = 0, 0
+        return {"useful_tokens": share}
 
     def loss(self, out: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy, averaged over the labelled tokens of the batch."""
