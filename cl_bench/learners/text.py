@@ -2,13 +2,13 @@
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cl_bench.contracts import (
     IGNORE,
@@ -16,18 +16,14 @@ from cl_bench.contracts import (
     LanguageStream,
     PromptStream,
     UsageError,
-    split_batch,
 )
-from cl_bench.contracts.learner import Heads, Mode, Of
+from cl_bench.contracts.learner import Heads
 from cl_bench.learners.bypassed import bypassed
+from cl_bench.learners.compiled import Compiled
 from cl_bench.learners.graded import Graded
 from cl_bench.learners.modes import reaching
-from cl_bench.learners.module import BaseLearner
+from cl_bench.learners.parted import Parted
 from cl_bench.optimizers import OptimizerFactory
-from cl_bench.subspace import Accumulator, LinearMap, Moments
-
-LOGITS = 1 << 30
-"""Numbers that a tap has the output layer put out at once (4 GiB in float32)."""
 
 CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """What transformers' models call that which they do to logits behind the output layer."""
@@ -42,7 +38,7 @@ def body_and_head(model: Any) -> tuple[nn.Module, nn.Module]:
     return body, head
 
 
-class LanguageLearner(Graded, BaseLearner):
+class LanguageLearner(Graded, Parted):
     """One of transformers' models with an output layer over a vocabulary.
 
     On a :class:`PromptStream` an answer is generated greedily and graded as text. Where the
@@ -102,6 +98,8 @@ class LanguageLearner(Graded, BaseLearner):
         _still(whole)
         if gradient_checkpointing:
             _checkpoint(whole)
+        backend = getattr(whole, "compiled", None)
+        self._compiled = None if backend is None else Compiled(self.blocks(), backend)
 
     base_model_prefix = ""
     """Of names of parameters: PEFT asks whatever has one of transformers' configurations."""
@@ -133,7 +131,8 @@ class LanguageLearner(Graded, BaseLearner):
         return cut | ({"earlier": batch["earlier"][:, :prompt]} if "earlier" in batch else {})
 
     def _left_behind(self) -> dict[int, Any]:
-        return {**super()._left_behind(), id(self.prompts): self.prompts}
+        programs = {} if self._compiled is None else {id(self._compiled): None}
+        return {**super()._left_behind(), **programs, id(self.prompts): self.prompts}
 
     @abstractmethod
     def _generated(self, batch: Batch, options: Mapping[str, Any]) -> Tensor:
@@ -202,7 +201,8 @@ class LanguageLearner(Graded, BaseLearner):
         """Logits (m, vocabulary) that predict the labels, sample by sample, and no others."""
         self._sparse = True
         try:
-            return super().outputs(batch)
+            with nullcontext() if self._compiled is None else self._compiled.running():
+                return super().outputs(batch)
         finally:
             self._sparse = False
 
@@ -236,28 +236,6 @@ class LanguageLearner(Graded, BaseLearner):
         learned = labels != IGNORE
         own = logits.gather(2, labels.clamp_min(0)[:, :, None]).squeeze(2)
         return (own * learned).sum(1) / learned.sum(1).clamp_min(1)
-
-    def gradients(
-        self,
-        batch: Batch,
-        of: Of = "loss",
-        per_sample: bool = False,
-        mode: Mode = "eval",
-    ) -> dict[str, Tensor]:
-        """As for every learner.
-
-        The loss of a batch weighs tokens alike, that of a sample its own tokens: where sequences
-        differ in length, the batch's gradient is not the mean of the samples'.
-        """
-        if not per_sample:
-            return super().gradients(batch, of, mode=mode)
-        # Fused attention has no batching rule, and what is cut may not depend on the sample.
-        batch, self._uncut = self.cut(batch), True
-        try:
-            with sdpa_kernel(SDPBackend.MATH):
-                return super().gradients(batch, of, per_sample, mode)
-        finally:
-            self._uncut = False
 
     def draw_labels(self, batch: Batch, generator: torch.Generator) -> Batch:
         """The batch with every label drawn from the prediction after the true tokens before it."""
@@ -310,25 +288,6 @@ class LanguageLearner(Graded, BaseLearner):
     def _devices(self) -> list[int]:
         index = next(self.parameters()).device.index
         return [] if index is None else [index]
-
-    def tap(
-        self,
-        layers: Sequence[LinearMap],
-        batches: Iterable[Batch],
-        into: Mapping[str, Accumulator] | None = None,
-        dropout: bool = False,
-    ) -> Mapping[str, Moments]:
-        """Second moments of the layers' inputs, of a bounded number of tokens at a time."""
-        pieces = (piece for batch in batches for piece in self._pieces(batch))
-        return super().tap(layers, pieces, into, dropout)
-
-    def _pieces(self, batch: Batch) -> Iterator[Batch]:
-        """A batch in parts whose logits together are at most :data:`LOGITS`."""
-        length = batch["input_ids"].shape[1]
-        if self.prompts is not None:
-            length += batch["labels"].shape[1]
-        most = max(1, LOGITS // (length * self.config.vocab_size))
-        return split_batch(batch, most, self.least_batch)
 
     def embeddings(self) -> list[nn.Module]:
         """Input embeddings: of tokens, of learned positions."""
