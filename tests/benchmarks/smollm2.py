@@ -7,14 +7,13 @@
 AG News, DBpedia, Yahoo answers, and instructions that are made here (arithmetic and rewriting).
 The weights are Q4_1's, rounded to bfloat16 and learned in float32. Scores are the likelihood of an
 answer's token, which says more of few samples than exact matches do. Given again, the same command
-goes on where it was stopped; ``results.json`` has a row for every strategy that is done.
+goes on where it was stopped; ``--results docs/results`` writes down what is done.
 """
 
 import argparse
 import gzip
 import importlib.util
 import json
-import os
 import random
 import subprocess
 import sys
@@ -142,24 +141,48 @@ def overrides(folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def learn(folder: Path, strategy: str, extra: list[str]) -> dict:
-    """One run, or the rest of it: seconds of CPU of this start, and its peak of memory in MB."""
+def learn(folder: Path, strategy: str, extra: list[str]) -> None:
+    """One run, or the rest of it."""
     command = [sys.executable, "-m", "cl_bench", "-m", f"+strategy={strategy}", *overrides(folder)]
     command += [*STRATEGIES[strategy], *extra, f"sweep_dir={folder}/runs/{strategy}"]
-    process = subprocess.Popen(command)
-    _, status, used = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"{strategy}: stopped with {status}; give the same command again to go on")
-    return {"cpu_seconds": used.ru_utime + used.ru_stime, "peak_mb": used.ru_maxrss / 1024}
+    if subprocess.run(command, check=False).returncode:
+        sys.exit(f"{strategy}: stopped; give the same command again to go on")
 
 
-def found(folder: Path, strategy: str) -> dict:
-    """What a run has recorded."""
-    path = next((folder / "runs" / strategy).rglob("summary.json"))
-    told = json.loads(path.read_text())
-    events = [json.loads(line) for line in (path.parent / "results.jsonl").read_text().splitlines()]
-    kinds = ("general", "general_text")
-    return {"summary": told, "events": [e for e in events if e.get("event") in kinds]}
+def row_of(folder: Path, strategy: str) -> dict | None:
+    """The figures of a finished run, in percent, nats, minutes and GB; None where there is none."""
+    for path in (folder / "runs" / strategy).rglob("summary.json"):
+        told = json.loads(path.read_text())
+        if told["status"] != "completed":
+            continue
+        events = [json.loads(x) for x in (path.parent / "results.jsonl").read_text().splitlines()]
+        scores = [e for e in events if e["event"] == "evaluation"][-1]["scores"]
+        text = [e["values"] for e in events if e.get("probe") == "general_text"][-1]
+        names = ("acc", "bwt", "learning_accuracy")
+        tasks = {name: 100 * score for name, score in scores.items()}
+        general = {
+            f"{name.removeprefix('cl_bench_')}_{side}": 100 * told["general"][name][side]
+            for name in told["general"]
+            for side in ("start", "end")
+        }
+        row = {
+            **{name: 100 * told[name] for name in names},
+            **tasks,
+            **general,
+            "general_text": text["since_start"],
+            "wall_minutes": told["wall_seconds"] / 60,
+            "peak_gb": told["peak_memory_bytes"] / 1e9,
+        }
+        return {"strategy": strategy, **{name: round(value, 3) for name, value in row.items()}}
+    return None
+
+
+def write_results(folder: Path, place: Path) -> None:
+    """Put the rows of all finished runs into the file that the documentation's table reads."""
+    file = place / "smollm2.json"
+    told = json.loads(file.read_text())
+    told["values"] = [row for name in STRATEGIES if (row := row_of(folder, name)) is not None]
+    file.write_text(json.dumps(told, indent=2) + "\n")
 
 
 def main() -> None:
@@ -170,21 +193,19 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES))
     parser.add_argument("--tokens", type=int, default=2500, help="that a task teaches")
     parser.add_argument("--scored", type=int, default=16, help="samples of a task")
+    parser.add_argument("--results", type=Path, help="folder for the rows that are there; no runs")
     parser.add_argument("overrides", nargs="*", help="join the command line")
     given = parser.parse_args()
     folder = given.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "instructions.test.jsonl").exists():
         prepare(folder, given.data_dir, given.tokens, given.scored)
-    results = folder / "results.json"
-    done = json.loads(results.read_text()) if results.exists() else {}
     for strategy in given.strategies:
-        if strategy in done:
-            continue
-        cost = learn(folder, strategy, given.overrides)
-        done[strategy] = {**cost, **found(folder, strategy)}
-        results.write_text(json.dumps(done, indent=1))
-        print(strategy, cost, flush=True)
+        if row_of(folder, strategy) is None and given.results is None:
+            learn(folder, strategy, given.overrides)
+        print(strategy, row_of(folder, strategy), flush=True)
+    if given.results is not None:
+        write_results(folder, given.results)
 
 
 if __name__ == "__main__":
