@@ -57,7 +57,8 @@ class Parted(BaseLearner):
     def _in_parts(self, batch: Batch, of: Of, mode: Mode) -> dict[str, Tensor]:
         """Gradients of a batch, as many samples at a time as training takes; means are weighed."""
         parts = list(split_batch(batch, self.batch_size))
-        if len(parts) == 1 or callable(of):  # of what may be no mean
+        # What is no mean cannot be weighed, and dropout is drawn for a batch.
+        if len(parts) == 1 or callable(of) or mode == "train":
             return super().gradients(batch, of, mode=mode)
         sizes = [self.loss_terms(p) if of == "loss" else len(p["labels"]) for p in parts]
         found: dict[str, Tensor] = {}

@@ -8,15 +8,28 @@ import torch
 import transformers
 from biographies import make_causal, world
 from chats import said, saved, write
+from lightning import Trainer
 from texts import make_learner, make_stream
 from torch.optim import SGD
 from torch.utils._python_dispatch import TorchDispatchMode
+from toys import Silent
 
 from cl_bench.contracts import IGNORE, UsageError
+from cl_bench.experiment import LightningEngine, LoopSettings
 from cl_bench.learners import Causal, language
 from cl_bench.learners.packing import FILLED, arranged, pack, require_boundaries
+from cl_bench.strategies.distillation.entropy_adaptive import EntropyAdaptive
+from cl_bench.strategies.lowrank.o_lora import OLoRA
+from cl_bench.strategies.penalty.ewc import EWC
+from cl_bench.strategies.projection.gpm import GPM
+from cl_bench.strategies.replay.er import ER
+from cl_bench.strategies.svd.adaptive_svd import AdaptiveSVD
 from cl_bench.tasks.chat import Chat
 
+QUIET = functools.partial(
+    Trainer, accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,
+    enable_progress_bar=False, enable_model_summary=False,
+)  # fmt: skip
 FAMILIES = ("llama", "qwen3", "gemma3")
 EXACT = {"gemma3": 1e-8}
 """Gemma's norms compute in float32, whatever the weights are."""
@@ -142,6 +155,47 @@ def test_an_encoder_decoder_is_not_packed():
         language(make_stream(), learner.model, SGD, 4, 0, packing=True)
 
 
+# -- strategies ---------------------------------------------------------------------------------
+
+
+def learned(tmp_path, make, packing):
+    """Weights after two tasks of unequal samples, in float64."""
+    rows = [said("x" * (3 + 11 * i), "y" * (1 + 5 * i)) for i in range(7)]
+    files = [write(tmp_path / f"{name}.jsonl", rows) for name in ("one", "two")]
+    stream = Chat(files, str(saved("llama")), validation_fraction=0.0)
+    model = chats.model("llama", len(stream.vocabulary)).double()
+    learner = learner_of(stream, model, packing=packing)
+    strategy = make()
+    engine = LightningEngine(
+        learner, strategy, QUIET, LoopSettings(0, 4), None, Silent(), Silent()
+    )  # fmt: skip
+    for t, task in enumerate(stream):
+        engine.learn(task, strategy.plan(stream, t))
+    return learner.weights()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        functools.partial(ER, memory=6, replay=3),
+        functools.partial(GPM, threshold=0.9),
+        functools.partial(AdaptiveSVD, start_task=0),
+        pytest.param(
+            functools.partial(OLoRA, rank=2, dropout=0.0, targets=["q_proj"]),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(functools.partial(EWC, samples=4), marks=pytest.mark.slow),
+        pytest.param(EntropyAdaptive, marks=pytest.mark.slow),
+    ],
+    ids=lambda make: getattr(make, "func", make).__name__,
+)
+def test_whole_tasks_come_to_the_same_weights_packed(tmp_path, make):
+    apart, packed = (learned(tmp_path, make, packing) for packing in (False, True))
+    assert apart.keys() == packed.keys()
+    for name, weight in apart.items():
+        torch.testing.assert_close(packed[name], weight, rtol=1e-7, atol=1e-9)
+
+
 # -- logits -----------------------------------------------------------------------------------
 
 
@@ -204,3 +258,19 @@ def test_a_batch_without_labels_costs_nothing(tmp_path):
     loss, found = gradients(learner, batch)
     assert loss == 0
     assert all(not gradient.any() for gradient in found.values())
+
+
+@pytest.mark.parametrize("of", ["loss", "logits"])
+def test_gradients_of_many_samples_are_taken_in_parts(tmp_path, of):
+    stream = chat(tmp_path, "llama")
+    learner = learner_of(stream, chats.model("llama", len(stream.vocabulary)).double())
+    batch = stream[0].train[torch.arange(10)]
+    learner.batch_size = 10
+    whole = learner.gradients(batch, of)
+    sizes, inner = [], learner.forward
+    learner.forward = lambda part: (sizes.append(len(part["labels"])), inner(part))[1]
+    learner.batch_size = 4
+    parts = learner.gradients(batch, of)
+    assert sizes == [4, 4, 2]
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-4, atol=1e-6)
