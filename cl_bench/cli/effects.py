@@ -15,10 +15,10 @@ from cl_bench.contracts.checking import without_effect
 from cl_bench.contracts.options import known, shown
 
 TOP = (
-    "seed", "run_dir", "batch_size", "pack", "widths", "num_workers", "deterministic", "search",
-    "selected", "reference", "eval", "alignment", "probe", "checkpoint", "strategy", "stream",
-    "model", "optimizer", "schedule", "learner", "trainer", "logger", "federation", "backbone",
-    "also", "engine", "adapter",
+    "seed", "run_dir", "batch_size", "batch_tokens", "pack", "widths", "num_workers",
+    "deterministic", "search", "selected", "reference", "eval", "alignment", "probe",
+    "checkpoint", "strategy", "stream", "model", "optimizer", "schedule", "learner", "trainer",
+    "logger", "federation", "backbone", "also", "engine", "adapter", "log_steps",
 )  # fmt: skip
 """What a configuration holds."""
 
@@ -56,7 +56,8 @@ def check_effects(cfg: DictConfig, words: Sequence[str]) -> list[str]:
     return [
         f"warning: {key}={shown(OmegaConf.select(cfg, key))} has no effect in {told}"
         for key in typed
-        if key == "pack" or (key.startswith("trainer.") and key != "trainer.accelerator")
+        if key in ("pack", "log_steps")
+        or (key.startswith("trainer.") and key != "trainer.accelerator")
     ]
 
 

@@ -41,6 +41,7 @@ from cl_bench.experiment import (
 from cl_bench.experiment.faults import memory_explained
 from cl_bench.experiment.identity import SinkFactory
 from cl_bench.experiment.reopen import Resume
+from cl_bench.experiment.token_batches import token_counts
 from cl_bench.experiment.trainers import TrainerFactory
 from cl_bench.features import FeatureStream
 from cl_bench.federation import Federation, check_federation, check_shares
@@ -205,6 +206,10 @@ def _check_learner(asked: Request, parts: Parts) -> None:
         },
         isinstance(loop.schedule, Plateau),
     )
+    if loop.batch_tokens is not None:
+        parts.learner.tokens(parts.learner.example())  # or it reads no text
+        for task in parts.stream:
+            token_counts(parts.learner, task.train, loop.batch_tokens, task.name)
     if parts.federation is not None and parts.learner.need_company:
         check_shares(parts.federation, parts.stream, loop.seed)
 

@@ -20,9 +20,9 @@ from cl_bench.cli.settings import check_top_level, require_nodes
 from cl_bench.cli.threads import AUTO, check_threads, computing_with
 from cl_bench.contracts import Engine, Stream, UsageError
 from cl_bench.experiment import (
-    Cosine,
     Identity,
     LightningEngine,
+    PerStep,
     Plateau,
     Result,
     check_sharded,
@@ -248,11 +248,11 @@ def _in_processes(asked: Request, parts: Parts) -> Result:
 
 
 def _idle_schedule(
-    schedule: Plateau | Cosine | Callable[..., Any] | None, max_epochs: int, stream: Stream
+    schedule: Plateau | PerStep | Callable[..., Any] | None, max_epochs: int, stream: Stream
 ) -> list[str]:
     """A warning where no task has epochs enough for the schedule to change anything."""
     epochs = max(max_epochs if task.epochs is None else task.epochs for task in stream)
-    if schedule is None or isinstance(schedule, Cosine):
+    if schedule is None or isinstance(schedule, PerStep):
         return []
     if isinstance(schedule, Plateau):
         idle = epochs == 1 or (not schedule.restore_best and epochs <= schedule.patience + 1)

@@ -16,7 +16,7 @@ from cl_bench.experiment.identity import Identity, new_directory
 from cl_bench.experiment.loader import EvalLoader, TrainLoader
 from cl_bench.experiment.loop import LoopSettings
 from cl_bench.experiment.observer import AlignmentObserver, AlignmentSettings
-from cl_bench.experiment.plateau import Cosine, Plateau
+from cl_bench.experiment.plateau import Cosine, PerStep, Plateau, Warmup
 from cl_bench.experiment.pretrain import Pretrained, pretrain
 from cl_bench.experiment.probes import ProbeSettings, check_watch
 from cl_bench.experiment.search import SealedError, SearchSettings, for_search, search_facts
@@ -41,6 +41,7 @@ __all__ = [
     "Identity",
     "LightningEngine",
     "LoopSettings",
+    "PerStep",
     "Plateau",
     "Pretrained",
     "ProbeSettings",
@@ -49,6 +50,7 @@ __all__ = [
     "SearchSettings",
     "Together",
     "TrainLoader",
+    "Warmup",
     "check_batches",
     "check_epochs",
     "check_pair",

@@ -124,6 +124,14 @@ class BaseLearner(Stages, Evaluation, SharedServices, Optimizing, lightning.Ligh
         """
         raise UsageError("only a language model answers prompts: use learner=language")
 
+    def tokens(self, batch: Batch) -> Tensor:
+        """How many tokens each sample has, int64 (n,).
+
+        Raises:
+            UsageError: the learner reads no text.
+        """
+        raise UsageError("batch_tokens=...: only text has tokens; use batch_size=...")
+
     def describe(self) -> str:
         """The network in words: two networks with the same description compute the same."""
         return repr(self)
@@ -268,6 +276,7 @@ class BaseLearner(Stages, Evaluation, SharedServices, Optimizing, lightning.Ligh
             **{id(value): type(value)() for value in empty},
             id(self.strategy): Strategy(),
             id(self.schedule): None,
+            id(self.on_losses): None,
             id(self._optimizer_factory): None,
             id(self._first_data): None,
             id(self._carried): None,
