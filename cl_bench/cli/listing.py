@@ -1,11 +1,15 @@
 """What there is to run, read from the configs' first comment lines."""
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
+
+from cl_bench.places import options
+
+__all__ = ["describe", "options", "print_listing"]
 
 GROUPS = {
     "strategy": ("strategies", "+strategy=...", "what an update may do"),
@@ -72,25 +76,6 @@ def print_listing(directories: Sequence[Path], console: Console) -> None:
     for example in EXAMPLES:
         # Soft wrap: a command that the terminal breaks can still be copied in one piece.
         console.print(Text(f"  {example}"), soft_wrap=True)
-
-
-def options(directories: Sequence[Path], group: str) -> dict[str, Path]:
-    """Names that a group offers and the file behind each; the first folder that has one wins."""
-    found: dict[str, Path] = {}
-    for directory in directories:
-        for name, path in _options(directory / group):
-            found.setdefault(name, path)
-    return found
-
-
-def _options(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in folder.rglob("*.yaml"):
-        name = path.relative_to(folder).with_suffix("")
-        # A folder beside a config of its name holds parts of that config; _base is part of many.
-        if not path.name.startswith("_") and not any(
-            (folder / f"{parent}.yaml").is_file() for parent in name.parents
-        ):
-            yield name.as_posix(), path
 
 
 def describe(path: Path) -> str:
