@@ -3,6 +3,7 @@
 import json
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,7 @@ from cl_bench.learners.graded import Graded
 from cl_bench.learners.modes import reaching
 from cl_bench.learners.module import BaseLearner
 from cl_bench.optimizers import OptimizerFactory
+from cl_bench.parallel.ranks import decided
 from cl_bench.subspace import Accumulator, LinearMap, Moments
 
 LOGITS = 1 << 30
@@ -129,6 +131,27 @@ class LanguageLearner(Graded, BaseLearner):
             "labels": batch["labels"][:, :answer],
         }
         return cut | ({"earlier": batch["earlier"][:, :prompt]} if "earlier" in batch else {})
+
+    def shard(self, computed_in: torch.dtype | None = None) -> None:
+        """Share the weights out; what process 0 has seen of the model holds for all."""
+        named = dict(self.model.named_modules())
+        names = decided(lambda: [n for n, m in named.items() if m in self.bypassed])
+        self.bypassed = frozenset(named[name] for name in names)
+        super().shard(computed_in)
+
+    @contextmanager
+    def longest(self) -> Iterator[None]:
+        """Inside, a batch is read as long as the stream makes it."""
+        self._uncut = True
+        try:
+            yield
+        finally:
+            self._uncut = False
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether activations are computed again in the backward pass."""
+        return bool(getattr(self.model, "is_gradient_checkpointing", False))
 
     def _left_behind(self) -> dict[int, Any]:
         return {**super()._left_behind(), id(self.prompts): self.prompts}
