@@ -176,6 +176,8 @@ def _on_a_run(arguments: Sequence[str]) -> Callable[[Sequence[str]], bool] | Non
         return _general
     if "features" in words:
         return _extract
+    if "plan" in words:
+        return _plan
     return _resume if "resume" in words else None
 
 
@@ -200,6 +202,14 @@ def _extract(arguments: Sequence[str]) -> bool:
         from cl_bench.cli.extract import extract
 
     extract(arguments)
+    return True
+
+
+def _plan(arguments: Sequence[str]) -> bool:
+    with deferred():
+        from cl_bench.cli.plan import plan  # torch loads here
+
+    plan(arguments)
     return True
 
 

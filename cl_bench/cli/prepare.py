@@ -1,9 +1,11 @@
 """Everything that a run is made of, from its configuration, checked before any work starts."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
@@ -37,6 +39,7 @@ from cl_bench.experiment import (
     check_watch,
     for_search,
     seed_training,
+    shares_weights,
 )
 from cl_bench.experiment.faults import memory_explained
 from cl_bench.experiment.identity import SinkFactory
@@ -103,8 +106,12 @@ class Parts:
     sinks: Sequence[SinkFactory]
 
 
-def prepare(asked: Request) -> Parts:
+def prepare(asked: Request, planned: bool = False) -> Parts:
     """Everything that a run is made of, checked, the cheap things first.
+
+    Args:
+        asked: the configuration, and how it came about.
+        planned: whether the network is to have shapes and no numbers (torch's meta device).
 
     Raises:
         UsageError: something is not what it must be, or does not go with something else.
@@ -131,7 +138,10 @@ def prepare(asked: Request) -> Parts:
         Built.given(given["optimizer"]) if "optimizer" in given else build_optimizer(cfg.optimizer)
     )
     stream, federation, streaming = _tasks(asked, settings, strategy, name)
-    learner = _learner(asked, settings, stream, optimizer.factory)
+    # Where weights are shared out, process 0 hands the others their parts.
+    waits = shares_weights(cfg.trainer) and rank() > 0 and "model" not in given
+    with torch.device("meta") if planned or waits else nullcontext():
+        learner = _learner(asked, settings, stream, optimizer.factory)
     check_rule(optimizer, learner, cfg.trainer, federation is not None)
     parts = Parts(settings, strategy, name, trainer, stream, federation, streaming, learner, sinks)
     _check_learner(asked, parts)

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning import Trainer
+
 from cl_bench.contracts import Plan, Strategy, Task, derive_seed
 from cl_bench.contracts.engine import LayerMetrics
 from cl_bench.experiment.hooks import Parts, TaskHooks
@@ -125,6 +127,7 @@ class LightningEngine:
             epochs = {} if stage.epochs is None else {"max_epochs": stage.epochs}
             trainer = without_signals(self.trainer(callbacks=[hooks], **epochs))
             trainer.fit(self.learner, data, validation)
+        _let_go(trainer)
         taken = data.packs.taken(trainer, self.learner.learned_steps)
         if hooks.resumed_later is not None:
             return hooks.resumed_later
@@ -164,3 +167,10 @@ class LightningEngine:
         """Have the learner score the data of every expected test."""
         with quiet_lightning(), as_interrupt():
             without_signals(self.trainer(callbacks=[])).test(self.learner, loaders, verbose=False)
+
+
+def _let_go(trainer: Trainer) -> None:
+    """Of gradients and optimizer states: the learner knows its last Trainer until the next."""
+    for optimizer in trainer.optimizers:
+        optimizer.zero_grad(set_to_none=True)
+        optimizer.state.clear()

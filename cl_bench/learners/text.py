@@ -2,8 +2,8 @@
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -24,6 +24,7 @@ from cl_bench.learners.graded import Graded
 from cl_bench.learners.modes import reaching
 from cl_bench.learners.parted import Parted
 from cl_bench.optimizers import OptimizerFactory
+from cl_bench.parallel.ranks import decided
 
 CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """What transformers' models call that which they do to logits behind the output layer."""
@@ -129,6 +130,27 @@ class LanguageLearner(Graded, Parted):
             "labels": batch["labels"][:, :answer],
         }
         return cut | ({"earlier": batch["earlier"][:, :prompt]} if "earlier" in batch else {})
+
+    def shard(self, computed_in: torch.dtype | None = None) -> None:
+        """Share the weights out; what process 0 has seen of the model holds for all."""
+        named = dict(self.model.named_modules())
+        names = decided(lambda: [n for n, m in named.items() if m in self.bypassed])
+        self.bypassed = frozenset(named[name] for name in names)
+        super().shard(computed_in)
+
+    @contextmanager
+    def longest(self) -> Iterator[None]:
+        """Inside, a batch is read as long as the stream makes it."""
+        self._uncut = True
+        try:
+            yield
+        finally:
+            self._uncut = False
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether activations are computed again in the backward pass."""
+        return bool(getattr(self.model, "is_gradient_checkpointing", False))
 
     def _left_behind(self) -> dict[int, Any]:
         programs = {} if self._compiled is None else {id(self._compiled): None}

@@ -53,13 +53,12 @@ def pretrained(
     local = Path(name_or_path).is_dir() or not hub_reachable()
     try:
         config = AutoConfig.from_pretrained(name_or_path, local_files_only=local, **options)
-        model: Any = _kind(config).from_pretrained(
-            name_or_path,
-            local_files_only=local,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention,
-            **options,
-        )
+        kind = _kind(config)
+        how = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
+        if torch.get_default_device().type == "meta":  # shapes are wanted, and no numbers
+            model: Any = kind.from_config(config, **how)
+        else:
+            model = kind.from_pretrained(name_or_path, local_files_only=local, **how, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         where = (
