@@ -212,7 +212,17 @@ def check_batches(
 
 
 def check_epochs(strategy: Strategy, stream: Stream, max_epochs: int) -> None:
-    """Raise :class:`UsageError` if a task is learned for fewer epochs than the strategy needs."""
+    """Raise :class:`UsageError` if a task is learned for fewer epochs than the strategy needs.
+
+    Likewise if it adapts the network, and no task is learned by steps.
+    """
+    if any(member.needs.adapts for member in strategy.members):
+        plans = [strategy.plan(stream, t) for t in range(len(stream))]
+        if plans and all(plan is None or plan.epochs == 0 for plan in plans):
+            raise UsageError(
+                "this strategy takes no steps in any task, so that an adapter would learn nothing: "
+                "leave adapter=... out, or give a task epochs"
+            )
     for needs in (member.needs for member in strategy.members if member.needs.epochs > 1):
         for t, task in enumerate(stream):
             plan = strategy.plan(stream, t)
