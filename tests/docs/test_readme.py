@@ -49,7 +49,9 @@ def commands():
         line
         for line in lines
         if line.strip()
-        and not line.startswith(("-m ", "resume=", "reproduce=", "export=", "general=", "merge "))
+        and not line.startswith(
+            ("-m ", "resume=", "reproduce=", "export=", "general=", "plan=", "merge ")
+        )
     ]
 
 
