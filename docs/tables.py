@@ -20,7 +20,7 @@ which the first counts whose fields the row has. A cell is empty if it has those
 
 A row has the fields of its file, and its own in their place. Where it names a published row
 (``published: <file>/<id>``), it has that row's fields too, as ``published_<field>``, and for every
-score a ``verdict_<score>`` by the rule of ``python -m cl_bench.report --published``. Where that row
+score a ``verdict_<score>`` by the rule of ``python -m cl_bench report --published``. Where that row
 names the naive one of its file (``naive: <id>``), the row is also held against ours of the same
 file that names that one: ``gap`` is what its ACC has over the naive run's, in the mean over common
 seeds, and ``verdict`` is ``holds`` where ACC is inside and the gap has the published sign, or

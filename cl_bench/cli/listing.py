@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from cl_bench.cli.words import COMMANDS
 from cl_bench.places import options
 
 __all__ = ["describe", "options", "print_listing"]
@@ -71,6 +72,9 @@ def print_listing(directories: Sequence[Path], console: Console) -> None:
             console.print(Text.assemble("  ", (name.ljust(indent - 2), "cyan"), first))
             for line in rest:
                 console.print(Text(" " * indent + line))
+    console.print(Text.assemble("\n", ("commands", "bold"), "  python -m cl_bench <command> ..."))
+    for word, (_, _, meaning) in COMMANDS.items():
+        console.print(Text.assemble("  ", (word.ljust(indent - 2), "cyan"), meaning))
     remark = ("the last one prints every setting and runs nothing", "dim")
     console.print(Text.assemble("\n", ("examples", "bold"), "  ", remark))
     for example in EXAMPLES:

@@ -301,6 +301,7 @@ class Guarded(Saved):
         *,
         stream: str = "own_loop",
         alignment: bool = True,
+        divergence: int = 0,
     ) -> Report:
         """A record of the loop, as of our runs: ``with guard.report(loaders):`` around the tasks.
 
@@ -309,11 +310,14 @@ class Guarded(Saved):
             run_dir: where to; None takes ``runs/<stream>/<strategy>/<time>-seed<k>``.
             stream: what the tasks are called together.
             alignment: whether to measure what updates do to the subspaces of old inputs.
+            divergence: test samples of the new task, and of each old one, of which to measure how
+                far a task moves what the model says of them; 0 measures nothing.
 
         Raises:
-            UsageError: there is no loader, the directory holds a run, or the loss is not known.
+            UsageError: there is no loader, the directory holds a run, the loss is not known, or
+                ``divergence`` is no number of samples.
         """
-        return Report(self, loaders, run_dir, stream, alignment)
+        return Report(self, loaders, run_dir, stream, alignment, divergence)
 
     # -- optimizers -------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
     make smollm2
     python tests/benchmarks/smollm2.py build/smollm2 --data-dir /path/to/CL_Benchmark
-    python -m cl_bench.report build/smollm2/runs
+    python -m cl_bench report build/smollm2/runs
 
 AG News, DBpedia, Yahoo answers, and instructions that are made here (arithmetic and rewriting).
 The weights are Q4_1's, rounded to bfloat16 and learned in float32. Scores are the likelihood of an
