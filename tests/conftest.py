@@ -1,6 +1,7 @@
 """What all tests share: reproducible randomness, and processes that do not share W&B's service."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -87,3 +88,22 @@ def killed(tmp_path_factory):
     directory = tmp_path_factory.mktemp("killed") / "run"
     die(directory, dies_at=26)
     return directory
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium, Debian's."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    from selenium.webdriver.chrome.service import Service
+
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no chromium or chromedriver here (Debian: chromium, chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    found = webdriver.Chrome(options=options, service=Service(driver))
+    yield found
+    found.quit()

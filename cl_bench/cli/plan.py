@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -23,9 +24,9 @@ HEADS = {
     "start": "start",
     "training": "training",
     "stepping": "step",
-    "boundary": "task's end",
-    "evaluation": "evaluation",
-    "checkpoint": "checkpoint",
+    "boundary": "task end",
+    "evaluation": "scoring",
+    "checkpoint": "saving",
 }
 
 
@@ -141,10 +142,13 @@ def _table(made: MemoryPlan) -> list[str | Table]:
     who = "one process" if count == 1 else f"each of {count} processes, which {how}"
     if count > 1 and not made.layout.sharded:
         who = f"each of {count} processes, a copy of the weights in each"
-    table = Table(title=f"planned, not measured: GB of {who}", title_justify="left")
+    title = f"planned, not measured: GB of {who}"
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     table.add_column("")
     for phase in PHASES:
-        table.add_column(HEADS[phase], justify="right")
+        table.add_column(HEADS[phase], justify="right", no_wrap=True)
     for what, row in made.device.items():
         table.add_row(what, *(_gb(row.get(phase, 0)) for phase in PHASES))
     table.add_section()

@@ -89,9 +89,12 @@ def require_boundaries(model: Any) -> None:
     """Raise :class:`UsageError` unless packed samples do not see each other in ``model``.
 
     Found by trying: what a sample's logits owe to the one before it, against what they would owe
-    to the same tokens inside one sample; and whether they are those of the sample alone.
+    to the same tokens inside one sample; and whether they are those of the sample alone. Weights
+    without numbers tell nothing: of processes that share a model the first one has them.
     """
     device = next(model.parameters()).device
+    if device.type == "meta":
+        return
     most = model.config.get_text_config().vocab_size
     before, other, text = (
         torch.arange(start, start + 5, device=device) % most for start in (1, 11, 21)

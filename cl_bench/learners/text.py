@@ -149,7 +149,8 @@ class LanguageLearner(Filled, Graded, Parted):
     @property
     def recomputes(self) -> bool:
         """Whether activations are computed again in the backward pass."""
-        return bool(getattr(self.model, "is_gradient_checkpointing", False))
+        names = ("is_activation_checkpointing", "is_gradient_checkpointing")  # now and before
+        return bool(next((getattr(self.model, n) for n in names if hasattr(self.model, n)), False))
 
     def _left_behind(self) -> dict[int, Any]:
         programs = {} if self._compiled is None else {id(self._compiled): None}

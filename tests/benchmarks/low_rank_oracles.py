@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cl_bench.strategies.lowrank.inflora import grown
 from cl_bench.strategies.lowrank.keeplora import beside
+from cl_bench.strategies.lowrank.old_inputs import grown
 from cl_bench.subspace import Moments
 
 

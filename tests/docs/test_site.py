@@ -1,7 +1,6 @@
 """The site in a browser: no error, nothing that sticks out, tables that sort."""
 
 import importlib.util
-import shutil
 import time
 from pathlib import Path
 
@@ -24,25 +23,6 @@ def site(tmp_path_factory):
         build.main()
     assert time.process_time() - begun < 60
     return out
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium, Debian's."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    from selenium.webdriver.chrome.service import Service
-
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("no chromium or chromedriver here (Debian: chromium, chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    found = webdriver.Chrome(options=options, service=Service(driver))
-    yield found
-    found.quit()
 
 
 @pytest.mark.slow

@@ -274,3 +274,19 @@ def test_gradients_of_many_samples_are_taken_in_parts(tmp_path, of):
     assert sizes == [4, 4, 2]
     for name, gradient in whole.items():
         torch.testing.assert_close(parts[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_weights_without_numbers_are_packed_unseen():
+    """A plan has no others, nor all but the first of the processes that share a model."""
+    sizes = {"vocab_size": 60, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    with torch.device("meta"):
+        config = transformers.LlamaConfig(**sizes, num_attention_heads=2)
+        model = transformers.LlamaForCausalLM(config)
+        require_boundaries(model)
+
+
+def test_whether_activations_are_recomputed_is_asked_by_todays_name(recwarn):
+    learner = make_learner("gpt2")
+    assert not learner.recomputes
+    assert not [w for w in recwarn if "checkpointing" in str(w.message)]
+    assert make_learner("gpt2", gradient_checkpointing=True).recomputes

@@ -5,7 +5,6 @@ import io
 import json
 import math
 import re
-import shutil
 import time
 
 import numpy as np
@@ -274,25 +273,6 @@ def test_the_command_writes_all_files(runs, tmp_path, capsys):
         "report.tex",
     ]
     assert "report.html" in capsys.readouterr().out
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium, Debian's."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    from selenium.webdriver.chrome.service import Service
-
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("no chromium or chromedriver here (Debian: chromium, chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    found = webdriver.Chrome(options=options, service=Service(driver))
-    yield found
-    found.quit()
 
 
 SIZES = {"desktop": (1240, 900, "light"), "phone": (390, 844, "light"), "dark": (1240, 900, "dark")}

@@ -14,19 +14,16 @@ of M and of its complement, are one projection).
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
-import torch
-from torch import Tensor
-
 from cl_bench.adapters.designed import Pair
 from cl_bench.adapters.looking import pieces
-from cl_bench.contracts import Learner, State, Statistics, Task
+from cl_bench.contracts import Learner, Statistics, Task
 from cl_bench.contracts.options import Count, Length, SomeShare, Strength
 from cl_bench.strategies.logits import Logits
-from cl_bench.strategies.lowrank.designed import OwnClasses
-from cl_bench.subspace import Moments, grow
+from cl_bench.strategies.lowrank.old_inputs import BesideOldInputs
+from cl_bench.subspace import Moments
 
 
-class InfLoRA(OwnClasses):
+class InfLoRA(BesideOldInputs):
     """Pairs that read nothing of what layers read of old tasks.
 
     Args:
@@ -54,8 +51,6 @@ class InfLoRA(OwnClasses):
         super().__init__(rank, 1.0, targets, logits)
         self.threshold, self.increment = threshold, increment
         self.energy, self.samples = energy, samples
-        self.memory: dict[str, Tensor] = {}
-        self.overlap: dict[str, float] = {}
 
     def _inputs(self, learner: Learner, task: Task) -> dict[str, Moments]:
         """Second moments of the inputs; ``official``, those of C's columns in their place."""
@@ -84,33 +79,4 @@ class InfLoRA(OwnClasses):
         """M grows by what was read."""
         super().consolidate(learner, task, stats)
         eps = min(1.0, self.threshold + self.increment * task.index)
-        for name, inputs in self._inputs(learner, task).items():
-            A, M = self.layers[name].A.detach().double(), self.memory.get(name)
-            if M is not None:
-                self.overlap[name] = float((A @ M.to(A)).norm() / A.norm().clamp(min=1e-12))
-            self.memory[name] = grown(M, inputs, eps)
-
-    def metrics(self) -> Mapping[str, Mapping[str, float]]:
-        """Rank of M, the share of inputs beside it, and how far A lies in it: ||A M|| / ||A||."""
-        found: dict[str, dict[str, float]] = {}
-        for name, M in self.memory.items():
-            found[name] = {"rank": M.shape[1], "capacity_left": 1 - M.shape[1] / len(M)}
-            if name in self.overlap:
-                found[name]["lora_overlap"] = self.overlap[name]
-        return found
-
-    def state_dict(self) -> State:
-        """M of every layer."""
-        return {"memory": dict(self.memory), "overlap": dict(self.overlap)}
-
-    def load_state_dict(self, state: State) -> None:
-        """Inverse of :meth:`state_dict`."""
-        self.memory, self.overlap = dict(state["memory"]), dict(state["overlap"])
-
-
-def grown(M: Tensor | None, inputs: Moments, eps: float) -> Tensor:
-    """[M, U], as GPM grows a basis; at first less the direction that crosses, but never empty."""
-    found, _ = grow(M, inputs, eps, below=M is None)
-    if found.shape[1] == 0:
-        found = inputs.principal()[1][:, :1]
-    return found if M is None else torch.cat([M.to(found), found[:, M.shape[1] :]], dim=1)
+        self.remember(self._inputs(learner, task), eps)

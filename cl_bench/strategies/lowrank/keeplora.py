@@ -24,15 +24,14 @@ from torch import Tensor
 
 from cl_bench.adapters.designed import Pair
 from cl_bench.adapters.looking import mean_gradients, pieces
-from cl_bench.contracts import Batch, Learner, State, Statistics, Task
+from cl_bench.contracts import Batch, Learner, Statistics, Task
 from cl_bench.contracts.options import Count, Length, Rate, Share, SomeShare
 from cl_bench.strategies.logits import Logits
-from cl_bench.strategies.lowrank.designed import OwnClasses
-from cl_bench.strategies.lowrank.inflora import grown
+from cl_bench.strategies.lowrank.old_inputs import BesideOldInputs, grown
 from cl_bench.subspace import Moments
 
 
-class KeepLoRA(OwnClasses):
+class KeepLoRA(BesideOldInputs):
     """Pairs that begin as the leading part of a gradient beside what is kept.
 
     Args:
@@ -58,8 +57,6 @@ class KeepLoRA(OwnClasses):
     ) -> None:
         super().__init__(rank, alpha / rank, targets, logits)
         self.weights, self.features, self.samples = weights, features, samples
-        self.memory: dict[str, Tensor] = {}
-        self.overlap: dict[str, float] = {}
 
     def design(self, learner: Learner, task: Task) -> Mapping[str, Pair]:
         """The gradient's leading part beside M; M first, where there is none."""
@@ -82,28 +79,7 @@ class KeepLoRA(OwnClasses):
         super().consolidate(learner, task, stats)
         maps = self.maps(learner)
         read = learner.tap(maps, pieces(learner, task, self.samples))
-        for m in maps:
-            A, M = self.layers[m.name].A.detach().double(), self.memory.get(m.name)
-            if M is not None:
-                self.overlap[m.name] = float((A @ M.to(A)).norm() / A.norm().clamp(min=1e-12))
-            self.memory[m.name] = grown(M, read[m.name], self.features)
-
-    def metrics(self) -> Mapping[str, Mapping[str, float]]:
-        """Rank of M, the share of inputs beside it, and how far A lies in it: ||A M|| / ||A||."""
-        found: dict[str, dict[str, float]] = {}
-        for name, M in self.memory.items():
-            found[name] = {"rank": M.shape[1], "capacity_left": 1 - M.shape[1] / len(M)}
-            if name in self.overlap:
-                found[name]["lora_overlap"] = self.overlap[name]
-        return found
-
-    def state_dict(self) -> State:
-        """M of every layer."""
-        return {"memory": dict(self.memory), "overlap": dict(self.overlap)}
-
-    def load_state_dict(self, state: State) -> None:
-        """Inverse of :meth:`state_dict`."""
-        self.memory, self.overlap = dict(state["memory"]), dict(state["overlap"])
+        self.remember({m.name: read[m.name] for m in maps}, self.features)
 
 
 def beside(G: Tensor, M: Tensor | None, rank: int) -> Pair:

@@ -18,8 +18,9 @@ from cl_bench.experiment import (
     conduct,
 )
 from cl_bench.models import ViT
-from cl_bench.strategies.lowrank.inflora import InfLoRA, grown
+from cl_bench.strategies.lowrank.inflora import InfLoRA
 from cl_bench.strategies.lowrank.keeplora import KeepLoRA
+from cl_bench.strategies.lowrank.old_inputs import grown
 from cl_bench.strategies.lowrank.sd_lora import SDLoRA
 from cl_bench.subspace import Moments
 from runs import differences, final_weights
