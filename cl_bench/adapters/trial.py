@@ -3,7 +3,7 @@
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -131,6 +131,7 @@ def fitted(maps: Sequence[LinearMap], config: Any, size: str, wanted: int) -> Fi
         UsageError: nothing comes near.
     """
     known: dict[int, int | None] = {}
+    started: set[int] = set()  # the sizes at which outputs stay what they were
 
     def sized(n: int) -> Any:
         made = copy.deepcopy(plain_start(config))
@@ -140,9 +141,11 @@ def fitted(maps: Sequence[LinearMap], config: Any, size: str, wanted: int) -> Fi
     def count(n: int) -> int | None:
         if n not in known:
             try:
-                known[n] = trial(maps, sized(n))[0]
+                known[n], change = trial(maps, sized(n))
             except UsageError:
-                known[n] = None
+                known[n], change = None, math.inf
+            if change <= START:
+                started.add(n)
         return known[n]
 
     widths = [side for m in maps for side in (m.in_features, m.out_features)]
@@ -163,8 +166,16 @@ def fitted(maps: Sequence[LinearMap], config: Any, size: str, wanted: int) -> Fi
             between = _bisect(count, sizes, wanted) and isinstance(sizes, range)
         if between or any(c and abs(c / wanted - 1) <= NEAR for c in known.values()):
             break
+
+    def nearest(allowed: Collection[int]) -> int | None:
+        counts = {n: c for n, c in known.items() if c and n in allowed}
+        return min(counts, key=lambda n: (abs(math.log(counts[n] / wanted)), n), default=None)
+
+    best = nearest(known)
+    if best is not None and best not in started:  # reflections start in pairs
+        count(best - 1), count(best + 1)
+        best = nearest(started) if started else best
     found = {n: c for n, c in known.items() if c}
-    best = min(found, key=lambda n: (abs(math.log(found[n] / wanted)), n), default=None)
     if best is None or not 1 / FAR <= found[best] / wanted <= FAR:
         near = f"; the nearest is {size}={best}, which trains {found[best]:,}" if best else ""
         raise UsageError(

@@ -22,6 +22,12 @@ TOP = (
 )  # fmt: skip
 """What a configuration holds."""
 
+STEPS = (
+    "trainer.max_epochs", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val",
+    "log_steps",
+)  # fmt: skip
+"""Settings of steps outside of ``optimizer`` and ``schedule``."""
+
 
 def check_effects(cfg: DictConfig, words: Sequence[str]) -> list[str]:
     """Warnings about overrides that have no effect in this kind of run.
@@ -82,6 +88,17 @@ def check_beside(
                 f"{key}={shown(values[option])}: has no effect without {place}.{needed}; add that, "
                 f"or leave {key} out"
             )
+
+
+def of_steps(cfg: DictConfig, words: Sequence[str]) -> list[str]:
+    """Warnings about overrides that say how steps are made, where a strategy takes none."""
+    return [
+        f"warning: {key}={shown(OmegaConf.select(cfg, key))} has no effect, as this strategy "
+        "learns every task without a step"
+        for key in _keys(words)
+        if key in ("optimizer", "schedule", "pack", *STEPS)
+        or key.startswith(("optimizer.", "schedule."))
+    ]
 
 
 def _keys(words: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 from torch.optim import SGD
 
 from cl_bench.cli.build import on_cuda
-from cl_bench.cli.effects import check_effects
+from cl_bench.cli.effects import check_effects, of_steps
 from cl_bench.cli.optimizers import remarks
 from cl_bench.cli.prepare import Parts, Request, prepare
 from cl_bench.cli.settings import check_top_level, require_nodes
@@ -32,6 +33,7 @@ from cl_bench.experiment import (
     processes,
     search_facts,
     shares_weights,
+    takes_no_steps,
 )
 from cl_bench.experiment.determinism import deterministically, statement
 from cl_bench.experiment.reopen import Resume
@@ -77,7 +79,11 @@ def run_config(
         deterministically(exact),
         _company(processes(cfg.trainer), on_cuda(cfg.trainer)),
     ):
-        return _started(asked, prepare(asked))
+        parts = prepare(asked)
+        plain = parts.federation is not None or parts.streaming is not None
+        if words and not plain and takes_no_steps(parts.strategy, parts.stream):
+            asked = replace(asked, notes=[*notes, *of_steps(cfg, words)])
+        return _started(asked, parts)
 
 
 def _threads(cfg: DictConfig, resume: Resume) -> int | None:

@@ -14,6 +14,7 @@ COMMANDS = {
         "base=... models=[...] rule=... to=...",
         "checkpoints into one",
     ),
+    "board": ("cl_bench.board.command", "[run|verify|add]", "declared protocols and their cells"),
     "new": ("cl_bench.cli.new", "strategy|stream|model NAME", "one of your own, with its test"),
     "doctor": ("cl_bench.cli.doctor", "", "what of this machine a run will find"),
 }

@@ -7,6 +7,7 @@ from cl_bench.experiment.checks import (
     check_pair,
     check_schedule,
     check_tasks,
+    takes_no_steps,
 )
 from cl_bench.experiment.companions import Together
 from cl_bench.experiment.conduct import Result, conduct
@@ -69,4 +70,5 @@ __all__ = [
     "search_facts",
     "seed_training",
     "shares_weights",
+    "takes_no_steps",
 ]

@@ -20,6 +20,7 @@ from cl_bench.contracts import (
 from cl_bench.contracts.learner import Heads
 from cl_bench.learners.bypassed import bypassed
 from cl_bench.learners.compiled import Compiled
+from cl_bench.learners.filled import Filled
 from cl_bench.learners.graded import Graded
 from cl_bench.learners.modes import reaching
 from cl_bench.learners.parted import Parted
@@ -39,7 +40,7 @@ def body_and_head(model: Any) -> tuple[nn.Module, nn.Module]:
     return body, head
 
 
-class LanguageLearner(Graded, Parted):
+class LanguageLearner(Filled, Graded, Parted):
     """One of transformers' models with an output layer over a vocabulary.
 
     On a :class:`PromptStream` an answer is generated greedily and graded as text. Where the
@@ -93,8 +94,6 @@ class LanguageLearner(Graded, Parted):
         self.label_likelihood = label_likelihood and self.prompts is not None
         self.end, self.pad = stream.end, stream.pad
         self._uncut = self._sparse = False
-        self._useful: Tensor | int = 0
-        self._positions = 0
         self.bypassed = bypassed(whole)
         _still(whole)
         if gradient_checkpointing:
@@ -227,19 +226,6 @@ class LanguageLearner(Graded, Parted):
                 return super().outputs(batch)
         finally:
             self._sparse = False
-
-    def _filled(self, mask: Tensor, positions: int) -> None:
-        """Training takes a batch with these tokens to so many positions of the network."""
-        if self.training:
-            self._useful, self._positions = self._useful + mask.sum(), self._positions + positions
-
-    def epoch_facts(self) -> dict[str, float]:
-        """``useful_tokens``: share of the network's positions that was not padding."""
-        if not self._positions:
-            return {}
-        share = float(self._useful) / self._positions
-        self._useful, self._positions = 0, 0
-        return {"useful_tokens": share}
 
     def loss(self, out: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy, averaged over the labelled tokens of the batch."""

@@ -1,6 +1,7 @@
 """Figures of one run: the accuracy matrix, and what was forgotten when."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,8 @@ def accuracy_matrix_figure(R: Matrix, task_names: Sequence[str], title: str = ""
     T = len(task_names)
     cell = _cell_size(T)
     with matplotlib.rc_context(STYLE):
-        figure = _figure(max(4.6, cell * T + 3.0), max(3.4, 0.75 * cell * (T + 1) + 2.0))
+        width = max(4.6, cell * T + 3.0, min(_room(title), LARGEST))
+        figure = _figure(width, max(3.4, 0.75 * cell * (T + 1) + 2.0))
         axes = figure.add_subplot()
         under: Any = {"facecolor": EMPTY, "edgecolor": HATCH, "hatch": "////", "lw": 0}
         axes.add_patch(Rectangle((-0.5, -0.5), T, T + 1, zorder=-1, **under))
@@ -181,7 +183,8 @@ def confusion_figure(C: Matrix, task_names: Sequence[str], title: str = "") -> F
     T = len(C)
     cell = _cell_size(T)
     with matplotlib.rc_context(STYLE):
-        figure = _figure(max(4.6, cell * T + 3.0), max(3.4, 0.75 * cell * T + 2.0))
+        width = max(4.6, cell * T + 3.0, min(_room(title), LARGEST))
+        figure = _figure(width, max(3.4, 0.75 * cell * T + 2.0))
         axes = figure.add_subplot()
         axes.imshow(np.ma.masked_invalid(C), cmap=HEAT, vmin=0, vmax=1, aspect="auto")
         for i, j in np.argwhere(np.isfinite(C)) if T <= NUMBERED else ():
@@ -241,10 +244,20 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
+BESIDE, LETTER = 1.5, 0.068
+"""Inches beside a caption, and of a letter of its font."""
+
+
+def _room(caption: str) -> float:
+    """Inches that a figure must be wide so that its caption stands in one line."""
+    return BESIDE + LETTER * len(caption)
+
+
 def _titles(axes: Axes, headline: str, subtitle: str) -> None:
-    axes.set_title(headline, pad=22)
+    lines = textwrap.wrap(subtitle, int((LARGEST - BESIDE) / LETTER)) or [""]
+    axes.set_title(headline, pad=22 + 12 * (len(lines) - 1))
     axes.annotate(
-        subtitle,
+        "\n".join(lines),
         (0, 1),
         (0, 7),
         xycoords="axes fraction",

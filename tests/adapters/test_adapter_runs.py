@@ -41,3 +41,10 @@ def test_an_adapter_on_the_command_line_and_which_of_its_networks_are_exported(c
             export([f"export={directory}", *asked])
     assert not (directory / "export").exists()
     require_one_network(_order([f"export={directory}", "task=0"]))
+
+
+def test_an_adapter_that_no_task_would_train_is_refused(cli, tmp_path):
+    status, _, err = cli(*RUN, "strategy=ncm", "run_dir=run")
+    assert status == 2
+    assert "an adapter would learn nothing: leave adapter=... out" in err
+    assert not (tmp_path / "run").exists()
