@@ -19,7 +19,7 @@ SEEDS ?= 0,1,2
 METHOD ?= gpm
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-flower test-kills lint bench bench-commits bench-pmnist bench-alexnet \
+.PHONY: help demo test test-slow test-slurm test-flower test-kills lint bench bench-commits bench-pmnist bench-alexnet \
 	bench-svd leakage reproduce backbones smollm2 board docs clean
 
 help: ## what there is
@@ -36,6 +36,9 @@ test: $(VENV)/.dev ## set up, then run the tests
 test-flower: $(VENV)-flower/.flower ## federations over Flower, whose pins want an environment of their own
 	FLWR_TELEMETRY_ENABLED=0 RAY_USAGE_STATS_ENABLED=0 \
 		$(VENV)-flower/bin/python -m pytest tests/federation/test_flower.py
+
+test-slurm: $(VENV)/.slurm ## sweeps on a Slurm of one node that the tests start; where there is none, a line says so
+	$(BIN)/python -m pytest -m slow -rs tests/cli/test_slurm.py
 
 test-slow: $(VENV)/.dev ## set up, then run the tests that take minutes each (about half an hour)
 	$(BIN)/python -m pytest -m slow
@@ -108,6 +111,10 @@ $(VENV)-flower/.flower: pyproject.toml
 $(VENV)/.dev: $(STAMP) pyproject.toml
 	$(PIP) --editable '.[dev,sweep,search,docs]'
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.slurm: $(VENV)/.dev
+	$(PIP) --editable '.[slurm]'
+	@touch $@
 
 $(VENV)/.docs: $(STAMP) pyproject.toml
 	$(PIP) --editable '.[docs]'

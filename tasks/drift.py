@@ -22,7 +22,7 @@ from cl_bench.tasks.tensors import TensorTask, fingerprint_of
 Name = Literal["sea", "sine", "hyperplane", "rbf", "phishing", "bananas"]
 SETS = ("phishing", "bananas")
 CITATION = "Montiel et al., River: machine learning for streaming data in Python, JMLR 2021"
-GENERATED = Origin("river.datasets.synth", "BSD-3-Clause", CITATION)
+GENERATED = Origin("river.datasets.synth", "BSD-3-Clause", CITATION, generated=True)
 SHIPPED = Origin("sets in river.datasets", "not stated by river", CITATION)
 
 Row = tuple[Mapping[Any, Any], Any]

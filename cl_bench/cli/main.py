@@ -202,6 +202,8 @@ def _on_a_run(arguments: Sequence[str]) -> Callable[[Sequence[str]], bool] | Non
         return _extract
     if "plan" in words:
         return _plan
+    if "croissant" in words:
+        return _croissant
     return _resume if "resume" in words else None
 
 
@@ -226,6 +228,14 @@ def _extract(arguments: Sequence[str]) -> bool:
         from cl_bench.cli.extract import extract
 
     extract(arguments)
+    return True
+
+
+def _croissant(arguments: Sequence[str]) -> bool:
+    with deferred():
+        from cl_bench.cli.croissant import croissant  # torch loads here
+
+    croissant(arguments)
     return True
 
 

@@ -116,6 +116,7 @@ class Origin:
     source: str
     licence: str
     citation: str
+    generated: bool = False  # by a program alone: nobody else's data is in it
 
 
 @dataclass(frozen=True)

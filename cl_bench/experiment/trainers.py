@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from lightning import Trainer
 
+from cl_bench.parallel.joining import SRUN
+
 TrainerFactory = Callable[..., Trainer]
 """Builds a Trainer from the callbacks of a task and further arguments."""
 
@@ -37,6 +39,8 @@ def quiet_lightning() -> Iterator[None]:
     logger.setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        # On a cluster's login node, where nobody asked for a job.
+        warnings.filterwarnings("ignore", SRUN)
         warnings.filterwarnings("ignore", ".*GPU available but not used.*")
         warnings.filterwarnings("ignore", ".*`validation_step` but have no `val_dataloader`.*")
         warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")

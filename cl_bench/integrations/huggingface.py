@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from cl_bench.contracts import Batch, UsageError
+from cl_bench.contracts.strategy import overrides
 from cl_bench.integrations.lines import require_own_data, require_trainer
 from cl_bench.integrations.pytorch import Guarded
 from cl_bench.integrations.sample import Sample, as_batch
@@ -44,7 +45,8 @@ class GuardCallback(TrainerCallback):
     ) -> None:
         require_trainer(guard.strategy)
         self.guard = guard
-        self._given = {"sample": named(as_batch(sample)), "classes": classes, "name": name}
+        self._sample = named(as_batch(sample))
+        self._given = {"sample": self._sample, "classes": classes, "name": name}
         self._session: Session | None = None
         self._done = False
 
@@ -156,6 +158,7 @@ class GuardCallback(TrainerCallback):
         assert session is not None
         tensors = {k: v for k, v in inputs.items() if isinstance(v, Tensor) and v.dim()}
         batch = named(tensors)
+        self._require_known(session, batch)
         whole = session.on_batch(batch)
         given = {**inputs, **{k: whole[to] for k, to in names(tensors).items()}}
         learner = session.learner
@@ -172,6 +175,18 @@ class GuardCallback(TrainerCallback):
         out = getattr(outputs, "logits", None)
         out = loss.detach() if out is None else out
         return loss + session.penalty(whole, out) * share, outputs
+
+    def _require_known(self, session: Session, batch: Batch) -> None:
+        """Replay and losses of a strategy's own need batches that are made as its sample is."""
+        learner, sample = session.learner, self._sample
+        changes = overrides(learner.acting, "on_batch") or learner.own_objective is not None
+        if changes and not batch.keys() & sample.keys():
+            raise UsageError(
+                f"{type(session.strategy).__name__} replays or replaces the loss, and batches of "
+                f"this trainer ({', '.join(batch)}) hold nothing that is in its sample "
+                f"({', '.join(sample)}): use a trainer that learns from labels, or a strategy that "
+                "does neither"
+            )
 
     def _begin(self, model: Any) -> None:
         if self._done or self._session is not None:

@@ -1,6 +1,7 @@
 """Processes that are there already: started by torchrun, SLURM, or our launcher."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,9 @@ from cl_bench.contracts import UsageError
 from cl_bench.parallel.processes import end_with_parent
 from cl_bench.parallel.rendezvous import STORE
 
+SRUN = ".*`srun` command is available on your system but is not used.*"
+"""Lightning's hint wherever Slurm is installed: a process that is to be one of several is told."""
+
 
 def are_there() -> bool:
     """Whether this process was started as one of several."""
@@ -20,7 +24,9 @@ def are_there() -> bool:
 
 
 def _in_slurm() -> bool:
-    return SLURMEnvironment.detect() and SLURMEnvironment().world_size() > 1
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", SRUN)
+        return SLURMEnvironment.detect() and SLURMEnvironment().world_size() > 1
 
 
 @contextmanager

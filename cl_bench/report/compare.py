@@ -10,17 +10,26 @@ from rich.table import Table
 from rich.text import Text
 
 from cl_bench.report.escape import csv_cell, markdown
+from cl_bench.report.evidence import ABOUT, Evidence, evidence_cells, shown
 from cl_bench.report.latex import KNOWN, PREAMBLE, latex_table
 from cl_bench.report.orders import about, order_cells, over_orders
 from cl_bench.report.quantities import COSTS, METRICS, format_cost
+from cl_bench.report.ranks import about as about_ranks
+from cl_bench.report.ranks import over_streams, rank_cells
 from cl_bench.report.rows import Block, Row
 from cl_bench.report.study import Study
+
+DIFFERENCES = [f"acc_difference{end}" for end in ("", "_low", "_high", "_effect", "_seeds_needed")]
+"""Columns of the CSV."""
 
 TEST = (
     "p: paired t-test of ACC against the best row, two-sided, n common seeds, Holm-adjusted over "
     "the block"
 )
 FLAG = "†"
+
+Cells = tuple[list[str], Sequence[Sequence[str]]]
+"""Header and rows of a table, as text."""
 
 
 def print_study(study: Study, console: Console) -> None:
@@ -32,6 +41,9 @@ def print_study(study: Study, console: Console) -> None:
         for remark in remarks(block):
             console.print(Text(remark, style="dim"), soft_wrap=True)
         console.print()
+        if block.comparisons:
+            console.print(Text("differences", style="bold"))
+            _print_cells(evidence_cells(block), ABOUT, console)
         console.print(Text("cost, mean over seeds", style="bold"))
         for table in budget_tables(block, console.width):
             console.print(table)
@@ -41,20 +53,30 @@ def print_study(study: Study, console: Console) -> None:
     for orders in over_orders(study):
         known = KNOWN[orders.task_id_known]
         console.print(Text.assemble((f"{orders.title}, over orders", "bold"), f"  {known}"))
-        header, lines = order_cells(orders)
-        table = Table(*header[:1], box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for title in header[1:]:
-            table.add_column(title, justify="right")
-        for row, line in zip(orders.rows, lines, strict=True):
-            table.add_row(*map(Text, line), style="dim" if row.bound else "")
-        console.print(table)
-        console.print(Text(about(orders), style="dim"), soft_wrap=True)
-        console.print()
+        bounds = [bool(row.bound) for row in orders.rows]
+        _print_cells(order_cells(orders), about(orders), console, bounds)
+    for ranks in over_streams(study):
+        known = KNOWN[ranks.task_id_known]
+        console.print(Text.assemble((ranks.title, "bold"), f"  {known}"))
+        _print_cells(rank_cells(ranks), about_ranks(ranks), console)
     for line in study.left_out:
         console.print(Text(f"left out: {line}", style="yellow"), soft_wrap=True)
     if study.searches:
         count = len(study.searches)
         console.print(Text(f"{count} trials of searches are left out: they saw no test data"))
+
+
+def _print_cells(
+    cells: Cells, remark: str, console: Console, bounds: Sequence[bool] | None = None
+) -> None:
+    header, lines = cells
+    names, *rest = zip(*lines, strict=True)
+    columns = {title: list(map(Text, cells)) for title, cells in zip(header[1:], rest, strict=True)}
+    marks = bounds or [False] * len(lines)
+    for table in _tables(names, columns, console.width, marks, header[0]):
+        console.print(table)
+    console.print(Text(remark, style="dim"), soft_wrap=True)
+    console.print()
 
 
 def results_tables(block: Block, width: int) -> list[Table]:
@@ -70,7 +92,8 @@ def results_tables(block: Block, width: int) -> list[Table]:
         if metric == "acc" and block.comparisons:
             columns["p"] = [Text(p_value(block, row)) for row in block.rows]
     names = [f"{row.label}{f' {FLAG}' if row.selection else ''}" for row in block.rows]
-    return _tables(block, names, {"n": [Text(str(r.n)) for r in block.rows], **columns}, width)
+    columns = {"n": [Text(str(r.n)) for r in block.rows], **columns}
+    return _tables(names, columns, width, [bool(row.bound) for row in block.rows])
 
 
 def budget_tables(block: Block, width: int) -> list[Table]:
@@ -79,15 +102,20 @@ def budget_tables(block: Block, width: int) -> list[Table]:
         title: [Text(format_cost(key, row.cost(key))) for row in block.rows]
         for key, title in COSTS.items()
     }
-    return _tables(block, [row.label for row in block.rows], columns, width)
+    names = [row.label for row in block.rows]
+    return _tables(names, columns, width, [bool(row.bound) for row in block.rows])
 
 
 def _tables(
-    block: Block, names: Sequence[str], columns: Mapping[str, Sequence[Text]], width: int
+    names: Sequence[str],
+    columns: Mapping[str, Sequence[Text]],
+    width: int,
+    bounds: Sequence[bool],
+    first: str = "strategy",
 ) -> list[Table]:
     """The fewest tables that hold all columns, none wider than the console; headings may wrap."""
     gap = 2
-    begin = max(map(len, [*names, "strategy"])) + gap
+    begin = max(map(len, [*names, first])) + gap
     parts: list[list[str]] = [[]]
     used = begin
     for title, cells in columns.items():
@@ -100,16 +128,16 @@ def _tables(
     tables = []
     for part in parts:
         table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0))
-        table.add_column("strategy", no_wrap=True, width=begin - gap, vertical="bottom")
+        table.add_column(first, no_wrap=True, width=begin - gap, vertical="bottom")
         whole = {title: max(len(title), *map(len, columns[title])) for title in part}
         fits = begin + sum(whole.values()) + gap * len(part) <= width
         for title in part:
             # Left to itself, rich narrows the cells before it wraps the headings.
             words = max(*map(len, title.split()), *map(len, columns[title]))
             table.add_column(title, justify="right", width=whole[title] if fits else words)
-        for k, row in enumerate(block.rows):
+        for k, bound in enumerate(bounds):
             cells = [columns[title][k] for title in part]
-            table.add_row(Text(names[k]), *cells, style="dim" if row.bound else "")
+            table.add_row(Text(names[k]), *cells, style="dim" if bound else "")
         tables.append(table)
     return tables
 
@@ -176,13 +204,15 @@ def to_csv(study: Study) -> str:
     writer = csv.writer(text, lineterminator="\n")
     header = ["stream", "strategy", "task_id_known", "n", "seeds"]
     header += [f"{m}_{kind}" for m in METRICS for kind in ("mean", "std")]
-    header += ["acc_p_paired_t_holm", "acc_p_n", *COSTS, "selected_on"]
+    header += ["acc_p_paired_t_holm", "acc_p_n", *DIFFERENCES, *COSTS, "selected_on"]
     writer.writerow(header)
     for block in study.blocks:
+        told = {row.label: one for row, one in shown(block)}
         for row in block.rows:
             found = block.comparisons.get(row.label)
             numbers = [v for m in METRICS for v in (row.mean(m), row.std(m))]
             numbers += [found.p if found else math.nan, found.n if found else math.nan]
+            numbers += _numbers(told.get(row.label))
             numbers += [row.cost(key) for key in COSTS]
             selected = " ".join(row.selection["tasks"]) if row.selection else ""
             named = [csv_cell(block.title), csv_cell(row.label)]
@@ -191,6 +221,13 @@ def to_csv(study: Study) -> str:
             cells = ["" if math.isnan(v) else repr(float(v)) for v in numbers]
             writer.writerow([*identity, seeds, *cells, csv_cell(selected)])
     return text.getvalue()
+
+
+def _numbers(one: Evidence | None) -> list[float]:
+    if one is None:
+        return [math.nan] * len(DIFFERENCES)
+    seeds = math.nan if one.seeds is None else one.seeds
+    return [one.mean, one.low, one.high, one.effect, seeds]
 
 
 def to_markdown(study: Study) -> str:
@@ -202,14 +239,23 @@ def to_markdown(study: Study) -> str:
         lines += [f"| {' | '.join(header)} |", f"|{'---|' + '---:|' * (len(header) - 1)}"]
         lines += [f"| {' | '.join(cells)} |" for cells in rows]
         parts.append("\n".join([*lines, "", *(f"{markdown(r)}  " for r in remarks(block))]))
+        if block.comparisons:
+            parts.append(_markdown_table(evidence_cells(block, 2), ABOUT))
     for orders in over_orders(study):
-        head, texts = order_cells(orders, 2)
-        lines = [f"### {markdown(orders.title)}, over orders, {KNOWN[orders.task_id_known]}", ""]
-        lines += [f"| {' | '.join(map(markdown, head))} |"]
-        lines += [f"|{'---|' + '---:|' * (len(head) - 1)}"]
-        lines += [f"| {' | '.join(map(markdown, texts_of_row))} |" for texts_of_row in texts]
-        parts.append("\n".join([*lines, "", f"{markdown(about(orders))}  "]))
+        title = f"### {markdown(orders.title)}, over orders, {KNOWN[orders.task_id_known]}\n\n"
+        parts.append(title + _markdown_table(order_cells(orders, 2), about(orders)))
+    for ranks in over_streams(study):
+        title = f"### {markdown(ranks.title)}, {KNOWN[ranks.task_id_known]}\n\n"
+        parts.append(title + _markdown_table(rank_cells(ranks, 2), about_ranks(ranks)))
     return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(cells: Cells, remark: str) -> str:
+    header, rows = cells
+    lines = [f"| {' | '.join(map(markdown, header))} |"]
+    lines += [f"|{'---|' + '---:|' * (len(header) - 1)}"]
+    lines += [f"| {' | '.join(map(markdown, row))} |" for row in rows]
+    return "\n".join([*lines, "", f"{markdown(remark)}  "])
 
 
 def to_latex(study: Study) -> str:

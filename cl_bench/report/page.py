@@ -19,9 +19,12 @@ import numpy as np
 from cl_bench.metrics import Matrix, forgetting_per_task, summaries
 from cl_bench.report.compare import FLAG, p_value, remarks, spread
 from cl_bench.report.escape import script, shown
+from cl_bench.report.evidence import ABOUT, evidence_cells
 from cl_bench.report.latex import KNOWN
 from cl_bench.report.orders import Orders, about, order_cells, over_orders
 from cl_bench.report.quantities import COSTS, METRICS, MORE, format_cost
+from cl_bench.report.ranks import Ranks, over_streams, rank_cells
+from cl_bench.report.ranks import about as about_ranks
 from cl_bench.report.rows import Block, Row
 from cl_bench.report.study import Study, differences
 from cl_bench.report.trials import Trial
@@ -71,7 +74,10 @@ def page_data(study: Study, paths: Iterable[Path | str]) -> dict[str, Any]:
         ],
         "costs": [{"key": k, "name": n} for k, n in COSTS.items()],
         "blocks": [_block(block) for block in study.blocks],
-        "orders": [_orders(orders) for orders in over_orders(study)],
+        "together": [
+            *(_orders(orders) for orders in over_orders(study)),
+            *(_ranks(ranks) for ranks in over_streams(study)),
+        ],
         "left_out": study.left_out,
         "searches": [_search(trial) for trial in study.searches],
     }
@@ -87,6 +93,7 @@ def _block(block: Block) -> dict[str, Any]:
         "rows": [_row(block, row) for row in block.rows],
         "tested": bool(block.comparisons),
         "remarks": remarks(block),
+        "evidence": _evidence(block),
         "warnings": block.warnings(),
         "differences": [
             {"key": key, "values": [_said(v) for v in values]} for key, values in differing.items()
@@ -97,13 +104,32 @@ def _block(block: Block) -> dict[str, Any]:
 def _orders(orders: Orders) -> dict[str, Any]:
     header, lines = order_cells(orders)
     return {
-        "title": orders.title,
+        "title": f"{orders.title}, over orders",
+        "card": "How much the order of tasks decides",
         "known": KNOWN[orders.task_id_known],
         "about": about(orders),
         "header": header,
         "rows": lines,
         "bounds": [bool(row.bound) for row in orders.rows],
     }
+
+
+def _ranks(ranks: Ranks) -> dict[str, Any]:
+    header, lines = rank_cells(ranks)
+    return {
+        "title": ranks.title,
+        "card": "Mean ranks",
+        "known": KNOWN[ranks.task_id_known],
+        "about": about_ranks(ranks),
+        "header": header,
+        "rows": lines,
+        "bounds": [False] * len(lines),
+    }
+
+
+def _evidence(block: Block) -> dict[str, Any] | None:
+    header, lines = evidence_cells(block)
+    return {"about": ABOUT, "header": header, "rows": lines} if lines else None
 
 
 def _row(block: Block, row: Row) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Mean and spread over seeds, paired tests against the best row, and costs that di
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -114,11 +114,13 @@ class Comparison:
         p: two-sided, adjusted by Holm's procedure over the block's comparisons.
         n: common seeds.
         difference: mean of the row minus the best, in [0, 1].
+        pairs: that difference for each common seed.
     """
 
     p: float
     n: int
     difference: float
+    pairs: tuple[float, ...] = ()
 
 
 @dataclass
@@ -179,7 +181,8 @@ class Block:
                 p = 1.0 if difference[0] == 0 else math.nan
             else:
                 p = float(stats.ttest_rel(mine, theirs).pvalue)
-            raw[row.label] = Comparison(p, len(common), float(difference.mean()))
+            pairs = tuple(map(float, difference))
+            raw[row.label] = Comparison(p, len(common), float(difference.mean()), pairs)
         return holm(raw)
 
     def carried(self, metric: str) -> Row | None:
@@ -215,7 +218,4 @@ def holm(raw: Mapping[str, Comparison]) -> dict[str, Comparison]:
     for k, (p, label) in enumerate(ordered):
         highest = max(highest, min(1.0, p * (len(ordered) - k)))
         adjusted[label] = highest
-    return {
-        label: Comparison(adjusted.get(label, math.nan), c.n, c.difference)
-        for label, c in raw.items()
-    }
+    return {label: replace(c, p=adjusted.get(label, math.nan)) for label, c in raw.items()}

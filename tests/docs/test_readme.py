@@ -44,7 +44,7 @@ def test_the_strategy_of_the_readme_runs_as_it_is_printed(tmp_path):
 
 def commands():
     """Single runs that the README prints, without the ones on files of the reader's own."""
-    others = ("-m ", "resume=", "reproduce=", "export=", "general=", "plan=")
+    others = ("-m ", "resume=", "reproduce=", "export=", "general=", "plan=", "croissant=")
     text = README.replace("\\\n", " ")
     lines = re.findall(r"^    python -m cl_bench (.*?)(?:\s+# .*)?$", text, re.MULTILINE)
     return [

@@ -85,6 +85,13 @@ def loop(model, optimizer, t, epochs=2, accumulate=1, clip=None, closure=False):
                 optimizer.zero_grad()
 
 
+def accuracy(model, t):
+    batch = stream()[t].test[torch.arange(len(stream()[t].test))]
+    model.eval()
+    with torch.no_grad():
+        return float((model(batch["x"]).argmax(1) == batch["y"]).double().mean())
+
+
 def matrices(model):
     """[W | b] of every layer, as the strategy sees them."""
     return {

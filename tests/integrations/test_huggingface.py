@@ -173,6 +173,46 @@ def test_a_trainer_that_was_not_attached_is_told_so(name, tmp_path):
     assert all(p.requires_grad for p in model.parameters())
 
 
+def as_completions(features):
+    """What an on-policy trainer's batches hold: nothing by the names of a sample."""
+    tokens = torch.stack([row["input_ids"] for row in features])
+    return {"prompt_ids": tokens[:, :3], "completion_ids": tokens[:, 3:]}
+
+
+class OnPolicy(InOrder):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if return_outputs:
+            raise ValueError("this Trainer does not support returning outputs")
+        return model(torch.cat(list(inputs.values()), 1)).logits.square().mean()
+
+
+def test_replay_has_no_place_among_a_trainers_own_completions(tmp_path):
+    moved = {}
+    for name, strategy in (("er", ER(8, 2)), ("free", EWC(0.0)), ("pulled", EWC(1e5))):
+        model = llama(hidden=16)
+        guard = Guarded(model, strategy)
+        with guard.task(sample=texts(0)):  # so that there is something to replay, and to pull at
+            optimizer = torch.optim.SGD(guard.param_groups(), lr=0.01)
+            batch = guard.on_batch(texts(0))
+            out = model(batch["input_ids"]).logits
+            (guard.objective(batch, out) + guard.penalty(batch, out)).backward()
+            optimizer.step()
+        start = [p.detach().clone() for p in model.parameters()]
+        callback = GuardCallback(guard, sample=texts(1))
+        loop = trainer(model, 1, tmp_path, callback, kind=OnPolicy, remove_unused_columns=False)
+        loop.data_collator = as_completions
+        callback.attach(loop)
+        if name == "er":
+            with pytest.raises(UsageError, match=r"ER replays.*\(prompt_ids, completion_ids\)"):
+                loop.train()
+            callback.release()
+            continue
+        loop.train()
+        pairs = zip(start, model.parameters(), strict=True)
+        moved[name] = sum(float((p - before).detach().square().sum()) for before, p in pairs)
+    assert 0 < moved["pulled"] < 0.8 * moved["free"]
+
+
 def test_strategies_that_a_trainer_has_no_room_for(tmp_path):
     with pytest.raises(UsageError, match="in phases"):
         GuardCallback(Guarded(llama(hidden=16), PackNet()), sample=texts(0))

@@ -64,7 +64,7 @@ def test_they_are_shown_everywhere(study):
     line = next(x for x in said.partition("over orders")[2].splitlines() if x.startswith("ewc"))
     assert line.split()[1:5] == ["51.0", "±", "4.7", "47.7"]
     assert "over orders" in to_markdown(study)
-    (shown,) = page_data(study, [])["orders"]
+    (shown,) = page_data(study, [])["together"]
     assert shown["rows"][0][0] == "gpm"
     assert shown["header"][:3] == ["strategy", "ACC", "worst ACC"]
 

@@ -409,7 +409,7 @@
     block.visible = () => block.rows.filter((row) => !row.hidden);
     const from = charts.length;
     const parts = [
-      results(block), published(block),
+      results(block), differences(block), published(block),
       el("div", { class: "two" }, plane(block), mean(block)),
       forgetting(block), overTime(block), matrices(block), confusions(block), inGeneral(block),
       perLayer(block, "rank", "Rank of what each strategy protects", "Directions per layer, for strategies that keep a basis.", "rank", 1, { rangemode: "tozero" }),
@@ -426,13 +426,22 @@
     return made;
   }
 
-  function overOrders(orders) {
-    const columns = orders.header.map((name, c) => ({ name, left: c === 0 }));
-    const rows = orders.rows.map((cells) => cells.map((text, c) => ({ text, value: c ? parseFloat(text) : undefined })));
+  // A table that came as text: {header, rows}, and which rows are bounds.
+  function texts({ header, rows, bounds = [] }) {
+    const columns = header.map((name, c) => ({ name, left: c === 0 }));
+    const number = (text) => { const found = parseFloat(text.replace(/^> /, "")); return Number.isNaN(found) ? null : found; };
+    const cells = rows.map((row) => row.map((text, c) => ({ text, value: c ? number(text) : undefined })));
+    return table(columns, cells, rows.map((_, r) => (bounds[r] ? "bound" : "")));
+  }
+
+  function together(found) {
     return el("section", { class: "block" },
-      el("h2", {}, `${orders.title}, over orders`, el("span", { class: "tag" }, orders.known)),
-      card("How much the order of tasks decides", orders.about,
-        table(columns, rows, orders.bounds.map((bound) => (bound ? "bound" : "")))));
+      el("h2", {}, found.title, el("span", { class: "tag" }, found.known)),
+      card(found.card, found.about, texts(found)));
+  }
+
+  function differences(block) {
+    return block.evidence ? card("How sure the differences are", block.evidence.about, texts(block.evidence)) : null;
   }
 
   function searches() {
@@ -460,7 +469,7 @@
     app.replaceChildren(
       el("header", {}, el("h1", {}, "What was learned, kept and forgotten"),
         el("p", {}, `${data.runs} ${plural} from ${data.paths.join(", ")} · ${data.made} · cl_bench ${data.version}`), links),
-      ...data.orders.map(overOrders),
+      ...data.together.map(together),
       ...data.blocks.map(section),
       ...[searches()].filter(Boolean),
       el("footer", {}, ...data.left_out.map((l) => el("div", {}, `Left out: ${l}`)),
