@@ -55,6 +55,8 @@ def describe_budget(learner: BaseLearner, strategy: Strategy, stream: Stream) ->
         ``forward_passes``, ``forward_samples``, ``backward_passes``, ``backward_samples``;
         ``parameters`` of the network; ``strategy_bytes``, tensors that the strategy keeps, and
         ``exemplars``, how many samples are among them;
+        ``prediction_passes``, forward passes that one answer takes, and ``prediction_adapters``,
+        how many adapters are in memory for it;
         ``inference_overhead``, time of a forward pass under ``strategy.inference`` over that of
         the bare network.
     """
@@ -63,6 +65,8 @@ def describe_budget(learner: BaseLearner, strategy: Strategy, stream: Stream) ->
         "parameters": sum(p.numel() for p in learner.network.parameters()),
         "strategy_bytes": tensor_bytes(dict(strategy.state_dict())),
         "exemplars": strategy.exemplars,
+        "prediction_passes": strategy.passes,
+        "prediction_adapters": strategy.adapters,
         "inference_overhead": inference_overhead(learner, strategy, stream),
     }
 

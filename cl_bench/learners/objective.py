@@ -124,6 +124,10 @@ class Objective(NetworkServices):
             return self.total_loss(out, batch)
         return self.own_objective(self, batch, out)
 
+    def outputs(self, batch: Batch) -> Tensor:
+        """What a batch of the stage that is trained comes to."""
+        return self(batch)
+
     def step_loss(self, batch: Batch) -> tuple[Tensor, Count]:
         """What a batch's gradient is taken of, a mean, and over how many terms it goes.
 
@@ -140,9 +144,9 @@ class Objective(NetworkServices):
         if apart:
             idle = is_idle(whole)
             with part_of_a_batch(_samples(whole) / _samples(batch), counts=not idle):
-                out = self(batch)
+                out = self.outputs(batch)
         else:
-            out = self(batch)
+            out = self.outputs(batch)
         if self.own_objective is not None:
             loss, terms = self._own_mean(self.own_objective(self, batch, out), apart, idle)
         elif apart:

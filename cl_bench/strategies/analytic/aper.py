@@ -35,6 +35,11 @@ class APER(CosineStart, NCM):
         self.first: dict[str, Tensor] = {}
         self._pretrained: Snapshot | None = None
 
+    @property
+    def passes(self) -> int:
+        """Through both networks."""
+        return 2 if self.first else 1
+
     def setup(self, learner: Learner, task: Task) -> None:
         """Keep the network as it comes, once."""
         if not self.first:
