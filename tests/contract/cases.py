@@ -50,7 +50,7 @@ NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
 
 SAMPLES, DIM, CLASSES, FEW = 64, 12, 3, 24
 
-TRANSFORMERS = ("coda_prompt", "dualprompt", "ease", "l2p")
+TRANSFORMERS = ("aper_adapter", "coda_prompt", "dualprompt", "ease", "l2p")
 """Strategies that work inside a transformer's blocks."""
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -4,7 +4,9 @@ A copy of the pre-trained network learns the first task and is frozen. A sample'
 of both, [f_pretrained(x), f_tuned(x)] (2 d,), and classes are known by their means: logits are
 cosines of the joint vectors, in which the longer half counts more.
 
-This is the variant whose copy is tuned as a whole ("finetune").
+This is the variant whose copy is tuned as a whole ("finetune"); ``aper_adapter`` tunes adapters.
+The
+network's first weights are kept by name, so that ``adapter=...`` in their place is refused.
 """
 
 import torch
@@ -27,7 +29,7 @@ class APER(CosineStart, NCM):
         first: weights and buffers of the pre-trained network; empty before any task.
     """
 
-    needs = Needs(modalities=CLASSIFIED, shardable=False)
+    needs = Needs(modalities=CLASSIFIED, shardable=False, own_weights=True)
 
     def __init__(self, epochs: Count | None = None) -> None:
         super().__init__()

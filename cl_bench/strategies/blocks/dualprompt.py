@@ -92,7 +92,7 @@ class DualPrompt(Prompting):
             new = Prefixes(len(self.expert_blocks), self.expert, width, True)
             if t and f"task{t - 1}" in known and f"task{t}" not in known:
                 before = cast(Prefixes, known[f"task{t - 1}"])
-                new.prefixes.data.copy_(before.prefixes.data)
+                new.to(before.prefixes).prefixes.data.copy_(before.prefixes.data)
             found[f"task{t}"] = new
         return found
 
