@@ -5,8 +5,7 @@ of both, [f_pretrained(x), f_tuned(x)] (2 d,), and classes are known by their me
 cosines of the joint vectors, in which the longer half counts more.
 
 This is the variant whose copy is tuned as a whole ("finetune"); ``aper_adapter`` tunes adapters.
-The
-network's first weights are kept by name, so that ``adapter=...`` in their place is refused.
+The network's first weights are kept by name, so ``adapter=...`` in their place is refused.
 """
 
 import torch
