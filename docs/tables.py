@@ -20,7 +20,7 @@ which the first counts whose fields the row has. A cell is empty if it has those
 
 A row has the fields of its file, and its own in their place. Where it names a published row
 (``published: <file>/<id>``), it has that row's fields too, as ``published_<field>``, and for every
-score a ``verdict_<score>`` by the rule of ``python -m cl_bench.report --published``. Where that row
+score a ``verdict_<score>`` by the rule of ``python -m cl_bench report --published``. Where that row
 names the naive one of its file (``naive: <id>``), the row is also held against ours of the same
 file that names that one: ``gap`` is what its ACC has over the naive run's, in the mean over common
 seeds, and ``verdict`` is ``holds`` where ACC is inside and the gap has the published sign, or
@@ -28,6 +28,7 @@ seeds, and ``verdict`` is ``holds`` where ACC is inside and the gap has the publ
 """
 
 import argparse
+import csv
 import json
 import re
 import string
@@ -76,11 +77,14 @@ def rows(name: str) -> Iterator[dict[str, Any]]:
     """The rows of one file of results, each with its file's fields.
 
     Args:
-        name: the file's path in docs/results, without ``.json``.
+        name: the file's path in docs/results, without ``.json``; or that of a list, with ``.csv``.
 
     Raises:
         ValueError: a field is missing from the file, or the published row that a row names.
     """
+    if name.endswith(".csv"):
+        yield from _listed(name)
+        return
     whole = json.loads((RESULTS / f"{name}.json").read_text())
     missing = [field for field in FIELDS if field not in whole]
     if missing:
@@ -90,6 +94,16 @@ def rows(name: str) -> Iterator[dict[str, Any]]:
     for row in ours:
         found = {**row, **_published(row)}
         yield {**found, **_paired(found, ours)}
+
+
+def _listed(name: str) -> Iterator[dict[str, Any]]:
+    """Lines of a list; what is ``pending`` is built once the file that it names is there."""
+    with (RESULTS / name).open(newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            if line.get("status") == "pending":
+                there = (ROOT / line["where"]).exists()
+                line["status"] = "built" if there else "not built yet"
+            yield line
 
 
 def _published(row: Mapping[str, Any]) -> dict[str, Any]:

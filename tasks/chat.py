@@ -165,9 +165,9 @@ class Chat(TextStream):
         assert source.max_length is not None
         cutter = Cutter(self._chat, self._turns, source.max_length, "stream.max_length")
         splits: dict[Split, list[ChatExample]] = {
-            "train": [e for row in train for e in cutter(row, True)],
-            "validation": [e for row in validation for e in cutter(row, False)],
-            "test": [e for row in test for e in cutter(row, False)],
+            "train": cutter(train, True),
+            "validation": cutter(validation, False),
+            "test": cutter(test, False),
         }
         choices = _choices(source, train, test, key)
         origin = Origin(source.path or "rows given in Python", *terms)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cl_bench.contracts import Batch, Learner, Task, split_batch
+from cl_bench.contracts.learner import Of
 from cl_bench.subspace import LinearMap
 
 PIECE = 32
@@ -18,7 +19,12 @@ def pieces(learner: Learner, task: Task, samples: int) -> Iterator[Batch]:
 
 
 def mean_gradients(
-    learner: Learner, task: Task, maps: Sequence[LinearMap], samples: int, squared: bool
+    learner: Learner,
+    task: Task,
+    maps: Sequence[LinearMap],
+    samples: int,
+    squared: bool,
+    of: Of = "loss",
 ) -> dict[str, Tensor]:
     """Of every layer's matrix (o, d): the mean gradient, or the mean of single samples' squares.
 
@@ -34,7 +40,7 @@ def mean_gradients(
             weight.requires_grad_(True)
         for batch in pieces(learner, task, samples):
             n = len(next(iter(batch.values())))
-            gradients = learner.gradients(batch, per_sample=squared)
+            gradients = learner.gradients(batch, of, per_sample=squared)
             for m in maps:
                 gradient = gradients[own[m.name]]
                 part = gradient.square().sum(0) if squared else gradient * n

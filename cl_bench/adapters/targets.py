@@ -20,8 +20,15 @@ READ = ("ScaledDotProduct", "Softmax", "SafeSoftmax")
 """What autograd's names of attention's own operations begin with."""
 
 
-def chosen(learner: Learner, wanted: Sequence[str]) -> list[LinearMap]:
+def chosen(
+    learner: Learner, wanted: Sequence[str], option: str = "adapter.targets"
+) -> list[LinearMap]:
     """The layers that ``wanted`` names, each by a kind or by a shell pattern of its whole name.
+
+    Args:
+        learner: whose.
+        wanted: kinds and patterns.
+        option: what messages call it.
 
     Raises:
         UsageError: one of them names no layer, or one whose weight is an embedding's too.
@@ -39,22 +46,22 @@ def chosen(learner: Learner, wanted: Sequence[str]) -> list[LinearMap]:
         mine = by_kind[one] if one in KINDS else {n for n in maps if fnmatchcase(n, one)}
         if not mine:
             raise UsageError(
-                f"adapter.targets={shown(list(wanted))}: {one!r} is no layer of this network; "
+                f"{option}={shown(list(wanted))}: {one!r} is no layer of this network; "
                 f"name kinds ({', '.join(KINDS)}) or shell patterns of whole names, which are "
                 f"{', '.join(maps) or 'none'}"
             )
         found |= mine
-    require_untied(learner, [maps[n] for n in sorted(found)])
+    require_untied(learner, [maps[n] for n in sorted(found)], option)
     return [m for n, m in maps.items() if n in found]
 
 
-def require_untied(learner: Learner, maps: Sequence[LinearMap], option: str = "adapter") -> None:
+def require_untied(learner: Learner, maps: Sequence[LinearMap], option: str) -> None:
     """Raise :class:`UsageError` if a layer's weight is an embedding's too."""
     tied = {id(e.weight) for e in learner.embeddings()}
     for m in maps:
         if id(m.weight) in tied:
             raise UsageError(
-                f"{option}.targets: layer {m.name} shares its weight with an embedding, which an "
+                f"{option}: layer {m.name} shares its weight with an embedding, which an "
                 "adapter would change too: leave it out"
             )
 

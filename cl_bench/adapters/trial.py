@@ -3,7 +3,7 @@
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -131,6 +131,7 @@ def fitted(maps: Sequence[LinearMap], config: Any, size: str, wanted: int) -> Fi
         UsageError: nothing comes near.
     """
     known: dict[int, int | None] = {}
+    started: set[int] = set()  # the sizes at which outputs stay what they were
 
     def sized(n: int) -> Any:
         made = copy.deepcopy(plain_start(config))
@@ -140,9 +141,11 @@ def fitted(maps: Sequence[LinearMap], config: Any, size: str, wanted: int) -> Fi
     def count(n: int) -> int | None:
         if n not in known:
             try:
-                known[n] = trial(maps, sized(n))[0]
+                known[n], change = trial(maps, sized(n))
             except UsageError:
-                known[n] = None
+                known[n], change = None, math.inf
+            if change <= START:
+                started.add(n)
         return known[n]
 
     widths = [side for m in maps for side in (m.in_features, m.out_features)]
@@ -155,15 +158,24 @@ def fitted(maps: Sequence[LinearMap], config: Any, size: str, wanted: int) -> Fi
         [n for n in range(1, common + 1) if common % n == 0],
     )
     for i, sizes in enumerate(tried):
+        between = False
         if i == len(tried) - 1:
             for n in sizes:
                 count(n)
         else:
-            _bisect(count, sizes, wanted)
-        if any(c and abs(c / wanted - 1) <= NEAR for c in known.values()):
+            between = _bisect(count, sizes, wanted) and isinstance(sizes, range)
+        if between or any(c and abs(c / wanted - 1) <= NEAR for c in known.values()):
             break
+
+    def nearest(allowed: Collection[int]) -> int | None:
+        counts = {n: c for n, c in known.items() if c and n in allowed}
+        return min(counts, key=lambda n: (abs(math.log(counts[n] / wanted)), n), default=None)
+
+    best = nearest(known)
+    if best is not None and best not in started:  # reflections start in pairs
+        count(best - 1), count(best + 1)
+        best = nearest(started) if started else best
     found = {n: c for n, c in known.items() if c}
-    best = min(found, key=lambda n: (abs(math.log(found[n] / wanted)), n), default=None)
     if best is None or not 1 / FAR <= found[best] / wanted <= FAR:
         near = f"; the nearest is {size}={best}, which trains {found[best]:,}" if best else ""
         raise UsageError(
@@ -175,23 +187,29 @@ def fitted(maps: Sequence[LinearMap], config: Any, size: str, wanted: int) -> Fi
     return Fitted(made, best, found[best])
 
 
-def _bisect(count: Callable[[int], int | None], sizes: Sequence[int], wanted: int) -> None:
-    """Count at the sizes around where the count crosses ``wanted``; it rises or falls with them."""
-    while len(sizes) > 2 and count(sizes[-1]) is None:
-        sizes = sizes[: (len(sizes) + 1) // 2]
+def _bisect(count: Callable[[int], int | None], sizes: Sequence[int], wanted: int) -> bool:
+    """Count at the sizes around where the count crosses ``wanted``; it rises or falls with them.
+
+    From the smallest size in doubling steps: what a size costs to try grows with it. A size that
+    does not fit lies beyond. Returns whether two neighbours lie on both sides of ``wanted``.
+    """
     while len(sizes) > 2 and count(sizes[0]) is None:
         sizes = sizes[1:]
-    first, last = count(sizes[0]), count(sizes[-1])
-    if first is None or last is None:
-        return
-    rises = last >= first
-    low, high = 0, len(sizes) - 1
+    first = count(sizes[0])
+    if first is None:
+        return False
+
+    def beyond(place: int) -> bool:
+        here = count(sizes[place])
+        return here is None or (here >= wanted) != (first >= wanted)
+
+    low, high = 0, min(1, len(sizes) - 1)
+    second = count(sizes[high])
+    if second is not None and (second - first) * (wanted - first) < 0:
+        return False
+    while not beyond(high) and high < len(sizes) - 1:
+        low, high = high, min(2 * high, len(sizes) - 1)
     while high - low > 1:
         middle = (low + high) // 2
-        here = count(sizes[middle])
-        if here is None:
-            return
-        if (here < wanted) == rises:
-            low = middle
-        else:
-            high = middle
+        low, high = (low, middle) if beyond(middle) else (middle, high)
+    return low < high and beyond(high) and count(sizes[high]) is not None

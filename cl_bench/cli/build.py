@@ -24,7 +24,7 @@ from cl_bench.cli.objects import (
 )
 from cl_bench.contracts import Strategy, Stream, UsageError
 from cl_bench.contracts.options import shown
-from cl_bench.experiment import Cosine, Plateau, Together, quiet_lightning
+from cl_bench.experiment import PerStep, Plateau, Together, quiet_lightning
 from cl_bench.features import Backbone
 
 __all__ = [
@@ -119,7 +119,7 @@ def build_strategy(
     return Together(members), "+".join(members)
 
 
-def build_schedule(cfg: DictConfig) -> Plateau | Cosine | Callable[..., Any] | None:
+def build_schedule(cfg: DictConfig) -> Plateau | PerStep | Callable[..., Any] | None:
     """What becomes of the rate within a task, tried once; None where the group is empty."""
     if "_target_" not in cfg:
         for key, value in plain(cfg).items():

@@ -15,12 +15,18 @@ from cl_bench.contracts.checking import without_effect
 from cl_bench.contracts.options import known, shown
 
 TOP = (
-    "seed", "run_dir", "batch_size", "pack", "widths", "num_workers", "deterministic", "search",
-    "selected", "reference", "eval", "alignment", "probe", "checkpoint", "strategy", "stream",
-    "model", "optimizer", "schedule", "learner", "trainer", "logger", "federation", "backbone",
-    "also", "engine", "adapter",
+    "seed", "run_dir", "batch_size", "batch_tokens", "pack", "widths", "num_workers",
+    "deterministic", "search", "selected", "reference", "eval", "alignment", "probe",
+    "checkpoint", "strategy", "stream", "model", "optimizer", "schedule", "learner", "trainer",
+    "logger", "federation", "backbone", "also", "engine", "adapter", "log_steps",
 )  # fmt: skip
 """What a configuration holds."""
+
+STEPS = (
+    "trainer.max_epochs", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val",
+    "log_steps",
+)  # fmt: skip
+"""Settings of steps outside of ``optimizer`` and ``schedule``."""
 
 
 def check_effects(cfg: DictConfig, words: Sequence[str]) -> list[str]:
@@ -56,7 +62,8 @@ def check_effects(cfg: DictConfig, words: Sequence[str]) -> list[str]:
     return [
         f"warning: {key}={shown(OmegaConf.select(cfg, key))} has no effect in {told}"
         for key in typed
-        if key == "pack" or (key.startswith("trainer.") and key != "trainer.accelerator")
+        if key in ("pack", "log_steps")
+        or (key.startswith("trainer.") and key != "trainer.accelerator")
     ]
 
 
@@ -81,6 +88,17 @@ def check_beside(
                 f"{key}={shown(values[option])}: has no effect without {place}.{needed}; add that, "
                 f"or leave {key} out"
             )
+
+
+def of_steps(cfg: DictConfig, words: Sequence[str]) -> list[str]:
+    """Warnings about overrides that say how steps are made, where a strategy takes none."""
+    return [
+        f"warning: {key}={shown(OmegaConf.select(cfg, key))} has no effect, as this strategy "
+        "learns every task without a step"
+        for key in _keys(words)
+        if key in ("optimizer", "schedule", "pack", *STEPS)
+        or key.startswith(("optimizer.", "schedule."))
+    ]
 
 
 def _keys(words: Sequence[str]) -> list[str]:

@@ -43,7 +43,10 @@ def explain(error: Exception, overrides: Sequence[str], directories: Sequence[Pa
         )
     if match := re.match(r"Could not (?:override|append to config|delete).*? '([^']+)'", message):
         return _wrong_key(match[1], overrides, directories)
-    if match := re.match(r"(?:In .*: )?Could not find '([^/']+)/([^']+)'", message):
+    if re.match(r"Key '[^']+' is not in struct|Missing key ", message):
+        taken = getattr(error, "full_key", None) or re.split(r"['\s]", message)[1]
+        return f"{taken} is missing: a run needs it; leave ~{taken} out"
+    if match := re.match(r"(?:In .*: )?Could not (?:find|load) '([^/']+)/([^']+)'", message):
         group, name = match[1], match[2]
         if group == "hydra":
             kind, _, plugin = name.partition("/")

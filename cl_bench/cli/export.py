@@ -21,6 +21,7 @@ from cl_bench.cli.exported import WeightsAlone, load, write_adapter, write_pretr
 from cl_bench.cli.recorded import OBJECT, Recorded, named, read_recorded
 from cl_bench.cli.trust import locate, read_trust
 from cl_bench.contracts import Strategy, UsageError
+from cl_bench.contracts.strategy import overrides
 from cl_bench.experiment.checkpoint import (
     Checkpoints,
     CheckpointSettings,
@@ -161,7 +162,8 @@ def _order(arguments: Sequence[str]) -> Order:
 def require_one_network(order: Order) -> None:
     """Raise :class:`UsageError` if the weights alone are not what was scored."""
     cfg, run = order.run.cfg, f"{order.word}={order.run.directory}"
-    for name, node in {"strategy": cfg.get("strategy"), **(cfg.get("also") or {})}.items():
+    nodes = {k: cfg.get(k) for k in ("strategy", "adapter")} | dict(cfg.get("also") or {})
+    for name, node in nodes.items():
         named = node.get("_target_", node.get(OBJECT)) if isinstance(node, DictConfig) else None
         if named is None:
             continue
@@ -177,13 +179,25 @@ def require_one_network(order: Order) -> None:
                 "what it remembers: what the network alone says is not what was scored. task=0, "
                 "before any task, can be exported"
             )
-        if cls.inference is not Strategy.inference:
+        if cls.inference is not Strategy.inference and _gives_each_its_own(order, node):
+            remedy = (
+                "; with adapter.end=merge, or adapter.lifetime=shared, a run ends as one network"
+            )
+            remedy = remedy if name == "adapter" else ""
             raise UsageError(
                 f"{run}: {cls.__name__} ({name}) tests every task with "
                 "weights of its own, made from the shared ones and what the strategy remembers: "
                 "there is no one network to export, and the shared weights alone would score "
-                "worse than the record says. task=0, before any task, can be exported"
+                f"worse than the record says. task=0, before any task, can be exported{remedy}"
             )
+
+
+def _gives_each_its_own(order: Order, node: DictConfig) -> bool:
+    """Whether a strategy that may act around a task's evaluation does so with its options."""
+    if "_target_" not in node:
+        return True
+    with order.run.surroundings():
+        return overrides(build(node), "inference")
 
 
 def find_weights(directory: Path, learned: int) -> dict[str, Tensor]:

@@ -82,7 +82,7 @@ class Jobs:
         except (UsageError, OmegaConfBaseException) as error:
             if self.wants_traceback:
                 raise
-            say_error(f"{error}\n{notes(error)}".strip())
+            say_error(self.explain(error))
             self.failed.append(0)
             return float("nan")
 
@@ -134,8 +134,11 @@ class Jobs:
             known = isinstance(error, UsageError | OmegaConfBaseException)
             if self.wants_traceback or not known:
                 traceback.print_exc()
-            kind = "" if known else f"{type(error).__name__}: "
-            message = f"{kind}{error}\n{notes(error)}".strip()
+            message = (
+                self.explain(error)
+                if known
+                else f"{type(error).__name__}: {error}\n{notes(error)}".strip()
+            )
             say_error(f"job {job.job.num} ({' '.join(job.overrides.task)}) failed: {message}")
             self.failed.append(job.job.num)
             return None  # NaN would end a search by Optuna

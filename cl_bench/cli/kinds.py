@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from cl_bench.adapters import Adapter, Reparametrisation
 from cl_bench.contracts import Protect, Strategy, Stream, UsageError
-from cl_bench.experiment import Cosine, Plateau
+from cl_bench.experiment import PerStep, Plateau
 from cl_bench.experiment.probes import Probe
 from cl_bench.features import Backbone, BaseTraining
 from cl_bench.federation import Federation
@@ -66,7 +66,7 @@ SLOTS = {
     "stream": Kind("a stream", (Stream,), (Prompt,)),
     "model": Kind("a network", (nn.Module,), (nn.Module,)),
     "optimizer": Kind("an optimizer", (Optimizer,), (Optimizer,)),
-    "schedule": Kind("a schedule", (Plateau, Cosine, LRScheduler), (LRScheduler,)),
+    "schedule": Kind("a schedule", (Plateau, PerStep, LRScheduler), (LRScheduler,)),
     "learner": Kind("a learner", (BaseLearner,)),
     "trainer": Kind(
         "a Trainer",

@@ -1,11 +1,16 @@
 """What there is to run, read from the configs' first comment lines."""
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
+
+from cl_bench.cli.words import COMMANDS
+from cl_bench.places import options
+
+__all__ = ["describe", "options", "print_listing"]
 
 GROUPS = {
     "strategy": ("strategies", "+strategy=...", "what an update may do"),
@@ -67,30 +72,14 @@ def print_listing(directories: Sequence[Path], console: Console) -> None:
             console.print(Text.assemble("  ", (name.ljust(indent - 2), "cyan"), first))
             for line in rest:
                 console.print(Text(" " * indent + line))
+    console.print(Text.assemble("\n", ("commands", "bold"), "  python -m cl_bench <command> ..."))
+    for word, (_, _, meaning) in COMMANDS.items():
+        console.print(Text.assemble("  ", (word.ljust(indent - 2), "cyan"), meaning))
     remark = ("the last one prints every setting and runs nothing", "dim")
     console.print(Text.assemble("\n", ("examples", "bold"), "  ", remark))
     for example in EXAMPLES:
         # Soft wrap: a command that the terminal breaks can still be copied in one piece.
         console.print(Text(f"  {example}"), soft_wrap=True)
-
-
-def options(directories: Sequence[Path], group: str) -> dict[str, Path]:
-    """Names that a group offers and the file behind each; the first folder that has one wins."""
-    found: dict[str, Path] = {}
-    for directory in directories:
-        for name, path in _options(directory / group):
-            found.setdefault(name, path)
-    return found
-
-
-def _options(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in folder.rglob("*.yaml"):
-        name = path.relative_to(folder).with_suffix("")
-        # A folder beside a config of its name holds parts of that config; _base is part of many.
-        if not path.name.startswith("_") and not any(
-            (folder / f"{parent}.yaml").is_file() for parent in name.parents
-        ):
-            yield name.as_posix(), path
 
 
 def describe(path: Path) -> str:

@@ -28,6 +28,7 @@ from cl_bench.cli.signals import deferred, stopping
 from cl_bench.cli.sweep import command as sweep_command
 from cl_bench.cli.sweep import place
 from cl_bench.cli.threads import wait_passively
+from cl_bench.cli.words import command
 from cl_bench.cli.workers import go_through
 from cl_bench.ends import COMPLETED, Stopped
 from cl_bench.errors import UsageError
@@ -66,14 +67,33 @@ def main() -> int:
         return _main()
 
 
+def _by_word(wants_traceback: bool) -> int | None:
+    """The exit status of a command that the first word names; None where it names none."""
+    try:
+        with stopping():
+            does = command(sys.argv[1:])
+            return None if does is None else does(sys.argv[2:])
+    except KeyboardInterrupt as interrupt:
+        if wants_traceback:
+            raise
+        return _stopped(interrupt)
+    except (UsageError, OSError) as error:
+        if wants_traceback or not _ours(error):
+            raise
+        say_error(str(error))
+        return FAILED
+
+
 def _main() -> int:
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    if (status := _by_word(wants_traceback)) is not None:
+        return status
     if {"-h", "--help"} & set(sys.argv[1:]):
         print_listing([conf_directory()], Console())
         print("\n--cfg job prints every setting instead of running; --hydra-help has all flags")
         return 0
     # Hydra takes the flag only where no override stands before it and another one after it.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda a: a not in ("-m", "--multirun"))
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     jobs = Jobs(sys.argv[1:], wants_traceback)
     _, unknown = read_flags(sys.argv[1:])
     if unknown:
@@ -86,20 +106,17 @@ def _main() -> int:
     run = hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name="config")
     try:
         with _errors_from_hydra(), stopping():
-            if sys.argv[1:2] == ["merge"]:
-                _merge(sys.argv[2:])
-                return 0
             refuse_empty(sys.argv[1:], conf_directory())
             offer_probes(config_folders(sys.argv[1:]))
             sys.argv[1:], jobs.sweep = place(sys.argv[1:])
-            command = _on_a_run(sys.argv[1:])
-            if command is None:
+            on_a_run = _on_a_run(sys.argv[1:])
+            if on_a_run is None:
                 if jobs.sweep:
                     Ledger(jobs.sweep).begin()
                     go_through(jobs.sweep, run(jobs.run))
                 else:
                     run(jobs.run)()
-            elif not command(sys.argv[1:]):
+            elif not on_a_run(sys.argv[1:]):
                 return DIFFERENT
     except KeyboardInterrupt as interrupt:
         if jobs.wants_traceback:
@@ -119,19 +136,26 @@ def _main() -> int:
     return _ended(jobs)
 
 
+def _stopped(interrupt: KeyboardInterrupt) -> int:
+    """The exit status of a command that a signal has stopped."""
+    # A launcher hands over the interrupt of a worker as what Python makes of it.
+    stopped = interrupt if isinstance(interrupt, Stopped) else Stopped(signal.SIGINT)
+    say(f"interrupted ({stopped}): {notes(interrupt) or 'nothing was recorded yet'}", "yellow")
+    return stopped.exit_status
+
+
 def _interrupted(jobs: Jobs, interrupt: KeyboardInterrupt) -> int:
     """The exit status after a signal, and what it left."""
-    # A launcher hands over the interrupt of a worker as what Python makes of it.
     stopped = interrupt if isinstance(interrupt, Stopped) else Stopped(signal.SIGINT)
     if jobs.listing and stopped.hung_up:  # whoever reads a list has read enough
         return 0
     if jobs.sweep is None and (jobs.completed or COMPLETED in notes(interrupt)):
         say(f"{stopped} came when the run was completed", "yellow")
         return 0
-    say(f"interrupted ({stopped}): {notes(interrupt) or 'nothing was recorded yet'}", "yellow")
+    status = _stopped(interrupt)
     if jobs.sweep:
         say(f"go on with the sweep: {sweep_command(sys.argv[1:])}", "yellow")
-    return stopped.exit_status
+    return status
 
 
 def _ended(jobs: Jobs) -> int:
@@ -140,7 +164,7 @@ def _ended(jobs: Jobs) -> int:
         print(chosen)
     failed = jobs.failures()
     if jobs.sweep and jobs.sweep.is_dir():
-        print(f"a report on the sweep: python -m cl_bench.report {shlex.quote(str(jobs.sweep))}")
+        print(f"a report on the sweep: python -m cl_bench report {shlex.quote(str(jobs.sweep))}")
     if failed:
         if jobs.sweep:
             numbers = ", ".join(map(str, failed))
@@ -176,6 +200,8 @@ def _on_a_run(arguments: Sequence[str]) -> Callable[[Sequence[str]], bool] | Non
         return _general
     if "features" in words:
         return _extract
+    if "plan" in words:
+        return _plan
     return _resume if "resume" in words else None
 
 
@@ -203,11 +229,12 @@ def _extract(arguments: Sequence[str]) -> bool:
     return True
 
 
-def _merge(arguments: Sequence[str]) -> None:
+def _plan(arguments: Sequence[str]) -> bool:
     with deferred():
-        from cl_bench.cli.merge import merge  # torch loads here
+        from cl_bench.cli.plan import plan  # torch loads here
 
-    merge(arguments)
+    plan(arguments)
+    return True
 
 
 def _resume(arguments: Sequence[str]) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor
 from cl_bench.cli.merge_order import Order, read_order
 from cl_bench.cli.tensorfiles import INDEX, TYPES, Entry, Sequential, Weights, index_of
 from cl_bench.contracts import UsageError
-from cl_bench.merging import Average, Fold, Part, shaped
+from cl_bench.merging import RULES, Average, Fold, Part, shaped
 from cl_bench.report.merge_card import merge_card
 from cl_bench.tracking.files import explained, read_json, write_atomically
 
@@ -34,6 +34,15 @@ EVERY_SECONDS = 5.0
 
 Folding = Callable[[str], Tensor]
 """Of a tensor's name."""
+
+
+def main(words: Sequence[str]) -> int:
+    """Do what the words after ``merge`` say; the exit status is 0."""
+    if {"-h", "--help"} & set(words):
+        print(f"{(__doc__ or '').strip()}\n\nRules: {', '.join(RULES)}")
+    else:
+        merge(words)
+    return 0
 
 
 def merge(arguments: Sequence[str]) -> Path:

@@ -1,9 +1,11 @@
 """Everything that a run is made of, from its configuration, checked before any work starts."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
@@ -37,10 +39,12 @@ from cl_bench.experiment import (
     check_watch,
     for_search,
     seed_training,
+    shares_weights,
 )
 from cl_bench.experiment.faults import memory_explained
 from cl_bench.experiment.identity import SinkFactory
 from cl_bench.experiment.reopen import Resume
+from cl_bench.experiment.token_batches import token_counts
 from cl_bench.experiment.trainers import TrainerFactory
 from cl_bench.features import FeatureStream
 from cl_bench.federation import Federation, check_federation, check_shares
@@ -102,8 +106,12 @@ class Parts:
     sinks: Sequence[SinkFactory]
 
 
-def prepare(asked: Request) -> Parts:
+def prepare(asked: Request, planned: bool = False) -> Parts:
     """Everything that a run is made of, checked, the cheap things first.
+
+    Args:
+        asked: the configuration, and how it came about.
+        planned: whether the network is to have shapes and no numbers (torch's meta device).
 
     Raises:
         UsageError: something is not what it must be, or does not go with something else.
@@ -130,7 +138,10 @@ def prepare(asked: Request) -> Parts:
         Built.given(given["optimizer"]) if "optimizer" in given else build_optimizer(cfg.optimizer)
     )
     stream, federation, streaming = _tasks(asked, settings, strategy, name)
-    learner = _learner(asked, settings, stream, optimizer.factory)
+    # Where weights are shared out, process 0 hands the others their parts.
+    waits = shares_weights(cfg.trainer) and rank() > 0 and "model" not in given
+    with torch.device("meta") if planned or waits else nullcontext():
+        learner = _learner(asked, settings, stream, optimizer.factory)
     check_rule(optimizer, learner, cfg.trainer, federation is not None)
     parts = Parts(settings, strategy, name, trainer, stream, federation, streaming, learner, sinks)
     _check_learner(asked, parts)
@@ -205,6 +216,10 @@ def _check_learner(asked: Request, parts: Parts) -> None:
         },
         isinstance(loop.schedule, Plateau),
     )
+    if loop.batch_tokens is not None:
+        parts.learner.tokens(parts.learner.example())  # or it reads no text
+        for task in parts.stream:
+            token_counts(parts.learner, task.train, loop.batch_tokens, task.name)
     if parts.federation is not None and parts.learner.need_company:
         check_shares(parts.federation, parts.stream, loop.seed)
 

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,16 @@ from torch import nn
 from torch.optim import SGD
 
 from cl_bench.cli.build import on_cuda
-from cl_bench.cli.effects import check_effects
+from cl_bench.cli.effects import check_effects, of_steps
 from cl_bench.cli.optimizers import remarks
 from cl_bench.cli.prepare import Parts, Request, prepare
 from cl_bench.cli.settings import check_top_level, require_nodes
 from cl_bench.cli.threads import AUTO, check_threads, computing_with
 from cl_bench.contracts import Engine, Stream, UsageError
 from cl_bench.experiment import (
-    Cosine,
     Identity,
     LightningEngine,
+    PerStep,
     Plateau,
     Result,
     check_sharded,
@@ -32,6 +33,7 @@ from cl_bench.experiment import (
     processes,
     search_facts,
     shares_weights,
+    takes_no_steps,
 )
 from cl_bench.experiment.determinism import deterministically, statement
 from cl_bench.experiment.reopen import Resume
@@ -77,7 +79,11 @@ def run_config(
         deterministically(exact),
         _company(processes(cfg.trainer), on_cuda(cfg.trainer)),
     ):
-        return _started(asked, prepare(asked))
+        parts = prepare(asked)
+        plain = parts.federation is not None or parts.streaming is not None
+        if words and not plain and takes_no_steps(parts.strategy, parts.stream):
+            asked = replace(asked, notes=[*notes, *of_steps(cfg, words)])
+        return _started(asked, parts)
 
 
 def _threads(cfg: DictConfig, resume: Resume) -> int | None:
@@ -248,11 +254,11 @@ def _in_processes(asked: Request, parts: Parts) -> Result:
 
 
 def _idle_schedule(
-    schedule: Plateau | Cosine | Callable[..., Any] | None, max_epochs: int, stream: Stream
+    schedule: Plateau | PerStep | Callable[..., Any] | None, max_epochs: int, stream: Stream
 ) -> list[str]:
     """A warning where no task has epochs enough for the schedule to change anything."""
     epochs = max(max_epochs if task.epochs is None else task.epochs for task in stream)
-    if schedule is None or isinstance(schedule, Cosine):
+    if schedule is None or isinstance(schedule, PerStep):
         return []
     if isinstance(schedule, Plateau):
         idle = epochs == 1 or (not schedule.restore_best and epochs <= schedule.patience + 1)

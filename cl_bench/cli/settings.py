@@ -98,6 +98,8 @@ def read_settings(cfg: DictConfig) -> RunSettings:
         cfg.num_workers,
         schedule=build_schedule(cfg.schedule),
         validation_batch_size=evaluation.batch_size,
+        batch_tokens=cfg.get("batch_tokens"),  # older runs have none of these
+        log_steps=cfg.get("log_steps"),
     )
     return RunSettings(
         loop,

@@ -6,6 +6,7 @@ from cl_bench.contracts.federated import FederatedStrategy
 from cl_bench.contracts.language import IGNORE, Codec, LanguageStream, PromptStream
 from cl_bench.contracts.learner import Learner, Position, Protect
 from cl_bench.contracts.loss import Loss
+from cl_bench.contracts.memory import Memory
 from cl_bench.contracts.plan import Phase, Plan
 from cl_bench.contracts.randomness import derive_seed, generator
 from cl_bench.contracts.strategy import (
@@ -51,6 +52,7 @@ __all__ = [
     "LanguageStream",
     "Learner",
     "Loss",
+    "Memory",
     "Needs",
     "Origin",
     "Phase",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cl_bench.contracts.checking import checked
 from cl_bench.contracts.learner import Learner
 from cl_bench.contracts.loss import Loss
+from cl_bench.contracts.memory import Memory
 from cl_bench.contracts.plan import Phase, Plan
 from cl_bench.contracts.stream import Batch, Scenario, Stream, Task
 
@@ -225,6 +226,18 @@ class Strategy:
     def remarks(self, learner: Learner) -> Sequence[str]:
         """Lines for people at the start: what it chose by itself, for want of an option."""
         return ()
+
+    def footprint(self, learner: Learner, tasks: int, processes: int) -> Memory | None:
+        """The memory that it will take in the last task; None where it does not say.
+
+        Asked before anything is loaded, of a network that may have shapes and no numbers.
+
+        Args:
+            learner: what will learn.
+            tasks: how many there are.
+            processes: that share the weights out; 1 where nobody does.
+        """
+        return None
 
     def setup(self, learner: Learner, task: Task) -> None:
         """Before the optimizer exists: freeze, attach, open a trust region.

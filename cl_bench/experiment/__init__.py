@@ -7,6 +7,7 @@ from cl_bench.experiment.checks import (
     check_pair,
     check_schedule,
     check_tasks,
+    takes_no_steps,
 )
 from cl_bench.experiment.companions import Together
 from cl_bench.experiment.conduct import Result, conduct
@@ -16,7 +17,7 @@ from cl_bench.experiment.identity import Identity, new_directory
 from cl_bench.experiment.loader import EvalLoader, TrainLoader
 from cl_bench.experiment.loop import LoopSettings
 from cl_bench.experiment.observer import AlignmentObserver, AlignmentSettings
-from cl_bench.experiment.plateau import Cosine, Plateau
+from cl_bench.experiment.plateau import Cosine, PerStep, Plateau, Warmup
 from cl_bench.experiment.pretrain import Pretrained, pretrain
 from cl_bench.experiment.probes import ProbeSettings, check_watch
 from cl_bench.experiment.search import SealedError, SearchSettings, for_search, search_facts
@@ -41,6 +42,7 @@ __all__ = [
     "Identity",
     "LightningEngine",
     "LoopSettings",
+    "PerStep",
     "Plateau",
     "Pretrained",
     "ProbeSettings",
@@ -49,6 +51,7 @@ __all__ = [
     "SearchSettings",
     "Together",
     "TrainLoader",
+    "Warmup",
     "check_batches",
     "check_epochs",
     "check_pair",
@@ -67,4 +70,5 @@ __all__ = [
     "search_facts",
     "seed_training",
     "shares_weights",
+    "takes_no_steps",
 ]

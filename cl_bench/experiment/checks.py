@@ -211,8 +211,26 @@ def check_batches(
             raise UsageError(f"task {task.name!r} has one validation sample: {why}")
 
 
+def takes_no_steps(strategy: Strategy, stream: Stream) -> bool:
+    """Whether no task is learned by steps: in closed form, or not at all."""
+    first = strategy.plan(stream, 0)
+    if first is None or first.epochs != 0:
+        return False
+    plans = (strategy.plan(stream, t) for t in range(1, len(stream)))
+    return all(plan is None or plan.epochs == 0 for plan in plans)
+
+
 def check_epochs(strategy: Strategy, stream: Stream, max_epochs: int) -> None:
-    """Raise :class:`UsageError` if a task is learned for fewer epochs than the strategy needs."""
+    """Raise :class:`UsageError` if a task is learned for fewer epochs than the strategy needs.
+
+    Likewise if it adapts the network, and no task is learned by steps; and if it cannot plan the
+    first task.
+    """
+    if takes_no_steps(strategy, stream) and any(m.needs.adapts for m in strategy.members):
+        raise UsageError(
+            "this strategy takes no steps in any task, so that an adapter would learn nothing: "
+            "leave adapter=... out, or give a task epochs"
+        )
     for needs in (member.needs for member in strategy.members if member.needs.epochs > 1):
         for t, task in enumerate(stream):
             plan = strategy.plan(stream, t)

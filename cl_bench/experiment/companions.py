@@ -14,6 +14,7 @@ from cl_bench.contracts import (
     EpochDecision,
     Learner,
     Loss,
+    Memory,
     Needs,
     Phase,
     Plan,
@@ -136,6 +137,12 @@ class Together(Strategy):
     def remarks(self, learner: Learner) -> Sequence[str]:
         """Every member's, in order."""
         return [line for m in self.members for line in m.remarks(learner)]
+
+    def footprint(self, learner: Learner, tasks: int, processes: int) -> Memory | None:
+        """Of all members; None if one of them does not say."""
+        found = [m.footprint(learner, tasks, processes) for m in self.members]
+        told = [m for m in found if m is not None]
+        return sum(told[1:], told[0]) if len(told) == len(found) else None
 
     def setup(self, learner: Learner, task: Task) -> None:
         """Every member, in order."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from cl_bench.contracts import Engine, Strategy, Stream
@@ -35,7 +36,7 @@ from cl_bench.experiment.probes import Observers, ProbeSettings, watch
 from cl_bench.experiment.reopen import Resume, follow, reopen
 from cl_bench.experiment.snapshot import RunState
 from cl_bench.experiment.trainer_checks import check_sharded, check_together
-from cl_bench.experiment.trainers import TrainerFactory
+from cl_bench.experiment.trainers import TrainerFactory, quiet_lightning
 from cl_bench.learners import BaseLearner, DivergedError
 from cl_bench.learners.guards import Guards, guards
 from cl_bench.learners.observed import answers
@@ -43,6 +44,9 @@ from cl_bench.parallel.batch_norm import synchronise
 from cl_bench.parallel.ranks import decided, rank, world
 from cl_bench.report import print_run, write_figures, write_probe_figures
 from cl_bench.tracking import ProgressDisplay, Record
+
+HALF = {"bf16-mixed": torch.bfloat16}
+"""What layers compute in by the Trainer's precision, where no gradient is scaled for it."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,9 @@ def _checked(parts: _Parts, sharded: bool) -> Guards | None:
         synchronise(learner)
     if sharded:
         check_sharded(strategy, parts.probe)
-        learner.shard()
+        with quiet_lightning():
+            precision = str(parts.trainer(callbacks=[]).precision)
+        learner.shard(HALF.get(precision))
     strategy.check(learner)
     return guards(strategy, learner)
 

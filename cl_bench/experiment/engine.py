@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning import Trainer
+
 from cl_bench.contracts import Plan, Strategy, Task, derive_seed
 from cl_bench.contracts.engine import LayerMetrics
 from cl_bench.experiment.hooks import Parts, TaskHooks
@@ -18,11 +20,12 @@ from cl_bench.experiment.loader import (
 )
 from cl_bench.experiment.loop import LoopSettings
 from cl_bench.experiment.observer import Observer
-from cl_bench.experiment.plateau import BestEpoch, Cosine, Plateau
+from cl_bench.experiment.plateau import BestEpoch, PerStep, Plateau
 from cl_bench.experiment.resuming import TaskCheckpoints, keep_between
 from cl_bench.experiment.scoring import Scorer
 from cl_bench.experiment.snapshot import RunState
 from cl_bench.experiment.stage import Stage
+from cl_bench.experiment.token_batches import token_counts
 from cl_bench.experiment.trainers import (
     TrainerFactory,
     as_interrupt,
@@ -73,7 +76,7 @@ class LightningEngine:
         learner.strategy = learner.acting = strategy
         learner.equip(strategy)
         schedule = settings.schedule
-        self.learner.schedule = None if isinstance(schedule, Plateau | Cosine) else schedule
+        self.learner.schedule = None if isinstance(schedule, Plateau | PerStep) else schedule
 
     def learn(self, task: Task, plan: Plan | None) -> LayerMetrics:
         """Train, phase by phase, consolidate, and return the task's numbers per layer.
@@ -106,7 +109,9 @@ class LightningEngine:
         phase = stage.phase.name if stage.phase else None
         require_batch(stage.data, task.name, phase, least if self.learner.need_company else 1)
         how = (s.batch_size, seed, task.index, s.pack, s.num_workers, least)
-        data = TrainLoader(stage.data, *how, needs=self.strategy.needs)
+        most = s.batch_tokens
+        tokens = most and (token_counts(self.learner, stage.data, most, task.name), most)
+        data = TrainLoader(stage.data, *how, needs=self.strategy.needs, tokens=tokens or None)
         plateau, validation = None, None
         if isinstance(s.schedule, Plateau) and not stage.index and stage.epochs != 0:
             require_validation(task)
@@ -122,6 +127,7 @@ class LightningEngine:
             epochs = {} if stage.epochs is None else {"max_epochs": stage.epochs}
             trainer = without_signals(self.trainer(callbacks=[hooks], **epochs))
             trainer.fit(self.learner, data, validation)
+        _let_go(trainer)
         taken = data.packs.taken(trainer, self.learner.learned_steps)
         if hooks.resumed_later is not None:
             return hooks.resumed_later
@@ -161,3 +167,10 @@ class LightningEngine:
         """Have the learner score the data of every expected test."""
         with quiet_lightning(), as_interrupt():
             without_signals(self.trainer(callbacks=[])).test(self.learner, loaders, verbose=False)
+
+
+def _let_go(trainer: Trainer) -> None:
+    """Of gradients and optimizer states: the learner knows its last Trainer until the next."""
+    for optimizer in trainer.optimizers:
+        optimizer.zero_grad(set_to_none=True)
+        optimizer.state.clear()

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -13,7 +14,7 @@ from cl_bench.contracts import Phase, Plan, Progress, Strategy, Task
 from cl_bench.experiment.loader import TrainLoader
 from cl_bench.experiment.loop import LoopSettings
 from cl_bench.experiment.observer import Observer
-from cl_bench.experiment.plateau import BestEpoch, Cosine
+from cl_bench.experiment.plateau import BestEpoch, PerStep
 from cl_bench.experiment.rates import rebuild_optimizer, set_rates
 from cl_bench.experiment.resuming import TaskCheckpoints
 from cl_bench.experiment.snapshot import RunState
@@ -84,9 +85,12 @@ class TaskHooks(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before the optimizer and any wrapper exist."""
         learner, schedule = self.parts.learner, self.parts.settings.schedule
-        packs = self.loader.packs
-        learner.schedule_interval = "step" if isinstance(schedule, Cosine) else "epoch"
-        if isinstance(schedule, Cosine):
+        packs, log_steps = self.loader.packs, self.parts.settings.log_steps
+        if log_steps is not None:
+            learner.loss_window = log_steps
+            learner.on_losses = partial(self._log_losses, trainer)
+        learner.schedule_interval = "step" if isinstance(schedule, PerStep) else "epoch"
+        if isinstance(schedule, PerStep):
             learner.schedule = lambda optimizer: schedule.over(packs.planned(trainer))(optimizer)
         if self.stage.phase is not None:
             learner.enter(self.stage.phase, again=self.stage.resumed is not None)
@@ -161,6 +165,11 @@ class TaskHooks(Callback):
                 self._watching.after_step(learner, self.task, step, self.checkpoints.rate)
         self.checkpoints.learned(trainer, batch_idx + 1)
 
+    def _log_losses(self, trainer: Trainer, batches: int, loss: float) -> None:
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        phase = self.stage.phase.name if self.stage.phase else None
+        self.parts.record.steps(self.task.index, batches, loss, rate, phase)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the epoch and do what the strategy decides about the rate."""
         learner = self.parts.learner
@@ -176,6 +185,7 @@ class TaskHooks(Callback):
             steps=self.loader.packs.steps,
             phase=self.stage.phase.name if self.stage.phase else None,
             **validation,
+            **learner.epoch_facts(),
         )
         self.parts.progress.epoch(epoch, epochs, loss)
         self.loader.packs.end_epoch(trainer)

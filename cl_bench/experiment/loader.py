@@ -18,6 +18,7 @@ from cl_bench.contracts import (
     derive_seed,
     generator,
 )
+from cl_bench.experiment.token_batches import TokenBatches
 from cl_bench.packed import Packs
 
 NOTHING = Needs()
@@ -38,6 +39,8 @@ class TrainLoader:
         num_workers: processes that fetch ahead, for data that is decoded on the way.
         least: samples that a batch needs; a last one with fewer joins the batch before it.
         needs: what batches are to carry beside the data.
+        tokens: tokens of every sample (n,) and the most that a batch may hold, in the place of
+            ``batch_size``; None counts samples.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class TrainLoader:
         num_workers: int = 0,
         least: int = 1,
         needs: Needs = NOTHING,
+        tokens: tuple[Tensor, int] | None = None,
     ) -> None:
         self.data = data
         self.seed = seed
@@ -58,7 +62,9 @@ class TrainLoader:
         self.needs = needs
         self.epoch = 0
         self._skip = 0
-        self.packs = Packs(len(data), batch_size, pack, least)
+        self.packs = (
+            Packs(len(data), batch_size, pack, least) if tokens is None else TokenBatches(*tokens)
+        )
 
     def resume_at(self, epoch: int, position: int) -> None:
         """Begin in ``epoch`` (from 0), after the first ``position`` items of it."""
@@ -76,7 +82,7 @@ class TrainLoader:
         # A sized loader is never exhausted by Lightning: code after the last yield would not run.
         self.epoch += 1
         skip, self._skip = self._skip, 0
-        indices = [order[start:end] for start, end in self.packs.bounds()[skip:]]
+        indices = [order[start:end] for start, end in self.packs.bounds(order)[skip:]]
         rng = generator(self.seed, "workers", self.task, self.epoch)
         fetched = _fetch(shown, indices, self.num_workers, rng)
         for index, batch in zip(indices, fetched, strict=True):

@@ -1,15 +1,17 @@
-"""The learning rate within a task: lowered on a plateau of the validation loss, or annealed."""
+"""The learning rate within a task: lowered on a plateau of the validation loss, or by step."""
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from importlib.util import find_spec
+from typing import Annotated, Any, Literal
 
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from cl_bench.contracts import State, Strategy
+from cl_bench.contracts import State, Strategy, UsageError
 from cl_bench.contracts.checking import checked
-from cl_bench.contracts.options import Count, Range, Strength
+from cl_bench.contracts.options import Count, Index, PartShare, Range, Strength
 from cl_bench.experiment.snapshot import copied
 from cl_bench.learners import BaseLearner, ScheduleFactory
 from cl_bench.parallel.sharding import whole
@@ -40,9 +42,17 @@ class Plateau:
     restore_best: bool = True
 
 
+class PerStep(ABC):
+    """A rate that follows the optimizer steps of each task, as long as that has some."""
+
+    @abstractmethod
+    def over(self, steps: int) -> ScheduleFactory:
+        """The schedule of a task of that many optimizer steps."""
+
+
 @checked("schedule.")
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(PerStep):
     """The rate falls along half a cosine from the first step of a task to its last.
 
     Attributes:
@@ -57,6 +67,41 @@ class Cosine:
     def over(self, steps: int) -> ScheduleFactory:
         """The schedule of a task of that many optimizer steps."""
         return partial(CosineAnnealingLR, T_max=steps, eta_min=self.eta_min)
+
+
+@checked("schedule.")
+@dataclass(frozen=True)
+class Warmup(PerStep):
+    """The rate rises from 0 over a task's first steps, then follows one of transformers' shapes.
+
+    Attributes:
+        shape: what becomes of the rate behind the rise, to the task's last step.
+        share: of the task's steps in which it rises.
+        steps: in which it rises, in the place of ``share``.
+
+    Raises:
+        UsageError: a value out of range, or transformers is not installed.
+    """
+
+    shape: Literal["constant", "linear", "cosine"] = "linear"
+    share: PartShare = 0.03
+    steps: Index | None = None
+
+    def __post_init__(self) -> None:
+        if find_spec("transformers") is None:
+            raise UsageError(
+                "schedule=warmup needs the package 'transformers', which is not installed: "
+                "pip install 'cl_bench[language]', or use schedule=cosine"
+            )
+
+    def over(self, steps: int) -> ScheduleFactory:
+        """The schedule of a task of that many optimizer steps."""
+        from transformers import get_scheduler
+
+        rising = math.ceil(self.share * steps) if self.steps is None else self.steps
+        name = "constant_with_warmup" if self.shape == "constant" else self.shape
+        lengths: dict[str, Any] = {"num_warmup_steps": rising, "num_training_steps": steps}
+        return lambda optimizer: get_scheduler(name, optimizer, **lengths)
 
 
 class BestEpoch:

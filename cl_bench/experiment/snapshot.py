@@ -85,11 +85,16 @@ class RunState:
         if self.checkpoints is None:
             return
         # First the weights: wherever a run is resumed, those of the rows before are there.
-        content = self.checkpoints.save_weights(task, self.learner.weights())
+        content = self.checkpoints.save_weights(task, self.learner.saved_weights())
         if content is not None:
             file = self.checkpoints.weights.path(task).relative_to(self.record.directory)
             self.record.weights(task, file.as_posix(), content)
-        self._start = copied({**self._parts(), "optimizer_steps": self.optimizer_steps})
+        parts = {**self._parts(), "optimizer_steps": self.optimizer_steps}
+        if self.learner.sharded:  # they were put together for this
+            weights = {"weights": plain(parts.pop("weights"), "")}
+            self._start = {**weights, **copied(parts)}
+        else:
+            self._start = copied(parts)
         self._save(task, 0, {"start": self._start, "inside": None}, counts=True)
 
     def save_inside(self, task: int, step: int, training: State, scheduled: bool) -> None:
@@ -163,7 +168,7 @@ class RunState:
         came = self.stream.state_dict() if self.stream else {}
         return {
             **({"stream": came} if came else {}),
-            "weights": self.learner.weights(),
+            "weights": self.learner.saved_weights(),
             "learner": self.learner.progress_state(),
             "strategy": collected(self.strategy.state_dict()),
             "observer": self.observer.state_dict() if self.observer else {},
@@ -311,5 +316,5 @@ def _identical(a: Tensor, b: Tensor) -> bool:
         and a.dim() > 0
         and a.is_contiguous()
         and b.is_contiguous()
-        and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+        and torch.equal(a.flatten().view(torch.uint8), b.flatten().view(torch.uint8))
     )

@@ -15,7 +15,7 @@ from cl_bench.integrations.borrowed import Borrowed
 from cl_bench.integrations.lines import Lesson, require_served
 from cl_bench.integrations.outputs import Forward, LossFunction
 from cl_bench.integrations.report import Loaders, Report
-from cl_bench.integrations.sample import Sample, SampledTask, as_batch
+from cl_bench.integrations.sample import Met, Sample, SampledTask, as_batch
 from cl_bench.integrations.saving import Saved
 from cl_bench.integrations.session import Session
 from cl_bench.integrations.watching import check_optimizers, only_through
@@ -44,6 +44,7 @@ class Guarded(Saved):
             layers' forward passes alone (no penalty of the loop's own on them). Under plain SGD,
             wide layers may then project what they read in place of their gradient, which costs a
             small part of it. None makes no such promise.
+        num_tasks: that come in all, for strategies that ask: ``Joint(when="last")``.
 
     Attributes:
         tasks: tasks learned so far.
@@ -63,7 +64,10 @@ class Guarded(Saved):
         heads: Sequence[str] = (),
         scenario: Scenario | None = None,
         inputs: int | None = None,
+        num_tasks: int | None = None,
     ) -> None:
+        if num_tasks is not None and (type(num_tasks) is not int or num_tasks < 1):
+            raise UsageError(f"num_tasks={num_tasks!r}: a whole number of at least 1, or None")
         if not isinstance(model, nn.Module):
             raise UsageError(f"model={model!r}: give a torch.nn.Module that is made already")
         require_served(strategy, heads, inputs is not None)
@@ -73,7 +77,7 @@ class Guarded(Saved):
             self.learner.remember_initial_state()
             self.learner._learnable = set()
         self.strategy = strategy
-        self._inputs = inputs
+        self._inputs, self._num_tasks = inputs, num_tasks
         self.met: list[SampledTask] = []
         self.learner.task_id_at_test |= strategy.needs.task_id_at_test
         self.watching: Report | None = None
@@ -145,7 +149,8 @@ class Guarded(Saved):
         task = self._described(sample, classes, name)
         check_optimizers(optimizers, self._moves)
         self.learner.projectable = self._place(optimizers) if optimizers and constrain else "step"
-        session = Session(self.strategy, self.learner, task, constrain, self.met, epochs, steps)
+        met = Met([*self.met, task], self._num_tasks)
+        session = Session(self.strategy, self.learner, task, constrain, met, epochs, steps)
         session.lesson = session.begin()
         self._session = session
         if self.watching is not None:
@@ -200,6 +205,8 @@ class Guarded(Saved):
 
     def _described(self, sample: Sample, classes: range | None, name: str | None) -> SampledTask:
         learner, t = self.learner, len(self.met)
+        if self._num_tasks is not None and t >= self._num_tasks:
+            raise UsageError(f"num_tasks={self._num_tasks}: this is task {t + 1}")
         batch = as_batch(sample)
         if learner.scenario == "task" and "task" not in batch:
             batch["task"] = torch.full((len(next(iter(batch.values()))),), t)
@@ -294,6 +301,7 @@ class Guarded(Saved):
         *,
         stream: str = "own_loop",
         alignment: bool = True,
+        divergence: int = 0,
     ) -> Report:
         """A record of the loop, as of our runs: ``with guard.report(loaders):`` around the tasks.
 
@@ -302,11 +310,14 @@ class Guarded(Saved):
             run_dir: where to; None takes ``runs/<stream>/<strategy>/<time>-seed<k>``.
             stream: what the tasks are called together.
             alignment: whether to measure what updates do to the subspaces of old inputs.
+            divergence: test samples of the new task, and of each old one, of which to measure how
+                far a task moves what the model says of them; 0 measures nothing.
 
         Raises:
-            UsageError: there is no loader, the directory holds a run, or the loss is not known.
+            UsageError: there is no loader, the directory holds a run, the loss is not known, or
+                ``divergence`` is no number of samples.
         """
-        return Report(self, loaders, run_dir, stream, alignment)
+        return Report(self, loaders, run_dir, stream, alignment, divergence)
 
     # -- optimizers -------------------------------------------------------------------------------
 

@@ -13,8 +13,9 @@ from typing import Any, Self
 import torch
 import yaml
 from rich.console import Console
+from torch import Tensor
 
-from cl_bench.contracts import UsageError
+from cl_bench.contracts import IGNORE, UsageError
 from cl_bench.experiment import AlignmentObserver, AlignmentSettings
 from cl_bench.experiment.determinism import describe_compute
 from cl_bench.experiment.identity import Identity, new_directory
@@ -22,6 +23,7 @@ from cl_bench.integrations.outputs import is_text
 from cl_bench.integrations.sample import Sample, SampledTask, as_batch
 from cl_bench.learners.evaluation import SCORE
 from cl_bench.metrics import Matrix
+from cl_bench.metrics import divergence as moved_by
 from cl_bench.parallel.ranks import decided, rank
 from cl_bench.report import print_run, write_figures
 from cl_bench.tracking import Record, open_record
@@ -41,9 +43,13 @@ class Report:
         run_dir: where to; None takes ``runs/<stream>/<strategy>/<time>-seed<k>``.
         stream: what the tasks are called together.
         alignment: whether to measure what updates do to the subspaces of old inputs.
+        divergence: test samples of the new task, and of each old one, on which to measure how far
+            a task moves what the model says; 0 measures nothing.
 
     Attributes:
         directory: of the record.
+        divergence: by the task that was learned, then by the task whose data it is: the mean of
+            KL(before || after) in nats, over samples, or labelled tokens.
         summary: what ``summary.json`` holds, once the block is left.
 
     Raises:
@@ -57,13 +63,21 @@ class Report:
         run_dir: Path | str | None = None,
         stream: str = "own_loop",
         alignment: bool = True,
+        divergence: int = 0,
     ) -> None:
+        if type(divergence) is not int or divergence < 0:
+            raise UsageError(
+                f"report: divergence={divergence!r}: a number of samples, or 0 for none"
+            )
         if not isinstance(loaders, Mapping):
             loaders = {f"task_{i}": loader for i, loader in enumerate(loaders)}
         self.loaders: dict[str, Iterable[Sample]] = dict(loaders)
         if not self.loaders:
             raise UsageError("report: give test data, a loader a task")
         self.guard, self.stream = guard, stream
+        self.divergence: dict[str, dict[str, float]] = {}
+        self._samples = divergence
+        self._start: list[Tensor] = []
         learner = guard.learner
         for name, loader in self.loaders.items():
             first = next(iter(loader), None)
@@ -156,6 +170,8 @@ class Report:
             raise UsageError(f"report: {len(self.loaders)} loaders, and this is one more task")
         if self._alignment is not None:
             self._alignment.before_task(self.guard.learner, task)
+        if self._samples:
+            self._start = self._said(task.index + 1)
 
     def epoch(self, task: SampledTask, epoch: int, loss: float, rate: float, steps: int) -> None:
         """An epoch is over."""
@@ -170,7 +186,47 @@ class Report:
                 found.setdefault(name, {}).update(values)
         if found:
             self.record.layers(task.index, found)
+        if self._samples:
+            self._moved(task)
         self._score(task)
+
+    def _moved(self, task: SampledTask) -> None:
+        """How far the task has moved what the model says of its own data, and of older tasks'."""
+        began, names = time.perf_counter(), list(self.loaders)
+        now = self._said(task.index + 1)
+        found = {
+            name: moved_by(start, end)
+            for name, start, end in zip(names, self._start, now, strict=False)
+        }
+        self.divergence[names[task.index]] = found
+        self.record.probe(
+            "divergence",
+            task=task.index,
+            values={
+                name: {"kl": kl, "new": int(i == task.index)}
+                for i, (name, kl) in enumerate(found.items())
+            },
+            samples=self._samples,
+            seconds=time.perf_counter() - began,
+        )
+
+    def _said(self, count: int) -> list[Tensor]:
+        """Log-probabilities (n, C) for so many tasks: of test samples, or labelled tokens."""
+        learner, found = self.guard.learner, []
+        for i, loader in enumerate(list(self.loaders.values())[:count]):
+            left, said = self._samples, []
+            for batch in loader:
+                few = {k: v[:left] for k, v in _named(as_batch(batch)).items()}
+                out = self.guard.predict(few, i if learner.task_id_at_test else None)
+                if is_text(few):
+                    logits, labels = learner._tokens(out, few)
+                    out = logits[labels.to(out.device) != IGNORE]
+                said.append(out.float().log_softmax(-1).cpu())
+                left -= len(next(iter(few.values())))
+                if left <= 0:
+                    break
+            found.append(torch.cat(said))
+        return found
 
     def _score(self, task: SampledTask | None) -> None:
         """A row of the matrix."""

@@ -89,18 +89,21 @@ class _Rows(Data):
 
 
 class Met(Sequence[SampledTask]):
-    """The tasks that a loop has met so far, which is all that is known of its stream."""
+    """The tasks that a loop has met so far, and how many come in all, where it said so."""
 
     name = "of your loop"
 
-    def __init__(self, tasks: Sequence[SampledTask]) -> None:
+    def __init__(self, tasks: Sequence[SampledTask], num_tasks: int | None = None) -> None:
         self.tasks = list(tasks)
+        self.num_tasks = num_tasks
 
     def __len__(self) -> int:
-        raise UsageError(
-            "how many tasks come is not known in somebody else's loop: have the strategy act in "
-            "every task (Joint(when='every'))"
-        )
+        if self.num_tasks is None:
+            raise UsageError(
+                "the strategy asks how many tasks come: say so, Guarded(..., num_tasks=5), or have "
+                "it act in every task (Joint(when='every'))"
+            )
+        return self.num_tasks
 
     def __getitem__(self, index: int | slice) -> "SampledTask | list[SampledTask]":  # type: ignore[override]
         return self.tasks[index]

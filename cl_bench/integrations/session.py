@@ -1,13 +1,13 @@
 """One task of a strategy inside somebody else's loop, from setup to release."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cl_bench.contracts import Batch, Progress, Strategy, UsageError
+from cl_bench.contracts import Batch, Plan, Progress, Strategy, UsageError
 from cl_bench.contracts.strategy import overrides
 from cl_bench.integrations.borrowed import Borrowed
 from cl_bench.integrations.groups import decide, regroup
@@ -26,7 +26,7 @@ class Session(Stepping):
         task: what is known of the task.
         constrain: whether gradients are ready when ``optimizer.step`` is called, or once its
             closure has returned; if not, the owner calls :meth:`constrain`.
-        met: the tasks before.
+        met: the tasks so far, this one included.
         epochs: that the loop is going to train.
         steps: optimizer steps of all of them.
 
@@ -41,14 +41,14 @@ class Session(Stepping):
         learner: Borrowed,
         task: SampledTask,
         constrain: bool,
-        met: Iterable[SampledTask] = (),
+        met: Met,
         epochs: int | None = None,
         steps: int | None = None,
     ) -> None:
         self.strategy = strategy
         self.learner = learner
         self.task = task
-        self.met = Met([*met, task])
+        self.met = met
         self.epochs, self.planned = epochs, steps
         self.steps = 0
         self.epoch = 0
@@ -63,7 +63,7 @@ class Session(Stepping):
         self._constrain_before = constrain
         self._attached: dict[Optimizer, list[Any]] = {}
         self._added: set[int] = set()
-        self._idle = self._checked = self._set_up = False
+        self._idle = self._checked = self._set_up = self._left_out = False
         self.stepping = False
         self._evaluations = 0
 
@@ -79,10 +79,8 @@ class Session(Stepping):
             learner.announce(self.strategy)
             plan = self.strategy.plan(self.met, self.task.index)  # type: ignore[arg-type]
             if plan is None:
-                raise UsageError(
-                    f"{type(self.strategy).__name__} leaves task {self.task.name!r} out: leave it "
-                    "out of your loop"
-                )
+                self._left_out = True
+                plan = Plan(self.task.train, epochs=0)
             self._set_up = True
             learner.begin(self.task, self.strategy, plan.start)
         except BaseException:
@@ -116,12 +114,14 @@ class Session(Stepping):
             self.needed.add("objective")
 
     def consolidate(self) -> None:
-        """The task is learned: take it into the strategy's memory.
+        """The task is learned: take it into the strategy's memory, if that does not leave it out.
 
         Raises:
             UsageError: a line that the strategy needs after the first step was left out.
         """
         strategy, learner = self.strategy, self.learner
+        if self._left_out:
+            return
         if overrides(strategy, "after_epoch") and not self.epoch and self.trains:
             raise self._missing(["after_epoch"])
         if self.phase_count():

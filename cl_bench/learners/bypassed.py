@@ -35,8 +35,11 @@ class _Uses(TorchFunctionMode):
 def bypassed(model: Any) -> frozenset[nn.Module]:
     """Linear and convolutional layers of which ``model`` reads the weight behind their back.
 
-    A text of two tokens is read in evaluation mode. Nothing is drawn at random.
+    A text of two tokens is read in evaluation mode. Nothing is drawn at random. None of a model on
+    the meta device, which cannot read.
     """
+    if next(model.parameters()).is_meta:  # nothing can be read without numbers
+        return frozenset()
     tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
     layers = {
         id(maps[0].weight): module

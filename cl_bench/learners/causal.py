@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from cl_bench.contracts import IGNORE, Batch, LanguageStream, UsageError
 from cl_bench.contracts.options import Index
+from cl_bench.learners.labelled import logits_at
+from cl_bench.learners.packing import is_single, pack, require_boundaries
 from cl_bench.learners.text import LanguageLearner
 from cl_bench.optimizers import OptimizerFactory
 
@@ -21,7 +23,8 @@ from cl_bench.optimizers import OptimizerFactory
 class Causal(LanguageLearner):
     """A causal language model; outputs are logits (n, L, vocabulary) after every token.
 
-    On prompts with answers, L counts the tokens of the longest prompt with its answer.
+    On prompts with answers, L counts the tokens of the longest prompt with its answer. Where the
+    loss alone is asked for (:meth:`outputs`), logits (m, vocabulary) of the m labelled tokens.
 
     Args:
         stream: tells the vocabulary and, where it asks several kinds of questions, what their
@@ -35,10 +38,11 @@ class Causal(LanguageLearner):
             of use where positions are learned and texts are short.
         gradient_checkpointing: recompute activations in the backward pass.
         label_likelihood: on prompts, also score which of the allowed answers is the likeliest.
+        packing: in training, put samples into common sequences in which none sees another.
 
     Raises:
-        UsageError: the stream is not made of text, or the model is no causal language model or has
-            too small a vocabulary.
+        UsageError: the stream is not made of text, or the model is no causal language model, has
+            too small a vocabulary, or does not keep packed samples apart.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Causal(LanguageLearner):
         random_offset: Index = 0,
         gradient_checkpointing: bool = False,
         label_likelihood: bool = False,
+        packing: bool = False,
     ) -> None:
         if not isinstance(stream, LanguageStream):
             raise UsageError(
@@ -74,7 +79,9 @@ class Causal(LanguageLearner):
             gradient_checkpointing,
             label_likelihood,
         )
-        self.random_offset = random_offset
+        if packing:
+            require_boundaries(model)
+        self.random_offset, self.packing = random_offset, packing
         self.kinds = stream.kinds
         self.register_buffer("openings", stream.openings, persistent=False)
         self.openings: Tensor | None
@@ -106,18 +113,50 @@ class Causal(LanguageLearner):
 
     def forward(self, batch: Batch, head: int | None = None) -> Tensor:
         """Logits (n, L, vocabulary); those at position j predict the token at j + 1."""
-        tokens = self.joined(batch)["input_ids"]
-        options = {}
-        if self.training and self.random_offset:
-            offset = torch.randint(self.random_offset + 1, (), device=tokens.device)
-            positions = offset + torch.arange(tokens.shape[1], device=tokens.device)
-            options["position_ids"] = positions[None]
+        batch = self.joined(batch)
+        if self._sparse:
+            return self._labelled(batch)
+        positions = self._positions_of(batch["input_ids"]) if self._shifted else None
+        return self._logits(batch["input_ids"], positions)
+
+    def _logits(self, tokens: Tensor, positions: Tensor | None) -> Tensor:
+        options = {} if positions is None else {"position_ids": positions}
         logits: Tensor = self.model(input_ids=tokens, use_cache=False, **options).logits
         return logits
 
+    @property
+    def _shifted(self) -> bool:
+        return self.training and self.random_offset > 0
+
+    def _positions_of(self, tokens: Tensor) -> Tensor:
+        offset = torch.randint(self.random_offset + 1, (), device=tokens.device)
+        return (offset + torch.arange(tokens.shape[1], device=tokens.device))[None]
+
+    def _labelled(self, batch: Batch) -> Tensor:
+        """Logits (m, vocabulary) that predict the labels of a joined batch, sample by sample."""
+        tokens, mask = batch["input_ids"], batch["attention_mask"]
+        # What predicts a sample's first label stands before it.
+        predicts = F.pad(batch["labels"][:, 1:] != IGNORE, (0, 1))
+        positions = self._positions_of(tokens) if self._shifted else None
+        if self.packing:
+            packed = pack(tokens, mask, self.pad, is_single(self.model))
+            offset = 0 if positions is None else positions[:, :1]
+            tokens, positions = packed.tokens, packed.positions + offset
+            places = packed.places[predicts]
+        else:
+            places = predicts.flatten().nonzero().squeeze(1)
+        self._filled(mask, tokens.numel())
+        return logits_at(places, self.heads[0], lambda: self._logits(tokens, positions))
+
     def targets(self, out: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits before the last token, and the tokens after the first."""
-        return out[:, :-1], self.joined(batch)["labels"][:, 1:]
+        """Logits before the last token, and the tokens after the first; of labels alone as given.
+
+        The latter are one row, (1, m, vocabulary) and (1, m).
+        """
+        labels = self.joined(batch)["labels"][:, 1:]
+        if out.dim() == 2:
+            return out[None], labels[labels != IGNORE][None]
+        return out[:, :-1], labels
 
     def terms(self, batch: Batch) -> Tensor:
         """Labelled tokens; a text's first one is never predicted."""

@@ -94,7 +94,15 @@ def guards(strategy: Strategy, learner: NetworkServices) -> Guards | None:
 
 
 def refuse_half_precision(strategy: Strategy, learner: NetworkServices, precision: str) -> None:
-    """Raise :class:`UsageError` if a Trainer of this ``precision`` halves guarded weights."""
+    """Raise :class:`UsageError` if guarded weights are halved, by themselves or the Trainer."""
+    halves = {p.dtype for p in learner.network.parameters()} & {torch.bfloat16, torch.float16}
+    if halves and strategy.guarded(learner) is not None:  # type: ignore[arg-type]
+        kind = str(halves.pop()).removeprefix("torch.")
+        raise UsageError(
+            f"model.dtype={kind}: its few digits lead every update out of the subspace that "
+            f"{type(strategy.members[0]).__name__} keeps it in: use model.dtype=float32 with "
+            "trainer.precision=bf16-mixed"
+        )
     if precision in HALVING and strategy.guarded(learner) is not None:  # type: ignore[arg-type]
         raise UsageError(
             f"trainer.precision={precision} rounds the weights themselves, which leads every "

@@ -7,6 +7,7 @@ in ``docs/architecture.md``: they are its inner part.
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -123,6 +124,23 @@ class BaseLearner(Stages, Evaluation, SharedServices, Optimizing, lightning.Ligh
             UsageError: the learner reads no text.
         """
         raise UsageError("only a language model answers prompts: use learner=language")
+
+    def tokens(self, batch: Batch) -> Tensor:
+        """How many tokens each sample has, int64 (n,).
+
+        Raises:
+            UsageError: the learner reads no text.
+        """
+        raise UsageError("batch_tokens=...: only text has tokens; use batch_size=...")
+
+    def longest(self) -> AbstractContextManager[None]:
+        """Inside, a batch is read as long as the stream makes it."""
+        return nullcontext()
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether activations are computed again in the backward pass."""
+        return False
 
     def describe(self) -> str:
         """The network in words: two networks with the same description compute the same."""
@@ -268,6 +286,7 @@ class BaseLearner(Stages, Evaluation, SharedServices, Optimizing, lightning.Ligh
             **{id(value): type(value)() for value in empty},
             id(self.strategy): Strategy(),
             id(self.schedule): None,
+            id(self.on_losses): None,
             id(self._optimizer_factory): None,
             id(self._first_data): None,
             id(self._carried): None,

@@ -75,6 +75,8 @@ class Objective(NetworkServices):
         task: that is learned; None before any.
         batch_size: samples of one optimizer step.
         learned_steps: batches learned of the task whose losses were looked at.
+        loss_window: so many of them are looked at together.
+        on_losses: is told how many that are now, and the latest ones' mean loss.
         work: what the network was made to compute.
     """
 
@@ -84,6 +86,8 @@ class Objective(NetworkServices):
     batch_size: int
     learned_steps: int
     work: Work
+    loss_window: int = LOSS_WINDOW
+    on_losses: Callable[[int, float], None] | None = None
 
     def _begin_counting(self) -> None:
         """To be called once, by the constructor."""
@@ -97,6 +101,11 @@ class Objective(NetworkServices):
     def _accumulated(self) -> int:
         """Batches of one optimizer step."""
         return 1
+
+    def outputs(self, batch: Batch) -> Tensor:
+        """What the loss is taken of; a kind of learner may leave out what no loss looks at."""
+        out: Tensor = self(batch)
+        return out
 
     @abstractmethod
     def loss(self, out: Tensor, batch: Batch) -> Tensor:
@@ -171,7 +180,7 @@ class Objective(NetworkServices):
     def _watch(self, loss: Tensor) -> None:
         self._losses.append(loss.detach())
         self._terms.append(self._step.terms)
-        if len(self._losses) == LOSS_WINDOW:
+        if len(self._losses) >= self.loss_window:
             self.flush_losses()
 
     def flush_losses(self) -> None:
@@ -190,10 +199,16 @@ class Objective(NetworkServices):
             raise self._diverged(f"the loss became {value}", f" at step {step}")
         terms = _counts(self._terms).to(losses)
         self.learned_steps += len(self._losses)
-        self._loss_sum += float((losses * terms).sum())
-        self._loss_count += float(terms.sum())
+        total, count = float((losses * terms).sum()), float(terms.sum())
+        self._loss_sum, self._loss_count = self._loss_sum + total, self._loss_count + count
+        if self.on_losses is not None:
+            self.on_losses(self.learned_steps, total / (count or 1.0))
         self._losses.clear()
         self._terms.clear()
+
+    def epoch_facts(self) -> dict[str, float]:
+        """What else is to be told of the batches since the last call."""
+        return {}
 
     def epoch_loss(self) -> float:
         """Mean training loss since the last call, over samples or labelled tokens."""
@@ -256,7 +271,7 @@ class Objective(NetworkServices):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch's loss, without the strategy's penalty."""
-        self._step.validation += self.total_objective(self(batch), batch)
+        self._step.validation += self.total_objective(self.outputs(batch), batch)
 
     def validation_loss(self) -> float:
         """Mean loss over the validation data, in the latest pass.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cl_bench.contracts import IGNORE, Batch, LanguageStream, PromptStream, UsageError
 from cl_bench.contracts.learner import Mode, Of
+from cl_bench.learners.labelled import logits_at
 from cl_bench.learners.text import LanguageLearner
 from cl_bench.optimizers import OptimizerFactory
 
@@ -24,6 +25,9 @@ READING = ("k", "v", "k_proj", "v_proj")
 
 class Seq2Seq(LanguageLearner):
     """An encoder-decoder such as T5; outputs are logits (n, K, vocabulary) for the answer's tokens.
+
+    Where the loss alone is asked for (:meth:`outputs`), logits (m, vocabulary) of the m labelled
+    tokens.
 
     Args:
         stream: prompts with answers.
@@ -98,16 +102,27 @@ class Seq2Seq(LanguageLearner):
         tokens, mask = self._source(batch)
         labels = batch["labels"]
         before = torch.where(labels == IGNORE, self.pad, labels)[:, :-1]
-        logits: Tensor = self.model(
-            input_ids=tokens,
-            attention_mask=mask,
-            decoder_input_ids=nn.functional.pad(before, (1, 0), value=self.start),
-            use_cache=False,
-        ).logits
-        return logits
+
+        def logits() -> Tensor:
+            found: Tensor = self.model(
+                input_ids=tokens,
+                attention_mask=mask,
+                decoder_input_ids=nn.functional.pad(before, (1, 0), value=self.start),
+                use_cache=False,
+            ).logits
+            return found
+
+        if not self._sparse:
+            return logits()
+        labelled = labels != IGNORE
+        self._filled(mask.bool(), tokens.numel())
+        self._filled(labelled, labels.numel())
+        return logits_at(labelled.flatten().nonzero().squeeze(1), self.heads[0], logits)
 
     def targets(self, out: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits and labels (n, K)."""
+        """Logits and labels (n, K); of labels alone one row, (1, m, vocabulary) and (1, m)."""
+        if out.dim() == 2:
+            return out[None], batch["labels"][batch["labels"] != IGNORE][None]
         return out, batch["labels"][:, : out.shape[1]]
 
     def _generated(self, batch: Batch, options: Mapping[str, Any]) -> Tensor:

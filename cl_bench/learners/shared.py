@@ -16,7 +16,7 @@ from cl_bench.learners.snapshot import Snapshot
 from cl_bench.learners.work import Work
 from cl_bench.parallel import sharding
 from cl_bench.parallel.ranks import is_idle, share, world
-from cl_bench.subspace import Accumulator, LinearMap, Moments
+from cl_bench.subspace import Accumulator, LinearMap, Moments, shared_out
 
 
 class SharedServices(NetworkServices):
@@ -45,18 +45,26 @@ class SharedServices(NetworkServices):
         self._initial = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self._learnable = {p for p in self.network.parameters() if p.requires_grad}
 
-    def shard(self) -> None:
+    def shard(self, computed_in: torch.dtype | None = None) -> None:
         """Share the weights out among the processes, for good.
+
+        Args:
+            computed_in: half precision that layers compute in; weights stay what they are.
 
         Raises:
             UsageError: they cannot be.
         """
         network: Any = self.network
         learnable = {name for name, p in network.named_parameters() if p in self._learnable}
-        sharding.shard(network, self.blocks(), calls=("features", "readout"))
+        sharding.shard(network, self.blocks(), ("features", "readout"), computed_in)
         if not hasattr(network, "config"):  # PEFT asks whatever has a device mesh for one
             network.config = {"model_type": "custom"}
         self._learnable = {p for name, p in network.named_parameters() if name in learnable}
+        filled, now = sharding.filled(network, self._initial), network.state_dict()
+        self._initial = {
+            k: v.detach().clone() if filled else shared_out(self._initial[k], v)
+            for k, v in now.items()
+        }
 
     @property
     def sharded(self) -> bool:
@@ -71,6 +79,11 @@ class SharedServices(NetworkServices):
         """Weights and buffers, whole."""
         weights = self.network.state_dict()
         return sharding.whole(weights) if self.sharded else weights
+
+    def saved_weights(self) -> dict[str, Tensor]:
+        """Weights and buffers for a file that process 0 writes; elsewhere they may be empty."""
+        weights = self.network.state_dict()
+        return sharding.to_first(weights) if self.sharded else weights
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Inverse of :meth:`weights`."""
@@ -162,7 +175,7 @@ class SharedServices(NetworkServices):
 
     def reset_weights(self) -> None:
         """Back to the weights of construction; modules of strategies stay."""
-        self.load_weights({**self.weights(), **self.initial_state()})
+        self.load_weights({**self.network.state_dict(), **self.initial_state()})
 
     def start_from(self, start: Start) -> None:
         """Put the weights there that a plan begins from; heads of other tasks stay."""
@@ -171,7 +184,7 @@ class SharedServices(NetworkServices):
         chosen = self.initial_state() if start == "initial" else start
         assert isinstance(chosen, Mapping)
         own = {k: v for k, v in chosen.items() if not self.is_foreign_head(k)}
-        self.load_weights({**self.weights(), **own})
+        self.load_weights({**self.network.state_dict(), **own})
 
     # -- modules of strategies --------------------------------------------------------------------
 

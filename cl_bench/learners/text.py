@@ -2,13 +2,13 @@
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cl_bench.contracts import (
     IGNORE,
@@ -16,18 +16,16 @@ from cl_bench.contracts import (
     LanguageStream,
     PromptStream,
     UsageError,
-    split_batch,
 )
-from cl_bench.contracts.learner import Heads, Mode, Of
+from cl_bench.contracts.learner import Heads
 from cl_bench.learners.bypassed import bypassed
+from cl_bench.learners.compiled import Compiled
+from cl_bench.learners.filled import Filled
 from cl_bench.learners.graded import Graded
 from cl_bench.learners.modes import reaching
-from cl_bench.learners.module import BaseLearner
+from cl_bench.learners.parted import Parted
 from cl_bench.optimizers import OptimizerFactory
-from cl_bench.subspace import Accumulator, LinearMap, Moments
-
-LOGITS = 1 << 30
-"""Numbers that a tap has the output layer put out at once (4 GiB in float32)."""
+from cl_bench.parallel.ranks import decided
 
 CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """What transformers' models call that which they do to logits behind the output layer."""
@@ -42,7 +40,7 @@ def body_and_head(model: Any) -> tuple[nn.Module, nn.Module]:
     return body, head
 
 
-class LanguageLearner(Graded, BaseLearner):
+class LanguageLearner(Filled, Graded, Parted):
     """One of transformers' models with an output layer over a vocabulary.
 
     On a :class:`PromptStream` an answer is generated greedily and graded as text. Where the
@@ -95,11 +93,13 @@ class LanguageLearner(Graded, BaseLearner):
         self.prompts = stream if isinstance(stream, PromptStream) else None
         self.label_likelihood = label_likelihood and self.prompts is not None
         self.end, self.pad = stream.end, stream.pad
-        self._uncut = False
+        self._uncut = self._sparse = False
         self.bypassed = bypassed(whole)
         _still(whole)
         if gradient_checkpointing:
             _checkpoint(whole)
+        backend = getattr(whole, "compiled", None)
+        self._compiled = None if backend is None else Compiled(self.blocks(), backend)
 
     base_model_prefix = ""
     """Of names of parameters: PEFT asks whatever has one of transformers' configurations."""
@@ -121,7 +121,7 @@ class LanguageLearner(Graded, BaseLearner):
         if self._uncut or self.prompts is None:
             return batch
         prompt = max(1, int(batch["attention_mask"].sum(1).max()))  # all may be empty
-        answer = int((batch["labels"] != IGNORE).sum(1).max())
+        answer = max(1, int((batch["labels"] != IGNORE).sum(1).max()))
         cut = {
             **batch,
             "input_ids": batch["input_ids"][:, :prompt],
@@ -130,8 +130,30 @@ class LanguageLearner(Graded, BaseLearner):
         }
         return cut | ({"earlier": batch["earlier"][:, :prompt]} if "earlier" in batch else {})
 
+    def shard(self, computed_in: torch.dtype | None = None) -> None:
+        """Share the weights out; what process 0 has seen of the model holds for all."""
+        named = dict(self.model.named_modules())
+        names = decided(lambda: [n for n, m in named.items() if m in self.bypassed])
+        self.bypassed = frozenset(named[name] for name in names)
+        super().shard(computed_in)
+
+    @contextmanager
+    def longest(self) -> Iterator[None]:
+        """Inside, a batch is read as long as the stream makes it."""
+        self._uncut = True
+        try:
+            yield
+        finally:
+            self._uncut = False
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether activations are computed again in the backward pass."""
+        return bool(getattr(self.model, "is_gradient_checkpointing", False))
+
     def _left_behind(self) -> dict[int, Any]:
-        return {**super()._left_behind(), id(self.prompts): self.prompts}
+        programs = {} if self._compiled is None else {id(self._compiled): None}
+        return {**super()._left_behind(), **programs, id(self.prompts): self.prompts}
 
     @abstractmethod
     def _generated(self, batch: Batch, options: Mapping[str, Any]) -> Tensor:
@@ -191,6 +213,20 @@ class LanguageLearner(Graded, BaseLearner):
         added: Tensor | None = getattr(self.model, "final_logits_bias", None)  # BART's
         return logits if added is None else logits + added
 
+    def tokens(self, batch: Batch) -> Tensor:
+        """How many tokens each sample has, int64 (n,)."""
+        count = batch["attention_mask"].sum(1)
+        return count if self.prompts is None else count + (batch["labels"] != IGNORE).sum(1)
+
+    def outputs(self, batch: Batch) -> Tensor:
+        """Logits (m, vocabulary) that predict the labels, sample by sample, and no others."""
+        self._sparse = True
+        try:
+            with nullcontext() if self._compiled is None else self._compiled.running():
+                return super().outputs(batch)
+        finally:
+            self._sparse = False
+
     def loss(self, out: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy, averaged over the labelled tokens of the batch."""
         logits, labels = self.targets(out, batch)
@@ -208,28 +244,6 @@ class LanguageLearner(Graded, BaseLearner):
         learned = labels != IGNORE
         own = logits.gather(2, labels.clamp_min(0)[:, :, None]).squeeze(2)
         return (own * learned).sum(1) / learned.sum(1).clamp_min(1)
-
-    def gradients(
-        self,
-        batch: Batch,
-        of: Of = "loss",
-        per_sample: bool = False,
-        mode: Mode = "eval",
-    ) -> dict[str, Tensor]:
-        """As for every learner.
-
-        The loss of a batch weighs tokens alike, that of a sample its own tokens: where sequences
-        differ in length, the batch's gradient is not the mean of the samples'.
-        """
-        if not per_sample:
-            return super().gradients(batch, of, mode=mode)
-        # Fused attention has no batching rule, and what is cut may not depend on the sample.
-        batch, self._uncut = self.cut(batch), True
-        try:
-            with sdpa_kernel(SDPBackend.MATH):
-                return super().gradients(batch, of, per_sample, mode)
-        finally:
-            self._uncut = False
 
     def draw_labels(self, batch: Batch, generator: torch.Generator) -> Batch:
         """The batch with every label drawn from the prediction after the true tokens before it."""
@@ -282,25 +296,6 @@ class LanguageLearner(Graded, BaseLearner):
     def _devices(self) -> list[int]:
         index = next(self.parameters()).device.index
         return [] if index is None else [index]
-
-    def tap(
-        self,
-        layers: Sequence[LinearMap],
-        batches: Iterable[Batch],
-        into: Mapping[str, Accumulator] | None = None,
-        dropout: bool = False,
-    ) -> Mapping[str, Moments]:
-        """Second moments of the layers' inputs, of a bounded number of tokens at a time."""
-        pieces = (piece for batch in batches for piece in self._pieces(batch))
-        return super().tap(layers, pieces, into, dropout)
-
-    def _pieces(self, batch: Batch) -> Iterator[Batch]:
-        """A batch in parts whose logits together are at most :data:`LOGITS`."""
-        length = batch["input_ids"].shape[1]
-        if self.prompts is not None:
-            length += batch["labels"].shape[1]
-        most = max(1, LOGITS // (length * self.config.vocab_size))
-        return split_batch(batch, most, self.least_batch)
 
     def embeddings(self) -> list[nn.Module]:
         """Input embeddings: of tokens, of learned positions."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from cl_bench.merging.models import Folded, fold, update
+from cl_bench.merging.models import Folded, Weights, fold, update
 from cl_bench.merging.rule import Rule
 
 Factors = tuple[Tensor, Tensor]
@@ -29,6 +29,36 @@ def to_core(factors: Sequence[Factors]) -> tuple[list[Tensor], Tensor, Tensor]:
     return [(u.t() @ b.double()) @ (a.double() @ vh.t()) for b, a in factors], u, vh
 
 
+def core_factors(
+    models: Sequence[Mapping[str, Factors]], inner: Rule, others: Sequence[Weights] = ()
+) -> tuple[dict[str, Factors], dict[str, Tensor]]:
+    """:func:`core_space`'s merge as factors, and what becomes of other weights beside it.
+
+    Args:
+        models: as there.
+        inner: as there.
+        others: task vectors of weights that have no factors and are no matrices, of every model;
+            the rule sees them together with the small matrices.
+
+    Returns:
+        U M (m, p) and V^T (p, n) by name, in double precision; what is added to the others.
+
+    Raises:
+        ValueError: there is no model, or names differ.
+    """
+    if not models or any(model.keys() != models[0].keys() for model in models):
+        raise ValueError("core space needs at least one model, and factors for the same weights")
+    spaces = {name: to_core([model[name] for model in models]) for name in models[0]}
+    folded = Folded()
+    for i in range(len(models)):
+        beside = others[i] if others else {}
+        cores = {n: s[0][i] for n, s in spaces.items()}
+        folded = fold(inner, folded, {**cores, **beside}, spaces.keys())
+    merged = update(inner, folded, spaces.keys())
+    factors = {name: (u @ merged.pop(name), vh) for name, (_, u, vh) in spaces.items()}
+    return factors, merged
+
+
 def core_space(models: Sequence[Mapping[str, Factors]], inner: Rule) -> dict[str, Tensor]:
     """The merge of low-rank updates by any rule, applied to the small matrices of :func:`to_core`.
 
@@ -46,14 +76,5 @@ def core_space(models: Sequence[Mapping[str, Factors]], inner: Rule) -> dict[str
     Raises:
         ValueError: there is no model, or names differ.
     """
-    if not models or any(model.keys() != models[0].keys() for model in models):
-        raise ValueError("core space needs at least one model, and factors for the same weights")
-    spaces = {name: to_core([model[name] for model in models]) for name in models[0]}
-    folded = Folded()
-    for i in range(len(models)):
-        folded = fold(inner, folded, {n: s[0][i] for n, s in spaces.items()}, spaces.keys())
-    merged = update(inner, folded, spaces.keys())
-    return {
-        name: (u @ merged[name] @ vh).to(models[0][name][0].dtype)
-        for name, (_, u, vh) in spaces.items()
-    }
+    factors, _ = core_factors(models, inner)
+    return {n: (b @ a).to(models[0][n][0].dtype) for n, (b, a) in factors.items()}

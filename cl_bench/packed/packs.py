@@ -29,8 +29,8 @@ class Packs:
         self.steps = len(sizes)
         self._full = sizes.count(batch_size)
 
-    def bounds(self) -> list[tuple[int, int]]:
-        """Start and end of every item, as positions in the epoch's order."""
+    def bounds(self, order: Tensor | None = None) -> list[tuple[int, int]]:
+        """Start and end of every item, as positions in the epoch's ``order``."""
         whole = self._full * self.batch_size
         stride = self.batch_size * self.size
         bounds = [(start, min(start + stride, whole)) for start in range(0, whole, stride)]

@@ -12,25 +12,37 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
 from cl_bench.contracts import UsageError
-from cl_bench.parallel.ranks import rank, world
+from cl_bench.parallel.ranks import decided, gathered, rank, world
 from cl_bench.subspace import Owned, is_experts, is_transposed, linear_maps, shared_out
 
 OWNED = "owned"
 """Of a group of an optimizer's: names of its parameters, which this process alone holds."""
 
 
-def shard(network: nn.Module, blocks: Sequence[nn.Module], calls: Sequence[str] = ()) -> None:
+def shard(
+    network: nn.Module,
+    blocks: Sequence[nn.Module],
+    calls: Sequence[str] = (),
+    computed_in: torch.dtype | None = None,
+) -> None:
     """Leave in every process its part of the network's parameters.
 
     Args:
         network: what is called as a whole.
         blocks: parts of it that are called; each is put together when it is, and not longer.
         calls: methods of the network that it is called by, beside ``forward``.
+        computed_in: half precision that weights are put together in. What processes hold stays as
+            it is: gradients are added up, and steps taken, in full precision.
 
     Raises:
         UsageError: a weight cannot be cut into equal parts.
@@ -60,10 +72,14 @@ def shard(network: nn.Module, blocks: Sequence[nn.Module], calls: Sequence[str] 
     def placement(parameter: nn.Parameter) -> Shard | None:
         return Shard(by_column[parameter]) if parameter in by_column else None
 
+    policy = MixedPrecisionPolicy()
+    if computed_in is not None:
+        policy = MixedPrecisionPolicy(param_dtype=computed_in, reduce_dtype=torch.float32)
+    how: dict[str, Any] = {"mesh": mesh, "shard_placement_fn": placement, "mp_policy": policy}
     for block in blocks:
         if not isinstance(block, nn.ModuleList | nn.ModuleDict):  # those are never called
-            fully_shard(block, mesh=mesh, shard_placement_fn=placement)
-    fully_shard(network, mesh=mesh, shard_placement_fn=placement, reshard_after_forward=False)
+            fully_shard(block, **how)
+    fully_shard(network, reshard_after_forward=False, **how)
     for name in calls:
         register_fsdp_forward_method(network, name)
 
@@ -137,6 +153,21 @@ def whole(value: Any) -> Any:
     return value
 
 
+def to_first(value: Any) -> Any:
+    """A nested value with tensors whole in process 0, on its CPU; elsewhere those are empty.
+
+    One tensor at a time is whole elsewhere. All processes must ask.
+    """
+    if isinstance(value, DTensor):
+        found = value.full_tensor().detach()
+        return found.cpu() if rank() == 0 else found.new_empty(0, device="cpu")
+    if isinstance(value, Mapping):
+        return {k: to_first(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(to_first, value))
+    return value
+
+
 def on_cpu(value: Any) -> Any:
     """A nested value with every tensor on the CPU, where any process can unpack it."""
     if isinstance(value, Tensor):
@@ -149,7 +180,7 @@ def on_cpu(value: Any) -> Any:
 
 
 def collected(value: Any) -> Any:
-    """A nested value in whole tensors, in process 0 with what any process owns; all must ask."""
+    """As :func:`to_first`, and with what any process owns."""
     if isinstance(value, Owned):
         parts: list[Any] | None = [None] * world() if rank() == 0 else None
         dist.gather_object(on_cpu(dict(whole(value))), parts, dst=0)
@@ -158,7 +189,7 @@ def collected(value: Any) -> Any:
         return {k: collected(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(map(collected, value))
-    return whole(value)
+    return to_first(value)
 
 
 def agreed(value: Any) -> Any:
@@ -186,6 +217,35 @@ def _with_owned(common: Any, own: Any) -> Any:
 
 
 @torch.no_grad()
+def filled(network: nn.Module, weights: Mapping[str, Tensor]) -> bool:
+    """Give a network that is shared out its numbers, if process 0 alone has them.
+
+    Args:
+        network: on the meta device in the other processes; it lies on their own afterwards.
+        weights: of process 0, whole; elsewhere of the same shapes.
+
+    Returns:
+        Whether that was so.
+    """
+    if not any(gathered(any(p.is_meta for p in network.parameters()))):
+        return False
+    if next(network.parameters()).is_meta:
+        cuda = dist.get_backend() == "nccl"
+        network.to_empty(
+            device=torch.device("cuda", torch.cuda.current_device()) if cuda else "cpu"
+        )
+    for name, own in network.named_parameters():
+        value = weights[name]  # one at a time, and no more than a place for it beside process 0
+        own.copy_(
+            shared_out(torch.empty_like(value, device="cpu") if value.is_meta else value, own)
+        )
+    told = decided(lambda: on_cpu(dict(network.named_buffers())))
+    for name, buffer in network.named_buffers():
+        buffer.copy_(told[name])
+    return True
+
+
+@torch.no_grad()
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Write whole weights and buffers into a network whose parameters are shared out."""
     cut = {name: shared_out(weights[name], p) for name, p in network.state_dict().items()}
@@ -193,9 +253,9 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
-    """``optimizer.state_dict()`` in whole tensors; what processes own stands by name.
+    """``optimizer.state_dict()``, whole in process 0; what processes own stands there by name.
 
-    All processes must ask; what is owned is complete in process 0.
+    All processes must ask.
     """
     state = optimizer.state_dict()
     owned, held = Owned(), False
@@ -206,7 +266,7 @@ def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
                 if index in state["state"]:
                     owned[name] = state["state"].pop(index)
             group["params"], group[OWNED] = [], []
-    found: dict[str, Any] = whole(state)
+    found: dict[str, Any] = to_first(state)
     return {**found, OWNED: collected(owned)} if held else found
 
 

@@ -1,4 +1,4 @@
-"""``python -m cl_bench.report runs/...``: tables and a page from one run, several, or a sweep."""
+"""``python -m cl_bench report runs/...``: tables and a page from one run, several, or a sweep."""
 
 import argparse
 import sys
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, or 2 after an error that the user can put right.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m cl_bench.report",
+        prog="python -m cl_bench report",
         description="Tables and a page from runs: one, several, or all under a directory.",
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="runs/...", help="what to report on")

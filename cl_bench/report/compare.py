@@ -3,19 +3,19 @@
 import csv
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cl_bench.report.escape import csv_cell, latex, markdown
+from cl_bench.report.escape import csv_cell, markdown
+from cl_bench.report.latex import KNOWN, PREAMBLE, latex_table
 from cl_bench.report.orders import about, order_cells, over_orders
 from cl_bench.report.quantities import COSTS, METRICS, format_cost
 from cl_bench.report.rows import Block, Row
 from cl_bench.report.study import Study
 
-KNOWN = {True: "task id known at test time", False: "task id not known at test time"}
 TEST = (
     "p: paired t-test of ACC against the best row, two-sided, n common seeds, Holm-adjusted over "
     "the block"
@@ -197,7 +197,7 @@ def to_markdown(study: Study) -> str:
     """A table per block, the best of each column in bold."""
     parts = []
     for block in study.blocks:
-        header, rows = _cells(block, markdown, lambda text: f"**{text}**")
+        header, rows = _cells(block)
         lines = [f"### {markdown(block.title)}, {KNOWN[block.task_id_known]}", ""]
         lines += [f"| {' | '.join(header)} |", f"|{'---|' + '---:|' * (len(header) - 1)}"]
         lines += [f"| {' | '.join(cells)} |" for cells in rows]
@@ -213,32 +213,12 @@ def to_markdown(study: Study) -> str:
 
 
 def to_latex(study: Study) -> str:
-    """A ``booktabs`` table per block, the best of each column in bold."""
-    parts = []
-    for block in study.blocks:
-        header, rows = _cells(block, latex, lambda text: f"\\textbf{{{text}}}")
-        title = latex(f"{block.title}, {KNOWN[block.task_id_known]}")
-        lines = [
-            "\\begin{table}",
-            "  \\centering",
-            f"  \\caption{{{title}. {latex('. '.join(remarks(block)))}.}}",
-            f"  \\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
-            "    \\toprule",
-            f"    {' & '.join(header)} \\\\",
-            "    \\midrule",
-            *(f"    {' & '.join(cells)} \\\\" for cells in rows),
-            "    \\bottomrule",
-            "  \\end{tabular}",
-            "\\end{table}",
-        ]
-        parts.append("\n".join(lines))
-    return "% needs \\usepackage{booktabs}\n" + "\n\n".join(parts) + "\n"
+    """A ``booktabs`` table per block; :mod:`cl_bench.report.paper` makes chosen ones."""
+    return PREAMBLE + "\n\n".join(latex_table(block) for block in study.blocks) + "\n"
 
 
-def _cells(
-    block: Block, escaped: Callable[[str], str], bold: Callable[[str], str]
-) -> tuple[list[str], list[Sequence[str]]]:
-    """Header and rows with two decimals, escaped."""
+def _cells(block: Block) -> tuple[list[str], list[Sequence[str]]]:
+    """Header and rows with two decimals, as Markdown."""
     metrics = block.shown()
     header = ["strategy", "n", *(METRICS[m][0] for m in metrics)]
     header += ["p"] if block.comparisons else []
@@ -246,8 +226,8 @@ def _cells(
     for row in block.rows:
         cells = []
         for metric in metrics:
-            text = escaped(spread(row, metric, 2))
-            cells.append(bold(text) if block.best(metric) is row else text)
-        cells += [escaped(p_value(block, row))] if block.comparisons else []
-        rows.append([escaped(name(row)), str(row.n), *cells])
-    return [escaped(title) for title in header], rows
+            text = markdown(spread(row, metric, 2))
+            cells.append(f"**{text}**" if block.best(metric) is row else text)
+        cells += [markdown(p_value(block, row))] if block.comparisons else []
+        rows.append([markdown(name(row)), str(row.n), *cells])
+    return [markdown(title) for title in header], rows

@@ -30,6 +30,10 @@ LATEX = {
     "]": "{]}",
     "±": "$\\pm$",
     "†": "$^\\dagger$",
+    "·": "$\\cdot$",
+    "\u00d7": "$\\times$",
+    "→": "$\\rightarrow$",
+    "\u2212": "$-$",
 }
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -64,4 +68,11 @@ def markdown(text: str) -> str:
 
 def latex(text: str) -> str:
     """For running text or a cell: no command, no further cell."""
-    return "".join(LATEX.get(c, c) for c in " ".join(text.split()))
+    return "".join(LATEX.get(c) or _typeset(c) for c in " ".join(text.split()))
+
+
+def _typeset(character: str) -> str:
+    """As it is where every LaTeX has it: ASCII and accented Latin letters; else its number."""
+    latin = character.isalpha() and ord(character) < 0x180
+    plain = character.isascii() or latin
+    return character if plain else f"{{[}}U+{ord(character):04X}{{]}}"

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from cl_bench.metrics import Matrix, forgetting_per_task, summaries
-from cl_bench.report.compare import FLAG, KNOWN, p_value, remarks, spread
+from cl_bench.report.compare import FLAG, p_value, remarks, spread
 from cl_bench.report.escape import script, shown
+from cl_bench.report.latex import KNOWN
 from cl_bench.report.orders import Orders, about, order_cells, over_orders
 from cl_bench.report.quantities import COSTS, METRICS, MORE, format_cost
 from cl_bench.report.rows import Block, Row

@@ -1,6 +1,7 @@
 """Figures of one run: the accuracy matrix, and what was forgotten when."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,14 @@ STYLE: Any = {
 HEAT = matplotlib.colormaps["viridis"]
 """For scores in [0, 1]: perceptually uniform, also for the colour-blind."""
 
+MOST, NUMBERED = 30, 20
+"""Tasks that a figure names one by one, of more some at equal distances; and whose cells it fills
+with numbers.
+"""
+
+LARGEST = 9.0
+"""Inches of a side, however many tasks there are."""
+
 EMPTY, HATCH = "#f7f7f7", "#dddddd"
 
 
@@ -54,15 +63,16 @@ def accuracy_matrix_figure(R: Matrix, task_names: Sequence[str], title: str = ""
         title: what run it is.
     """
     T = len(task_names)
-    cell = 0.55 if T <= 12 else 0.42
+    cell = _cell_size(T)
     with matplotlib.rc_context(STYLE):
-        figure = _figure(max(4.6, cell * T + 3.0), max(3.4, 0.75 * cell * (T + 1) + 2.0))
+        width = max(4.6, cell * T + 3.0, min(_room(title), LARGEST))
+        figure = _figure(width, max(3.4, 0.75 * cell * (T + 1) + 2.0))
         axes = figure.add_subplot()
         under: Any = {"facecolor": EMPTY, "edgecolor": HATCH, "hatch": "////", "lw": 0}
         axes.add_patch(Rectangle((-0.5, -0.5), T, T + 1, zorder=-1, **under))
         image = axes.imshow(np.ma.masked_invalid(R), cmap=HEAT, vmin=0, vmax=1, aspect="auto")
         size = 8.5 if T <= 12 else 7.0
-        for i, j in np.argwhere(np.isfinite(R)):
+        for i, j in np.argwhere(np.isfinite(R)) if T <= NUMBERED else ():
             learned = j < i
             axes.text(
                 j,
@@ -76,12 +86,14 @@ def accuracy_matrix_figure(R: Matrix, task_names: Sequence[str], title: str = ""
                 alpha=1.0 if learned else 0.65,
             )
         outline: Any = {"fill": False, "edgecolor": "black", "lw": 1.6, "clip_on": False}
-        for j in np.flatnonzero(np.isfinite(diagonal(R))):
+        for j in np.flatnonzero(np.isfinite(diagonal(R))) if T <= MOST else ():
             axes.add_patch(Rectangle((j - 0.5, j + 0.5), 1, 1, **outline))
-        axes.set_xticks(range(T), task_names)
-        _tilt_if_crowded(axes, task_names, (figure.get_figwidth() - 2.3) / T)
-        rows = ["before training", *(f"after task {i}" for i in range(1, T + 1))]
-        axes.set_yticks(range(T + 1), rows)
+        shown = _named(T)
+        names = [task_names[j] for j in shown]
+        axes.set_xticks(shown, names)
+        _tilt_if_crowded(axes, names, (figure.get_figwidth() - 2.3) / max(len(shown), 1))
+        after = [j + 1 for j in shown if T <= MOST or j > T // MOST]
+        axes.set_yticks([0, *after], ["before training", *(f"after task {i}" for i in after)])
         hatched = "" if np.isfinite(R).all() else "  (hatched: not evaluated)"
         axes.set_xlabel(f"evaluated on{hatched}")
         axes.tick_params(length=0)
@@ -107,7 +119,7 @@ def forgetting_figure(R: Matrix, task_names: Sequence[str], title: str = "") -> 
     names = list(task_names[:T])
     colours = _task_colours(T)
     with matplotlib.rc_context(STYLE):
-        figure = _figure(11.0, max(4.2, 0.24 * T + 1.6))
+        figure = _figure(11.0, max(4.2, 0.24 * min(T, MOST) + 1.6))
         left, right = figure.subplots(1, 2, width_ratios=[1.5, 1.0])
 
         mean = [100 * done[i, :i].mean() for i in range(1, T + 1)]
@@ -118,7 +130,7 @@ def forgetting_figure(R: Matrix, task_names: Sequence[str], title: str = "") -> 
         dashes = (0, (4, 1.5))
         left.plot(range(1, T + 1), mean, c="black", lw=2.4, ls=dashes, label="mean over seen")
         left.set_xlim(0.7, T + 0.3)
-        left.set_xticks(range(1, T + 1))
+        left.set_xticks([j + 1 for j in _named(T, 20 if T <= 20 else 10)])
         lowest = min([100.0, *(100 * np.nanmin(done[j + 1 :, j]) for j in range(T))])
         left.set_ylim(max(0.0, 10 * np.floor((lowest - 5) / 10)), 101)
         left.set_xlabel("tasks learned")
@@ -131,7 +143,8 @@ def forgetting_figure(R: Matrix, task_names: Sequence[str], title: str = "") -> 
         lost = 100 * forgetting_per_task(done) if T > 1 else np.array([])
         right.barh(range(len(lost)), lost, color=colours[: len(lost)], height=0.72)
         right.axvline(0, color="#999999", lw=0.8)
-        right.set_yticks(range(len(lost)), names[: len(lost)])
+        marked = _named(len(lost))
+        right.set_yticks(marked, [names[j] for j in marked])
         right.invert_yaxis()
         right.tick_params(axis="y", length=0)
         right.grid(axis="x")
@@ -139,7 +152,7 @@ def forgetting_figure(R: Matrix, task_names: Sequence[str], title: str = "") -> 
         right.set_xlabel("best minus final accuracy (points)")
         finite = lost[np.isfinite(lost)]
         right.set_xlim(1.15 * finite.min(initial=0.0), 1.15 * finite.max(initial=5.0))
-        for position in np.flatnonzero(np.isfinite(lost)):
+        for position in np.flatnonzero(np.isfinite(lost)) if len(lost) <= MOST else ():
             value = lost[position]
             right.annotate(
                 f"{value:.1f}",
@@ -168,19 +181,21 @@ def confusion_figure(C: Matrix, task_names: Sequence[str], title: str = "") -> F
         title: what run it is.
     """
     T = len(C)
-    cell = 0.55 if T <= 12 else 0.42
+    cell = _cell_size(T)
     with matplotlib.rc_context(STYLE):
-        figure = _figure(max(4.6, cell * T + 3.0), max(3.4, 0.75 * cell * T + 2.0))
+        width = max(4.6, cell * T + 3.0, min(_room(title), LARGEST))
+        figure = _figure(width, max(3.4, 0.75 * cell * T + 2.0))
         axes = figure.add_subplot()
         axes.imshow(np.ma.masked_invalid(C), cmap=HEAT, vmin=0, vmax=1, aspect="auto")
-        for i, j in np.argwhere(np.isfinite(C)):
+        for i, j in np.argwhere(np.isfinite(C)) if T <= NUMBERED else ():
             text = f"{100 * C[i, j]:.0f}"
             colour = cell_colours(C[i, j])[1]
             axes.text(j, i, text, ha="center", va="center", fontsize=8.0, color=colour)
-        names = list(task_names[:T])
-        axes.set_xticks(range(T), names)
-        _tilt_if_crowded(axes, names, (figure.get_figwidth() - 2.3) / T)
-        axes.set_yticks(range(T), names)
+        shown = _named(T)
+        names = [task_names[j] for j in shown]
+        axes.set_xticks(shown, names)
+        _tilt_if_crowded(axes, names, (figure.get_figwidth() - 2.3) / max(len(shown), 1))
+        axes.set_yticks(shown, names)
         axes.set_xlabel("taken for")
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
@@ -229,10 +244,20 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
+BESIDE, LETTER = 1.5, 0.068
+"""Inches beside a caption, and of a letter of its font."""
+
+
+def _room(caption: str) -> float:
+    """Inches that a figure must be wide so that its caption stands in one line."""
+    return BESIDE + LETTER * len(caption)
+
+
 def _titles(axes: Axes, headline: str, subtitle: str) -> None:
-    axes.set_title(headline, pad=22)
+    lines = textwrap.wrap(subtitle, int((LARGEST - BESIDE) / LETTER)) or [""]
+    axes.set_title(headline, pad=22 + 12 * (len(lines) - 1))
     axes.annotate(
-        subtitle,
+        "\n".join(lines),
         (0, 1),
         (0, 7),
         xycoords="axes fraction",
@@ -240,6 +265,17 @@ def _titles(axes: Axes, headline: str, subtitle: str) -> None:
         fontsize=9,
         color="#666666",
     )
+
+
+def _cell_size(tasks: int) -> float:
+    """Inches of a heatmap's cell."""
+    return 0.55 if tasks <= 12 else min(0.42, LARGEST / tasks)
+
+
+def _named(tasks: int, most: int = MOST) -> list[int]:
+    """Which tasks of many a figure names: all, or some at equal distances, the last one too."""
+    stride = -(-tasks // most) if tasks else 1
+    return list(range(tasks - 1, -1, -stride))[::-1]
 
 
 def _tilt_if_crowded(axes: Axes, names: Sequence[str], cell: float) -> None:

@@ -19,6 +19,9 @@ from cl_bench.report.trials import Trial
 TOLERANCE = 0.10
 """Rows whose costs differ by more than this share are not compared without a warning."""
 
+LEVEL = 0.05
+"""Of the paired test, for a best row that print may mark."""
+
 
 @dataclass
 class Row:
@@ -152,7 +155,11 @@ class Block:
     @cached_property
     def comparisons(self) -> dict[str, Comparison]:
         """By label: paired t-tests of ACC against the best row, where three seeds are common."""
-        best = self.best("acc")
+        return self.compared("acc")
+
+    def compared(self, metric: str) -> dict[str, Comparison]:
+        """As :attr:`comparisons`, of any metric."""
+        best = self.best(metric)
         if best is None:
             return {}
         raw: dict[str, Comparison] = {}
@@ -163,7 +170,7 @@ class Block:
             if len(common) < 3:
                 continue
             mine, theirs = (
-                np.array([r.values["acc"][r.seeds.index(seed)] for seed in common])
+                np.array([r.values[metric][r.seeds.index(seed)] for seed in common])
                 for r in (row, best)
             )
             difference = mine - theirs
@@ -174,6 +181,13 @@ class Block:
                 p = float(stats.ttest_rel(mine, theirs).pvalue)
             raw[row.label] = Comparison(p, len(common), float(difference.mean()))
         return holm(raw)
+
+    def carried(self, metric: str) -> Row | None:
+        """The best row, where the paired test tells it from every other one at :data:`LEVEL`."""
+        best, found = self.best(metric), self.compared(metric)
+        others = [row.label for row in self.rows if row is not best and not row.bound]
+        told = all(label in found and found[label].p < LEVEL for label in others)
+        return best if told else None
 
     def warnings(self) -> list[str]:
         """Costs in which rows differ by more than :data:`TOLERANCE`."""

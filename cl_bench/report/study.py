@@ -15,7 +15,6 @@ from cl_bench.errors import printable
 from cl_bench.metrics import tasks_learned
 from cl_bench.report.rows import Block, Row
 from cl_bench.report.trials import Trial, find_runs, read_trial
-from cl_bench.tracking import read_results
 
 INCIDENTAL = (
     "seed",
@@ -154,14 +153,10 @@ def _rows(trials: Sequence[Trial], left_out: list[str]) -> list[Row]:
 def _one_a_seed(trials: Sequence[Trial], left_out: list[str]) -> list[Trial]:
     """The latest of several runs with equal settings and seed."""
     latest: dict[int, Trial] = {}
-    for trial in sorted(trials, key=_started):
+    for trial in sorted(trials, key=lambda trial: trial.run.started):
         if trial.seed in latest:
             before = printable(latest[trial.seed].run.directory)
             said = f"{before}: run again later, same settings"
             left_out += [] if said in left_out else [said]  # bounds are looked at twice
         latest[trial.seed] = trial
     return [latest[seed] for seed in sorted(latest)]
-
-
-def _started(trial: Trial) -> str:
-    return str(read_results(trial.run.directory)[0].get("time"))

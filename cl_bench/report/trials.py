@@ -26,10 +26,9 @@ from cl_bench.tracking.files import (
     read_json,
     read_text,
 )
-from cl_bench.tracking.journal import read_journal
 from cl_bench.tracking.reading import read_config
 from cl_bench.tracking.renamed import without_idle
-from cl_bench.tracking.verify import require_numbers, verify_weights
+from cl_bench.tracking.verify import require_numbers
 
 OLDER = {"finetune": "lower", "joint": "upper"}
 """Bounds by name, in runs that were recorded before strategies said it themselves."""
@@ -125,8 +124,7 @@ def read_trial(directory: Path, left_out: list[str]) -> Trial:
     Raises:
         UsageError: another file is damaged.
     """
-    run = read_run(directory)
-    verify_weights(directory, read_journal(directory))
+    run = read_run(directory, weights=True)
     config: Any = shown(read_config(directory))
     run = replace(run, task_names=shown(run.task_names), facts=shown(run.facts))
     reference, selection = config.get("reference"), run.facts.get("selection")

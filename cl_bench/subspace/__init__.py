@@ -25,7 +25,7 @@ from cl_bench.subspace.linear_maps import (
 )
 from cl_bench.subspace.mixture import Mixture
 from cl_bench.subspace.moments import Accumulator, Moments, dropping, tapped
-from cl_bench.subspace.owners import Owned, Owners
+from cl_bench.subspace.owners import Owned, Owners, shared_fairly
 from cl_bench.subspace.preservation import (
     CosineSum,
     effective_rank,
@@ -120,6 +120,7 @@ __all__ = [
     "rank_to_reach",
     "restricted_update",
     "retention_ratios",
+    "shared_fairly",
     "shared_out",
     "snapped_rank",
     "solve_ridge",

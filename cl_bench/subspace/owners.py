@@ -51,7 +51,7 @@ class Owners:
             assert isinstance(weight, DTensor)
             self._group = weight.device_mesh.get_group()
             self._size, self._rank = dist.get_world_size(self._group), dist.get_rank(self._group)
-            self._of = _shared_fairly(layers, self._size)
+            self._of = shared_fairly(layers, self._size)
         self.mine = [m for m in layers if not self.apart or self._of[m.name] == self._rank]
 
     def weights(self) -> dict[str, Tensor]:
@@ -165,7 +165,7 @@ class Owners:
         return found
 
 
-def _shared_fairly(layers: Sequence[LinearMap], processes: int) -> dict[str, int]:
+def shared_fairly(layers: Sequence[LinearMap], processes: int) -> dict[str, int]:
     """The process of every layer, by the work of its steps and of its decomposition."""
     work = {
         m.name: m.out_features * m.in_features * min(m.out_features, m.in_features) for m in layers

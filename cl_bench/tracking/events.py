@@ -15,6 +15,9 @@ By ``event``:
   ``answered_as/<i>``: the share of samples whose answer is a class of task i.
 * ``epoch``: ``task``, ``epoch`` (from 1), ``train_loss``, ``learning_rate``, ``seconds``,
   ``steps``.
+  Of text also ``useful_tokens``: the share of the network's positions that was not padding.
+* ``steps``, where ``log_steps`` asks for it: ``task``, ``batches`` (learned of the task, or of its
+  ``phase``), ``train_loss`` (mean over those since the last such line), ``learning_rate`` (now).
 * ``layers``: ``task``, ``layers`` {layer: {quantity: value}}.
 * ``round``, in a federation: ``task``, ``round`` (from 1), ``train_loss``, ``clients`` (sampled),
   ``dropped``, ``steps``, ``bytes_down``, ``bytes_up``, ``client_seconds``, ``seconds``.
@@ -94,6 +97,14 @@ class Events(ABC):
             **({} if phase is None else {"phase": phase}),
             **more,
         )
+
+    def steps(
+        self, task: int, batches: int, train_loss: float, learning_rate: float, phase: str | None
+    ) -> None:
+        """The mean loss of the latest batches of a task, of which ``batches`` were learned."""
+        values = {"train_loss": train_loss, "learning_rate": learning_rate}
+        named = {} if phase is None else {"phase": phase}
+        self._event("steps", task=task, batches=batches, **values, **named)
 
     def weights(self, learned: int, file: str, content: bytes) -> None:
         """That the network's weights after ``learned`` tasks were written to ``file``."""

@@ -34,7 +34,7 @@ class LightningSink:
         self._directory = directory
         self._make = make
         self._config = dict(config)
-        self._epochs = 0
+        self._epochs = self._steps = 0
         self._task_names: list[str] = []
 
     def start(self, task_names: Sequence[str]) -> None:
@@ -54,6 +54,10 @@ class LightningSink:
             self._epochs += 1
             values = {f"train/{k}": event[k] for k in ("train_loss", "learning_rate")}
             self._log(values, self._epochs)
+        elif event["event"] == "steps":
+            self._steps += 1
+            values = {"steps/loss": event["train_loss"], "steps/rate": event["learning_rate"]}
+            self._log(values, self._steps)
         elif event["event"] == "evaluation":
             scores = {f"eval/{name}": score for name, score in event["scores"].items()}
             seen = [event["scores"].get(name) for name in self._task_names[: event["row"]]]

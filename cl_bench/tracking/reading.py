@@ -1,5 +1,6 @@
 """Reading the directory of a run."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +18,39 @@ from cl_bench.tracking.files import CONFIG, DATA, LOCK, PUT_BACK, RESULTS, read_
 from cl_bench.tracking.journal import read_journal
 from cl_bench.tracking.renamed import present
 from cl_bench.tracking.tables import Tables, metrics_of
-from cl_bench.tracking.verify import read_matrix, verified, verify_tables
+from cl_bench.tracking.verify import read_matrix, verified, verify_tables, verify_weights
 
 DEEPEST, LONGEST = 50, 2**22
 """Levels and characters of a configuration; more are no run's."""
+
+
+_Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Settings(_Safe):
+    """YAML as OmegaConf reads it: ``1e-3`` is a number, dates are text, no key stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        if len(set(names)) < len(names):
+            raise yaml.constructor.ConstructorError(None, None, "a key stands there twice", None)
+        found: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return found
+
+
+_Settings.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if not pair[0].endswith((":timestamp", ":float"))]
+    for first, pairs in _Safe.yaml_implicit_resolvers.items()
+}
+_Settings.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"(?:[-+]?\d+(?:_\d+)*\.[\d_]*(?:[eE][-+]?\d+)?|[-+]?\d+(?:_\d+)*[eE][-+]?\d+"
+        r"|\.\d+(?:_\d+)*(?:[eE][-+]\d+)?|[-+]?\d+(?:_\d+)*(?::[0-5]?\d)+\.[\d_]*|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+        re.ASCII,
+    ),
+    list("-+0123456789."),
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +70,7 @@ class Run:
         confusion: how tasks learned so far are taken for one another, (t, t); None where not told.
         metrics: of every task.
         general: by tasks learned, scores on tasks that the stream does not teach; may be empty.
+        started: when, as the record has it.
     """
 
     directory: Path
@@ -53,6 +84,7 @@ class Run:
     confusion: Matrix | None = None
     metrics: Sequence[str] = ()
     general: Mapping[int, Mapping[str, float | None]] = field(default_factory=dict)
+    started: str = ""
 
     @property
     def title(self) -> str:
@@ -88,7 +120,10 @@ def read_config(directory: Path | str) -> dict[str, Any]:
     text = read_text(path)
     try:
         _require_bounded(text)
-        config = OmegaConf.to_container(OmegaConf.create(text))
+        if "${" in text:
+            config: Any = OmegaConf.to_container(OmegaConf.create(text))
+        else:  # nothing is left to resolve: the same values, many times faster
+            config = _plain(yaml.load(text, Loader=_Settings))  # noqa: S506: a safe loader
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, AssertionError) as error:
         said = " ".join(str(error).split()) or "no settings are in it"
         raise UsageError(f"{path} is damaged ({said}); {PUT_BACK}") from None
@@ -97,12 +132,27 @@ def read_config(directory: Path | str) -> dict[str, Any]:
     return present({str(key): value for key, value in config.items()})
 
 
+def _plain(value: Any) -> Any:
+    """``value`` if it holds nothing but what a configuration can."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str | int | float):
+                raise ValueError(f"the key {key!r} is no name")
+            _plain(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _plain(inner)
+    elif not (value is None or isinstance(value, str | int | float | bytes)):
+        raise ValueError(f"a value of type {type(value).__name__}, as no record has one")
+    return value
+
+
 def _require_bounded(text: str) -> None:
     """Raise ``ValueError`` where a short text would make an endless configuration."""
     if len(text) > LONGEST:
         raise ValueError(f"longer than {LONGEST >> 20} MiB")
     depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+    for event in yaml.parse(text, Loader=_Safe):
         opens = isinstance(event, yaml.CollectionStartEvent)
         depth += opens - isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent):
@@ -111,8 +161,12 @@ def _require_bounded(text: str) -> None:
             raise ValueError(f"nested more than {DEEPEST} deep")
 
 
-def read_run(directory: Path | str) -> Run:
+def read_run(directory: Path | str, weights: bool = False) -> Run:
     """Everything a report shows, from the directory alone.
+
+    Args:
+        directory: of the run.
+        weights: whether weights that are kept are held against the record too.
 
     Raises:
         UsageError: the directory holds no run, one that was never evaluated, or files that are not
@@ -121,6 +175,8 @@ def read_run(directory: Path | str) -> Run:
     path = Path(directory)
     names, _ = read_matrix(path)
     lines = verified(path, names)
+    if weights:
+        verify_weights(path, lines)
     tables = Tables(names)
     for line in lines:
         tables.take(line.event)
@@ -142,6 +198,7 @@ def read_run(directory: Path | str) -> Run:
         confusion=tables.last_confusion,
         metrics=metrics_of(read_json(path / DATA) or {}, len(names)),
         general=tables.general or asked_afterwards(path),
+        started=str(lines[0].event.get("time", "")),
     )
 
 

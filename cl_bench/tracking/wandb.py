@@ -102,7 +102,7 @@ class WandbSink:
         self._logger: WandbLogger | None = None
         self._task_names: list[str] = []
         self._mixed = False
-        self._global_epoch = 0
+        self._global_epoch = self._global_steps = 0
         self._global_round = 0
         self._events = 0
 
@@ -146,6 +146,8 @@ class WandbSink:
         run.define_metric("curve/*", step_metric="curve_step")
         run.define_metric("global_epoch")
         run.define_metric("train/*", step_metric="global_epoch")
+        run.define_metric("global_steps")
+        run.define_metric("steps/*", step_metric="global_steps")
 
     def _id(self) -> str:
         path = self._directory / ID
@@ -168,6 +170,10 @@ class WandbSink:
             keys = ("train_loss", "learning_rate", "seconds", "steps")
             values = {f"train/{k.removeprefix('train_')}": event[k] for k in keys}
             self._log(values, global_epoch=self._global_epoch)
+        elif event["event"] == "steps":
+            self._global_steps += 1
+            values = {"steps/loss": event["train_loss"], "steps/rate": event["learning_rate"]}
+            self._log(values, global_steps=self._global_steps)
         elif event["event"] == "evaluation":
             scores = event["scores"]
             values = {f"eval/{name}": score for name, score in scores.items()}

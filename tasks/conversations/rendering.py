@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from cl_bench.contracts.errors import UsageError
 from cl_bench.tasks.conversations.forms import Conversation, Message
+from cl_bench.tasks.text import tokenising
 from cl_bench.tasks.text.codec import PretrainedCodec
 
 Turns = Literal["all", "last"]
@@ -114,6 +115,28 @@ class ChatCodec(PretrainedCodec):
         return next(
             (t for t in self._ids(rest, add_special_tokens=False) if t in special), self.end
         )
+
+    def render_all(self, rows: Sequence[Conversation], turns: Turns) -> list[list[Rendered]]:
+        """The samples of every conversation; of many, kept for the next time.
+
+        Raises:
+            UsageError: as :meth:`render` does.
+        """
+        if self.content is None or len(rows) < tokenising.LEAST:
+            return [self.render(row, turns) for row in rows]
+        import datasets
+
+        numbers, text = [datasets.Value("int32")], datasets.Value("string")
+        columns = {"text": text, "prompt": numbers, "earlier": [datasets.Value("bool")]}
+        features = {"samples": [{**columns, "lead": text, "answer": numbers}]}
+        told = [[[dict(m) for m in row.messages], row.plain] for row in rows]
+        kept = tokenising.tokenised(
+            len(rows),
+            lambda i: {"samples": [vars(one) for one in self.render(rows[i], turns)]},
+            features,
+            [self.content, self.identity(), turns, told],
+        )
+        return [[Rendered(**one) for one in samples] for samples in kept["samples"]]
 
     def render(self, row: Conversation, turns: Turns) -> list[Rendered]:
         """The samples that a conversation makes: one, or one an answer.

@@ -134,16 +134,17 @@ class Cutter:
         self.codec, self.turns, self.longest, self.key = codec, turns, longest, key
         self.cut = 0
 
-    def __call__(self, row: Conversation, learned: bool) -> list[ChatExample]:
-        """The samples of a conversation; of one that is scored, its last answer alone.
+    def __call__(self, rows: Sequence[Conversation], learned: bool) -> list[ChatExample]:
+        """The samples of conversations; of those that are scored, their last answers alone.
 
         Raises:
             UsageError: an answer alone is too long.
         """
-        found = self.codec.render(row, self.turns if learned else "last")
+        found = self.codec.render_all(rows, self.turns if learned else "last")
         return [
             ChatExample(row.asked, one.text, row.answer, self._fitted(one, row.place), row.choices)
-            for one in found
+            for row, samples in zip(rows, found, strict=True)
+            for one in samples
         ]
 
     def _fitted(self, one: Rendered, place: str) -> Rendered:

@@ -53,7 +53,14 @@ def read_labels(
 
 
 def _values(split: Any, name: str, column: str, renumber: bool) -> Any:
-    values = split.select_columns([column]).with_format("numpy")[:][column]
+    stored = split.select_columns([column])
+    missing = stored.with_format("arrow")[:].column(column).is_null().to_numpy()
+    if missing.any():
+        raise UsageError(
+            f"stream.label_column={column}: row {int(missing.argmax()) + 1} of the {name} split "
+            f"has no label ({int(missing.sum())} rows in all); label those rows, or take them out"
+        )
+    values = stored.with_format("numpy")[:][column]
     whole = values.ndim == 1 and np.issubdtype(values.dtype, np.integer)
     text = (
         values.ndim == 1 and values.dtype.kind in "UO" and all(isinstance(v, str) for v in values)

@@ -1,8 +1,10 @@
 """Tokenizers: a pretrained model's own, or bytes where there is none."""
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,14 @@ class PretrainedCodec:
         at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
         self._opening: list[int] = whole[:at]
         self.closing: Sequence[int] = whole[at + len(bare) :]
+
+    @cached_property
+    def content(self) -> str | None:
+        """Hash of all that tokens follow from; None of a tokenizer that does not say."""
+        if not getattr(self.tokenizer, "is_fast", False):
+            return None
+        rules = f"{self._opening} {self.tokenizer.backend_tokenizer.to_str()}"
+        return hashlib.sha256(rules.encode()).hexdigest()
 
     def _ids(self, text: str, **options: Any) -> list[int]:
         # A prompt longer than the model's positions is cut by whoever asks.

@@ -14,6 +14,7 @@ from cl_bench.contracts.randomness import generator
 from cl_bench.contracts.stream import Batch, Origin, Task
 from cl_bench.metrics.answers import metric_named
 from cl_bench.metrics.answers.answer import Grade
+from cl_bench.tasks.text import tokenising
 from cl_bench.tasks.text.prompt import Prompt
 
 Split = Literal["train", "validation", "test"]
@@ -75,12 +76,27 @@ class PromptData:
     def _tokenized(self, row: int) -> tuple[Tensor, Tensor]:
         found = self._tokens.get(row)
         if found is None:
-            example = self.examples[row]
-            prompt = self.codec.encode(example.prompt, opening=True)[: self.prompt_length]
-            answer = [*self.codec.encode(example.answer), self.codec.end][: self.answer_length]
-            found = torch.tensor(prompt, dtype=torch.int32), torch.tensor(answer, dtype=torch.int32)
-            self._tokens[row] = found
+            tokens = self._encoded(row) if self._kept is None else self._kept[row]
+            prompt = torch.tensor(tokens["prompt"][: self.prompt_length], dtype=torch.int32)
+            answer = [*tokens["answer"], self.codec.end][: self.answer_length]
+            found = self._tokens[row] = prompt, torch.tensor(answer, dtype=torch.int32)
         return found
+
+    def _encoded(self, row: int) -> Mapping[str, list[int]]:
+        example, encode = self.examples[row], self.codec.encode
+        return {"prompt": encode(example.prompt, opening=True), "answer": encode(example.answer)}
+
+    @cached_property
+    def _kept(self) -> Any:
+        """Tokens of all samples, where it pays to keep them; None elsewhere."""
+        content = getattr(self.codec, "content", None)
+        if content is None or len(self.examples) < tokenising.LEAST:
+            return None
+        import datasets
+
+        features = {name: [datasets.Value("int32")] for name in ("prompt", "answer")}
+        texts = [[example.prompt, example.answer] for example in self.examples]
+        return tokenising.tokenised(len(texts), self._encoded, features, [content, texts])
 
     def __getitem__(self, index: Tensor) -> Batch:
         """The samples at ``index`` (int64, one dimension)."""

@@ -10,7 +10,7 @@ from torch.optim import SGD
 
 from cl_bench.adapters.attached import Attached
 from cl_bench.adapters.targets import chosen
-from cl_bench.adapters.trial import fitted, trial
+from cl_bench.adapters.trial import START, fitted, trial
 from cl_bench.contracts import UsageError
 from cl_bench.experiment import Together
 from cl_bench.learners import Classifier
@@ -139,11 +139,36 @@ def test_a_budget_chooses_the_size_that_comes_nearest(name):
     for other in (found.size - 1, found.size + 1):
         setattr(found.config, made.size, other)
         try:
-            count = trial(maps, found.config)[0]
+            count, change = trial(maps, found.config)
         except UsageError:
             continue
-        if count:
+        if count and change <= START:
             assert max(count / 1000, 1000 / count) >= max(found.count / 1000, 1000 / found.count)
+
+
+@pytest.mark.parametrize("wanted", [336, 350, 560, 1000])
+def test_a_budget_chooses_a_size_that_starts_where_the_network_is(wanted):
+    """HRA's reflections cancel in pairs alone."""
+    maps, made = linear_maps("layer", nn.Linear(D, OUT)), adapter("hra")
+    found = fitted(maps, made.config, made.size, wanted)
+    assert found.size % 2 == 0
+    assert trial(maps, found.config)[1] <= START
+
+
+def test_a_budget_tries_no_size_far_beyond_what_it_asks_for(monkeypatch):
+    """A rank of half a million takes gigabytes."""
+    maps, made, seen = linear_maps("layer", nn.Linear(D, OUT)), adapter("lora"), []
+
+    def watched(maps, config, apart=False):
+        seen.append(config.r)
+        return trial(maps, config, apart)
+
+    monkeypatch.setattr("cl_bench.adapters.trial.trial", watched)
+    found = fitted(maps, made.config, made.size, 450)  # 4 ranks train 448, no 5 % from 5 or 3
+    assert found.size == 4
+    found = fitted(maps, made.config, made.size, 390)  # between 336 and 448: nothing is near
+    assert found.size in (3, 4)
+    assert max(seen) <= 8
 
 
 def test_a_share_is_of_the_network_without_heads():

@@ -50,7 +50,7 @@ def test_every_adapter_has_its_row(name):
 def test_no_row_is_of_another():
     rows = [
         line
-        for line in PAGE.read_text().splitlines()
+        for line in PAGE.read_text().partition("## Measured")[0].splitlines()
         if line.startswith("| `") and "`adapter." not in line
     ]
     assert [line.split("`")[1] for line in rows] == NAMES

@@ -6,7 +6,7 @@
 FOLDER has ``dbpedia.test.jsonl.gz`` and ``agnews.train.jsonl.gz`` (CL_Benchmark). Three tasks of
 four dbpedia classes each, own heads, every adapter with about ``BUDGET`` of the network's
 parameters, merged after each task. The rate is the best of ``RATES`` on the first task's
-validation data with seed 0, and stays. The drift is of what pre-training left: 1 - the mean cosine
+test data with seed 0, and stays. The drift is of what pre-training left: 1 - the mean cosine
 of features of news texts, which no task has, before and after all tasks.
 """
 

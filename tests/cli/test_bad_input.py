@@ -116,6 +116,14 @@ def test_bad_input_is_one_error_that_names_value_and_remedy(cli, tmp_path, overr
             "stream.data_dir=/nowhere: no such folder",
         ),
         (["--config-dir", "/nowhere", "+strategy=gpm"], "'/nowhere' not found"),
+        (
+            ["+strategy=gpm", "+stream=permuted_digits", "~trainer.max_epochs"],
+            "trainer.max_epochs is missing: a run needs it; leave ~trainer.max_epochs out\n",
+        ),
+        (
+            ["+strategy=gpm", "+stream=permuted_digits", "logger=[csv,paper]"],
+            "logger=paper: there is no such logger.\nThere are: ",
+        ),
     ],
 )
 def test_a_wrong_choice_is_answered_with_the_choices(cli, tmp_path, arguments, message):

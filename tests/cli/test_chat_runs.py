@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import pairwise
 
 import chats
 import pytest
@@ -112,6 +113,27 @@ def test_three_files_are_learned_and_served(family, strategy, tmp_path):
         assert [p.name for p in (tmp_path / "run" / "export").iterdir()] == ["task0003"]
 
 
+def test_a_run_packs_batches_of_tokens_and_logs_its_steps(tmp_path):
+    rows = [said("x" * (5 + 9 * i), "y" * (1 + 4 * i)) for i in range(20)]
+    stream = Chat([write(tmp_path / "rows.jsonl", rows)], tokenizer=str(saved("llama")))
+    more = ("learner.packing=true", "batch_tokens=700", "schedule=warmup", "log_steps=1")
+    words = (*SMALL, f"model.name_or_path={saved('llama')}", *more)
+    run(stream, "finetune", overrides=words, run_dir=tmp_path / "run")
+    events = read_results(tmp_path / "run")
+    (epoch,) = [e for e in events if e["event"] == "epoch"]
+    steps = [e for e in events if e["event"] == "steps"]
+    assert [e["batches"] for e in steps] == list(range(1, epoch["steps"] + 1))
+    assert len(steps) > 4
+    assert epoch["useful_tokens"] >= 0.95
+    rates = [e["learning_rate"] for e in steps]
+    assert rates[0] == 0  # it rises in the first step, then falls in a line
+    gaps = [a - b for a, b in pairwise(rates[1:])]
+    assert gaps == pytest.approx([0.01 / (len(steps) - 1)] * len(gaps))
+    image = ("pack=1", "batch_tokens=100", "stream.num_tasks=2", "trainer.accelerator=cpu")
+    with pytest.raises(UsageError, match=r"batch_tokens=.*only text has tokens"):
+        run("permuted_digits", "finetune", overrides=image, run_dir=tmp_path / "other")
+
+
 def test_a_low_rank_change_is_served_as_an_adapter(tmp_path):
     from peft import AutoPeftModelForCausalLM
 
@@ -129,6 +151,7 @@ def test_a_low_rank_change_is_served_as_an_adapter(tmp_path):
 ELSEWHERE = """
 import pathlib
 import sys
+from itertools import pairwise
 def holds_us(place):
     return "site-packages" not in place and (pathlib.Path(place) / "cl_bench").exists()
 sys.path = [place for place in sys.path if not holds_us(place)]

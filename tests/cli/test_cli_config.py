@@ -130,7 +130,7 @@ def test_the_first_comment_is_a_command_and_the_second_a_description(path):
 def test_every_file_belongs_to_a_group_or_to_the_config_beside_it():
     known = {CONF / "config.yaml"}
     parts = {CONF / "protect/layers.yaml", *CONF.rglob("_*.yaml")}
-    for group in (*GROUPS, "adapter", "optimizer", "learner", "trainer", "logger"):
+    for group in (*GROUPS, "adapter", "board", "optimizer", "learner", "trainer", "logger"):
         known |= set(options([CONF], group).values())
     rest = {p for p in CONF.rglob("*.yaml") if p not in known | parts}
     assert all((p.parent.parent / f"{p.parent.name}.yaml").is_file() for p in rest), rest

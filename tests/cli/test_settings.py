@@ -253,6 +253,21 @@ def test_what_a_federation_does_not_do_is_warned_about(begin):
         begin("fot", "permuted_digits", FEDERATED, **{"trainer.limit_train_batches": 1})
 
 
+def test_settings_of_steps_are_warned_about_where_none_is_taken(begin):
+    given = {"optimizer.lr": 3.0, "trainer.max_epochs": 9}
+    said = begin("ncm", "split_digits", **given)
+    for key in given:
+        assert any(
+            note.startswith(f"warning: {key}=") and "without a step" in note for note in said
+        )
+    assert not any("without a step" in note for note in begin("gpm", "split_digits", **given))
+
+
+def test_a_memory_too_small_for_the_classes_is_refused_before_the_run(begin):
+    with pytest.raises(UsageError, match=r"strategy.memory=1: stream 'split_digits' has 4 classes"):
+        begin("icarl", "split_digits", ("stream.scenario=class",), **{"strategy.memory": 1})
+
+
 @pytest.mark.parametrize("schedule", ["plateau", "steps"])
 def test_a_schedule_that_changes_nothing_is_warned_about(begin, schedule):
     said = begin("gpm", "permuted_digits", (f"schedule={schedule}",))

@@ -115,7 +115,7 @@ def test_the_same_command_again_skips_what_is_finished(cli, tmp_path):
     status, out, _ = cli(*ARGUMENTS)
     assert status == 0
     assert "sweep:  4 of 4 jobs done  0 running  0 failed" in out
-    assert out.splitlines()[-1].endswith("python -m cl_bench.report study")
+    assert out.splitlines()[-1].endswith("python -m cl_bench report study")
     found = runs_of("study")
     assert [p.relative_to("study").parts[:2] for p in found] == [
         ("permuted_digits", "finetune"),

@@ -53,8 +53,10 @@ SAMPLES, DIM, CLASSES, FEW = 64, 12, 3, 24
 TRANSFORMERS = ("aper_adapter", "coda_prompt", "dualprompt", "ease", "l2p")
 """Strategies that work inside a transformer's blocks."""
 
+LINEAR = {"targets": ["linear"]}
 OPTIONS: dict[str, dict[str, Any]] = {
     "bic": {"epochs": 5},
+    **dict.fromkeys(("inflora", "keeplora", "sd_lora"), LINEAR),
     "coda_prompt": {"blocks": [0, 1]},
     "dualprompt": {"general_blocks": [0], "expert_blocks": [1]},
 }

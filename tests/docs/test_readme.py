@@ -11,6 +11,7 @@ import hydra
 import pytest
 
 from cl_bench.cli.folders import conf_directory
+from cl_bench.cli.words import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -43,13 +44,13 @@ def test_the_strategy_of_the_readme_runs_as_it_is_printed(tmp_path):
 
 def commands():
     """Single runs that the README prints, without the ones on files of the reader's own."""
+    others = ("-m ", "resume=", "reproduce=", "export=", "general=", "plan=")
     text = README.replace("\\\n", " ")
     lines = re.findall(r"^    python -m cl_bench (.*?)(?:\s+# .*)?$", text, re.MULTILINE)
     return [
         line
         for line in lines
-        if line.strip()
-        and not line.startswith(("-m ", "resume=", "reproduce=", "export=", "general=", "merge "))
+        if line.strip() and not line.startswith(others) and line.split()[0] not in COMMANDS
     ]
 
 

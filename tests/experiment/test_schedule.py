@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 from toys import make_engine, make_learner, make_stream, mlp
 
 from cl_bench.contracts import EpochDecision, Plan, Strategy, UsageError
-from cl_bench.experiment import Cosine, LoopSettings, Plateau
+from cl_bench.experiment import Cosine, LoopSettings, Plateau, Warmup
 from cl_bench.experiment.plateau import BestEpoch
 from cl_bench.strategies.baselines.finetune import Finetune
 from cl_bench.strategies.projection.gpm import GPM
@@ -26,7 +26,10 @@ class Events:
     """Keeps the epochs that the engine reports."""
 
     def __init__(self):
-        self.epochs = []
+        self.epochs, self.lines = [], []
+
+    def steps(self, task, batches, train_loss, learning_rate, phase):
+        self.lines.append({"batches": batches, "loss": train_loss, "rate": learning_rate})
 
     def epoch(self, *_, **event):
         if event:
@@ -256,6 +259,61 @@ def test_a_cosine_is_as_long_as_the_task(pack, every, steps):
     assert [e["learning_rate"] for e in events.epochs] == pytest.approx(
         [expected[i * steps] for i in range(8)]
     )
+
+
+def learned_with(schedule, epochs, **settings):
+    """Rates of all steps and what was recorded: tasks of so many epochs, 5 batches each."""
+    stream = make_stream(tasks=len(epochs), n=44)
+    for task, length in zip(stream, epochs, strict=True):
+        task.epochs = length
+    learner = make_learner(stream, mlp(), functools.partial(SGD, lr=0.1))
+    strategy, events = Rates(), Events()
+    made = make_engine(learner, strategy, 4)
+    settings = LoopSettings(batch_size=10, schedule=schedule, **settings)
+    engine = type(made)(learner, strategy, made.trainer, settings, None, events, events)
+    for task in stream:
+        engine.learn(task, Plan(task.train))
+    return strategy.seen, events
+
+
+@pytest.mark.parametrize(
+    ("options", "rising", "then"),
+    [
+        ({"share": 0.25}, (3, 8), lambda left: left),
+        ({"steps": 4, "shape": "constant"}, (4, 4), lambda left: 1.0),
+        (
+            {"share": 0.2, "shape": "cosine"},
+            (2, 6),
+            lambda left: (1 - math.cos(math.pi * left)) / 2,
+        ),
+    ],
+)
+def test_a_rate_rises_and_falls_over_each_tasks_own_steps(options, rising, then):
+    pytest.importorskip("transformers")
+    seen, _ = learned_with(Warmup(**options), (2, 6))
+    expected = [
+        0.1 * (i / up if i < up else then((steps - i) / (steps - up)))
+        for steps, up in zip((10, 30), rising, strict=True)
+        for i in range(steps)
+    ]
+    assert seen == pytest.approx(expected)
+
+
+def test_losses_are_recorded_every_few_steps():
+    _, every = learned_with(None, (2, 1), log_steps=1)
+    _, some = learned_with(None, (2, 1), log_steps=3)
+    assert [e["batches"] for e in every.lines] == [*range(1, 11), *range(1, 6)]
+    losses = [e["loss"] for e in every.lines]
+    assert {e["rate"] for e in every.lines} == {0.1}
+    # An epoch of 44 samples in five batches: 10, 10, 10, 10, 4; an epoch's end ends a line.
+    assert [e["batches"] for e in some.lines] == [3, 5, 8, 10, 3, 5]
+    for told, start in zip(some.lines[::2], (0, 5, 10), strict=True):
+        assert told["loss"] == pytest.approx(sum(losses[start : start + 3]) / 3)
+    for told, start in zip(some.lines[1::2], (3, 8, 13), strict=True):
+        mean = (10 * losses[start] + 4 * losses[start + 1]) / 14
+        assert told["loss"] == pytest.approx(mean)
+    _, none = learned_with(None, (1,))
+    assert none.lines == []
 
 
 class Rebuilding(Strategy):

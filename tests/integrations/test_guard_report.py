@@ -10,9 +10,11 @@ import torch.nn.functional as F  # noqa: N812
 from loops import OPTIMIZERS, Module, data, loader, loop, network, own_cache, trainer  # noqa: F401
 from torch import nn
 from torch.optim import SGD, AdamW
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from cl_bench.contracts import UsageError
 from cl_bench.integrations import ContinualCallback, Guarded
+from cl_bench.strategies.baselines.finetune import Finetune
 from cl_bench.strategies.projection.gpm import GPM
 from cl_bench.strategies.projection.trgp import TRGP
 from cl_bench.tracking import read_results, read_run
@@ -64,6 +66,58 @@ def test_a_plain_loop_ends_in_a_record(tmp_path, capsys):
     assert "second" in capsys.readouterr().out
 
 
+def test_how_far_a_task_moves_what_the_model_says(tmp_path):
+    """KL(before || after) by hand, on so many test samples of the new task and of the old one."""
+    model = network()
+    guard = Guarded(model, GPM(threshold=0.97), loss=F.cross_entropy)
+    optimizer = SGD(model.parameters(), lr=0.1)
+
+    def said(t, count=20):
+        with torch.no_grad():
+            return model(data(t)[0][:count]).double().log_softmax(1)
+
+    wanted = {}
+    pieces = [[(x[:15], y[:15]), (x[15:40], y[15:40])] for x, y in (data(0), data(1))]
+    run = tmp_path / "run"
+    loaders = {"first": pieces[0], "second": pieces[1]}
+    with guard.report(loaders, run, alignment=False, divergence=20) as report:
+        for t, name in enumerate(loaders):
+            start = [said(i) for i in range(t + 1)]
+            with guard.task(optimizer, sample=data(t)):
+                loop(model, optimizer, t, epochs=1)
+            kl = [
+                F.kl_div(said(i), s, log_target=True, reduction="batchmean")
+                for i, s in enumerate(start)
+            ]
+            wanted[name] = dict(zip(loaders, map(float, kl), strict=False))
+    assert report.divergence.keys() == wanted.keys()
+    for name, values in wanted.items():
+        assert report.divergence[name] == pytest.approx(values, rel=1e-4)
+    assert report.divergence["second"]["first"] < 0.2 * report.divergence["second"]["second"]
+    events = [e for e in read_results(run) if e.get("probe") == "divergence"]
+    assert [e["values"][n]["new"] for e, n in zip(events, loaders, strict=True)] == [1, 1]
+    assert events[1]["values"]["first"] == {"kl": report.divergence["second"]["first"], "new": 0}
+    assert events[1]["samples"] == 20
+
+
+def test_of_text_labelled_tokens_count(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1))
+    guard = Guarded(model, Finetune())
+    tokens = torch.randint(20, (6, 8))
+    batch = {"input_ids": tokens, "labels": tokens.where(torch.arange(8) > 4, -100)}
+    with guard.report([[batch]], tmp_path / "run", alignment=False, divergence=4) as report:
+        before = model(tokens[:4]).logits[:, 4:7].detach().log_softmax(2)  # of the three labelled
+        optimizer = SGD(model.parameters(), lr=0.5)
+        with guard.task(optimizer, sample=batch):
+            model(**batch).loss.backward()
+            optimizer.step()
+        after = model(tokens[:4]).logits[:, 4:7].detach().log_softmax(2)
+    kl = F.kl_div(after, before, log_target=True, reduction="sum") / 12
+    assert report.divergence["task_0"]["task_0"] == pytest.approx(float(kl), rel=1e-4)
+
+
 def test_callbacks_end_in_a_record_too(tmp_path):
     module = Module(network(), OPTIMIZERS["SGD"])
     guard = Guarded(module, GPM(threshold=0.97), loss=F.cross_entropy)
@@ -92,6 +146,9 @@ def test_reports_that_cannot_be(tmp_path):
     for loaders, said in (([], "a loader a task"), ([iter([])], "empty"), ([few(0)], "loss")):
         with pytest.raises(UsageError, match=said):
             guard.report(loaders, tmp_path / "run")
+    for number in (-1, 2.5, True):
+        with pytest.raises(UsageError, match=f"divergence={number}"):
+            guard.report([few(0)], tmp_path / "run", alignment=False, divergence=number)
     assert not (tmp_path / "run").exists()
 
 

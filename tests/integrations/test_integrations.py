@@ -106,9 +106,10 @@ def test_the_trainer_of_the_docs():
 def test_the_on_policy_trainer_of_the_docs():
     pytest.importorskip("trl", reason="the example needs trl, which nothing else here does")
     moved = printed("trl")["moved"]
-    assert len(moved) == 4
-    for how in ("from answers", "by reward"):
-        assert 0 <= moved[how, "GPM"] < moved[how, "Finetune"]
+    assert len(moved) == 6
+    for way in ("from answers", "by reward", "from itself"):
+        for task in ("read_about", "new_1"):
+            assert 0 <= moved[way, "GPM"][task] < moved[way, "Finetune"][task] / 10
 
 
 @pytest.mark.slow

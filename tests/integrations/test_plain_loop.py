@@ -56,6 +56,10 @@ def refusal(strategy):
         return "plateau"
     if reads_text(strategy):
         return "an MLP reads no text"
+    try:
+        strategy.check_elsewhere()
+    except UsageError:
+        return "in cl_bench's own loop"
     return None
 
 

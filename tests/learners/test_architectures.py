@@ -169,7 +169,7 @@ def test_a_tap_has_a_bounded_number_of_logits_in_memory(stream, monkeypatch):
         lambda module, args, given: calls.append(len(given["input_ids"])), with_kwargs=True
     )
     length = batch["input_ids"].shape[1] + batch["labels"].shape[1]
-    monkeypatch.setattr("cl_bench.learners.text.LOGITS", 2 * length * len(stream.vocabulary))
+    monkeypatch.setattr("cl_bench.learners.parted.LOGITS", 2 * length * len(stream.vocabulary))
     apart = learner.tap(layers, [batch])
     assert calls == [2, 2, 2]
     for name, moments in whole.items():

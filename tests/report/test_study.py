@@ -200,8 +200,8 @@ def test_the_best_is_bold_in_every_format(study):
     print_study(study, console)
     assert "\x1b[1;32m80.7 ± 0.7\x1b[0m" in console.file.getvalue()
     assert "| gpm | 3 | **80.67 ± 0.67** |" in to_markdown(study)
-    assert "gpm & 3 & \\textbf{80.67 $\\pm$ 0.67} &" in to_latex(study)
-    assert "_" not in re.sub(r"\\_|\$.*?\$", "", to_latex(study).split("\\usepackage")[1])
+    assert "gpm & 3 & $\\mathbf{80.67} \\pm 0.67$ &" in to_latex(study)
+    assert "_" not in re.sub(r"\\_|\$.*?\$", "", to_latex(study).split("\\usepackage")[-1])
 
 
 def test_csv_has_all_digits(study):

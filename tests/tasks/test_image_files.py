@@ -255,6 +255,18 @@ def test_labels_with_gaps_are_numbered_on_request(tmp_path, train, test, kind, n
         SplitImages(data_dir=str(tmp_path), renumber_labels=True, **WHOLE)
 
 
+@pytest.mark.parametrize(("kind", "label"), [("int64", 0), ("string", "a")])
+def test_a_missing_label_is_named_by_its_row(tmp_path, kind, label):
+    import datasets
+
+    _flat(tmp_path, "train", datasets.Value(kind), [label, None, None], [1, 2, 3])
+    _flat(tmp_path, "test", datasets.Value(kind), [label], [1])
+    with pytest.raises(
+        UsageError, match=r"row 2 of the train split has no label \(2 rows in all\)"
+    ):
+        SplitImages(data_dir=str(tmp_path), renumber_labels=kind == "string", **WHOLE)
+
+
 def test_folders_are_counted_as_people_count(tmp_path):
     for split, c in itertools.product(("train", "test"), range(12)):
         path = tmp_path / split / f"{c}" / "0.png"

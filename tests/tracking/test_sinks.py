@@ -163,6 +163,8 @@ def test_wandb_rows_are_on_their_own_axes(offline_run):
         "cost/*": "task",
         "curve_step": "",
         "curve/*": "curve_step",
+        "global_steps": "",
+        "steps/*": "global_steps",
     }
 
 

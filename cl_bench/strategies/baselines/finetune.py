@@ -3,7 +3,7 @@
 The lower bound that forgetting is measured against.
 """
 
-from cl_bench.contracts import LOCAL_OR_FEDERATED, FederatedStrategy, Needs
+from cl_bench.contracts import LOCAL_OR_FEDERATED, FederatedStrategy, Learner, Memory, Needs
 
 
 class Finetune(FederatedStrategy):
@@ -11,3 +11,7 @@ class Finetune(FederatedStrategy):
 
     needs = Needs(engines=LOCAL_OR_FEDERATED)
     bound = "lower"
+
+    def footprint(self, learner: Learner, tasks: int, processes: int) -> Memory:
+        """Nothing beside the network."""
+        return Memory()

@@ -14,6 +14,7 @@ from cl_bench.contracts import (
     Batch,
     Data,
     Learner,
+    Memory,
     Plan,
     Strategy,
     Stream,
@@ -44,6 +45,10 @@ class Joint(Strategy):
         if self.when == "last" and t < len(stream) - 1:
             return None
         return Plan(Union([task.train for task in stream[: t + 1]]))
+
+    def footprint(self, learner: Learner, tasks: int, processes: int) -> Memory:
+        """Nothing beside the network; data is where it is."""
+        return Memory()
 
     def setup(self, learner: Learner, task: Task) -> None:
         """Fresh weights, and every head that has been seen takes part."""

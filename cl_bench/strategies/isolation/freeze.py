@@ -7,7 +7,18 @@ what lies above them re-aligns. No old data, no memory; backward passes end at b
 from dataclasses import replace
 from typing import Annotated, Literal
 
-from cl_bench.contracts import EpochDecision, Learner, Needs, Progress, Strategy, Task, UsageError
+from torch import nn
+
+from cl_bench.contracts import (
+    EpochDecision,
+    Learner,
+    Memory,
+    Needs,
+    Progress,
+    Strategy,
+    Task,
+    UsageError,
+)
 from cl_bench.contracts.options import Count, Index, OnlyWith, SomeShare
 
 
@@ -61,14 +72,26 @@ class Freeze(Strategy):
                 "alone, or untie them (model.tied=false)"
             )
 
+    def frozen(self, learner: Learner) -> list[nn.Module]:
+        """What does not learn, once it is frozen."""
+        blocks = learner.blocks()[: self.n_blocks]
+        if self.embeddings and (self.tied != "train" or not learner.tied):
+            return [*learner.embeddings(), *blocks]
+        return blocks
+
+    def footprint(self, learner: Learner, tasks: int, processes: int) -> Memory:
+        """What is frozen takes less, unless the first task, which trains all, takes the most."""
+        if self.start_task:
+            return Memory()
+        held = {id(p) for module in self.frozen(learner) for p in module.parameters()}
+        named = learner.network.named_parameters()
+        return Memory(frozen=frozenset(name for name, p in named if id(p) in held))
+
     def setup(self, learner: Learner, task: Task) -> None:
         """Freeze before the optimizer is built, so that it holds no state for them."""
         self.check(learner)
-        frozen = learner.blocks()[: self.n_blocks]
-        if self.embeddings and (self.tied != "train" or not learner.tied):
-            frozen = [*learner.embeddings(), *frozen]
         if task.index >= self.start_task:
-            learner.hold(frozen)
+            learner.hold(self.frozen(learner))
 
     def after_epoch(self, learner: Learner, task: Task, progress: Progress) -> EpochDecision | None:
         """Stop once the new task is learned."""

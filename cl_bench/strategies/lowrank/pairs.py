@@ -15,6 +15,7 @@ from cl_bench.adapters.adapted import End, Lifetime
 from cl_bench.adapters.targets import require_untied
 from cl_bench.contracts import (
     Learner,
+    Memory,
     Needs,
     Protect,
     State,
@@ -87,8 +88,20 @@ class LowRankPairs(Adapted):
                 f"strategy.targets={list(wrong or ends)} is the end of no layer's name; the "
                 f"network's layers are {', '.join(found)}"
             )
-        require_untied(learner, maps, "strategy")
+        require_untied(learner, maps, "strategy.targets")
         return maps
+
+    def footprint(self, learner: Learner, tasks: int, processes: int) -> Memory | None:
+        """A pair that trains, those of old tasks, and one layer's change when it is merged."""
+        maps = self.maps(learner)
+        pair = sum(4 * self.rank * (m.in_features + m.out_features) for m in maps)
+        past = sum(4 * self.rank * m.in_features for m in maps)
+        merged = max(m.in_features * m.out_features * m.weight.element_size() for m in maps)
+        if self.full_first and tasks == 1:
+            return Memory()
+        frozen = frozenset(name for name, _ in learner.network.named_parameters())
+        kept = past * (tasks - 1)
+        return Memory(frozen=frozen, trained=pair, kept=kept, boundary=2 * merged + past)
 
     def make(self, learner: Learner) -> Any:
         """LoRA."""

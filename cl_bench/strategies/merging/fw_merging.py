@@ -24,7 +24,7 @@ from cl_bench.contracts import (
 )
 from cl_bench.contracts.options import Count, SomeShare
 from cl_bench.merging import FrankWolfe
-from cl_bench.strategies.merging.merge import own_heads, running_names
+from cl_bench.strategies.merging.weights import own_heads, running_names
 
 
 class FWMerging(Strategy):

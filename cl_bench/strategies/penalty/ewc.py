@@ -15,6 +15,7 @@ from cl_bench.contracts import (
     Batch,
     FederatedStrategy,
     Learner,
+    Memory,
     Needs,
     State,
     Statistics,
@@ -85,6 +86,11 @@ class EWC(FederatedStrategy):
         self.tasks = 0
         self.information: dict[str, Tensor] = {}
         self.centre: dict[str, Tensor] = {}
+
+    def footprint(self, learner: Learner, tasks: int, processes: int) -> Memory:
+        """F and theta*; what the penalty keeps of each; a sum of squares and gradients."""
+        trained = sum(p.numel() * p.element_size() for p in learner.trainable_parameters())
+        return Memory(kept=2 * trained + (2 * trained if tasks > 1 else 0), boundary=4 * trained)
 
     def penalty(self, learner: Learner, batch: Batch, out: Tensor) -> Tensor | None:
         """Penalty lambda / 2 * sum_i F_i (theta_i - theta*_i)^2."""

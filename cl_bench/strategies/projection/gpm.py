@@ -13,6 +13,7 @@ from torch import Tensor
 from cl_bench.contracts import (
     Batch,
     Learner,
+    Memory,
     Needs,
     State,
     Statistics,
@@ -96,6 +97,30 @@ class GPM(Protecting):
                 "weights through the forward pass alone, which cannot be known of somebody else's "
                 "loop: use project='auto', or promise it with Guarded(..., inputs=<batch size>)"
             )
+
+    def footprint(self, learner: Learner, tasks: int, processes: int) -> Memory | None:
+        """Bases of half of all directions or more, of which no number takes more than another.
+
+        A basis M (d, k) is there in float64, and twice in the weights' own numbers in a projection,
+        by the shorter of M and its complement; every process holds all of them. Beside them stand
+        weights from before the step, where that is what is projected, and at a task's end second
+        moments.
+        """
+        layers = learner.layers(self.protect)
+        bases = sum(m.in_features**2 * max(8, 4 + m.weight.element_size()) for m in layers)
+        after = self.project in ("step", "both") or (
+            self.project == "auto" and learner.projectable == "step"
+        )
+        rows = [-(-m.out_features // processes) * m.in_features for m in layers]
+        before = sum(n * m.weight.element_size() for n, m in zip(rows, layers, strict=True))
+        change = max((3 * n * m.weight.element_size() for n, m in zip(rows, layers, strict=True)))
+        largest = max(m.in_features for m in layers)
+        moments = sum(8 * m.in_features**2 for m in layers)
+        return Memory(
+            kept=bases if tasks > 1 else bases // 2,
+            stepping=(before + change if after else change) if tasks > 1 else 0,
+            boundary=moments + 4 * 8 * largest**2,
+        )
 
     def setup(self, learner: Learner, task: Task) -> None:
         """Confine every remembered layer to the complement of its memory."""

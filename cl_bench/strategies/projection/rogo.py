@@ -110,6 +110,10 @@ class ROGO(GPM):
         self.turned: dict[str, tuple[int, float]] = {}  # q and ||S - I||_F at the task's end
         self.relaxed: RelaxedSpaces | None = None
 
+    def footprint(self, learner: Learner, tasks: int, processes: int) -> None:
+        """It has more than :class:`GPM`, and does not say how much."""
+        return
+
     def check(self, learner: Learner) -> None:
         """As :class:`GPM`, for its own lists too."""
         super().check(learner)

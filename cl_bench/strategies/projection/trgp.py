@@ -68,6 +68,10 @@ class TRGP(GPM):
         self.stored: dict[int, dict[str, dict[int, Tensor]]] = {}  # task: layer: {j: Q_j - I}
         self.rescaling: Rescaling | None = None
 
+    def footprint(self, learner: Learner, tasks: int, processes: int) -> None:
+        """It has more than :class:`GPM`, and does not say how much."""
+        return
+
     def check(self, learner: Learner) -> None:
         """As GPM; and every layer must put out W x, which is what is rescaled."""
         super().check(learner)

@@ -19,6 +19,7 @@ from torch import Tensor
 from cl_bench.contracts import (
     Batch,
     Learner,
+    Memory,
     Needs,
     State,
     Statistics,
@@ -27,6 +28,7 @@ from cl_bench.contracts import (
     split_batch,
 )
 from cl_bench.contracts.options import Count, Index, OnlyWith, Share, Strength
+from cl_bench.strategies.svd.footprint import held_by_one
 from cl_bench.strategies.svd.matrices import means, own_matrices
 from cl_bench.strategies.svd.pretrained import ByPretraining
 from cl_bench.subspace import (
@@ -158,6 +160,21 @@ class AdaptiveSVD(ByPretraining):
             kept += learner.others(kept, norms=self.learning_rest(learner) == "norms")
         known = set(kept)
         return frozenset(name for name, p in learner.network.named_parameters() if p in known)
+
+    def footprint(self, learner: Learner, tasks: int, processes: int) -> Memory:
+        """Of the process whose matrices take the most; by the rank that the last task keeps."""
+        layers = self.targets(learner)
+        ratio = {"fixed": self.preserve_ratio, "importance": self.trr}.get(self.schedule, 0.5)
+        if self.schedule == "budget":
+            ratio = min((tasks - 1) / (self.tasks or tasks), 1.0)
+        return held_by_one(
+            learner,
+            layers,
+            processes,
+            ratio if tasks > self.first_constrained(learner) else None,
+            self.parametrisation,
+            self.learning_rest(learner),
+        )
 
     def setup(self, learner: Learner, task: Task) -> None:
         """Freeze what is not to learn, and remember where the task began."""

@@ -68,6 +68,10 @@ class O3(LowRankPairs):
         self.drawn = 0
         self._task: Task | None = None
 
+    def footprint(self, learner: Learner, tasks: int, processes: int) -> None:
+        """It does not say."""
+        return
+
     def setup(self, learner: Learner, task: Task) -> None:
         """A request's pair goes on from where the last one's ended."""
         self._task = task if task.kind == "forget" else None

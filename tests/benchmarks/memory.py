@@ -1,0 +1,227 @@
+"""Peak bytes of live tensors in each of two processes against the plan: a random LLaMA, on CPUs.
+
+    python tests/benchmarks/memory.py [--millions 50] [--only finetune,gpm,adaptive_svd,o_lora]
+
+Two processes share the weights out (``trainer=fsdp``) and learn two tasks of a few steps.
+A tensor is followed from the operation that makes it until its storage is gone or empty; what was
+there before counts too. Bars: 1.15 times the plan, and 1.35 times for the resident memory beyond
+that of a process that has imported everything. Prints a row a strategy; ``--json FILE`` keeps them.
+"""
+
+import argparse
+import gc
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+BAR, RESIDENT = 1.15, 1.35
+SMALL = 1 << 16
+"""Bytes below which a new tensor is no reason to add everything up."""
+STRATEGIES = {
+    "finetune": ["+strategy=finetune"],
+    "gpm": ["+strategy=gpm", "strategy.samples=8"],
+    "adaptive_svd": ["+strategy=adaptive_svd"],
+    "o_lora": ["+strategy=o_lora", "strategy.targets=[q_proj,k_proj,v_proj,o_proj]"],
+}
+SIZES = {  # width, depth, inner width, vocabulary
+    1: (128, 2, 352, 1024),
+    50: (512, 12, 1408, 8192),
+    400: (1024, 24, 2816, 32768),
+}
+LENGTH, ROWS = 64, 16
+
+
+class Live(TorchDispatchMode):
+    """The most bytes that storages have at a time.
+
+    Attributes:
+        peak: so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: dict[int, weakref.ref[Any]] = {}
+        self.peak = 0
+        for thing in gc.get_objects():
+            if isinstance(thing, Tensor) and not thing.is_meta:
+                self.note(thing)
+        self.look()
+
+    def note(self, tensor: Tensor) -> int:
+        """Follow a tensor's storage; returns its bytes if it is new."""
+        if isinstance(tensor, DTensor):
+            tensor = tensor.to_local()
+        if tensor.device.type != "cpu" or type(tensor).__name__ == "FakeTensor":
+            return 0
+        storage = tensor.untyped_storage()
+        known = self.storages.get(id(storage))
+        if known is not None and known() is storage:
+            return 0
+        self.storages[id(storage)] = weakref.ref(storage)
+        return storage.nbytes()
+
+    def look(self) -> None:
+        """Add everything up."""
+        total = 0
+        for key, ref in list(self.storages.items()):
+            storage = ref()
+            if storage is None:
+                del self.storages[key]
+            else:
+                total += storage.nbytes()
+        self.peak = max(self.peak, total)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if sum(self.note(t) for t in tree_leaves(out) if isinstance(t, Tensor)) >= SMALL:
+            self.look()
+        return out
+
+
+def resident(field: str) -> int:
+    """Of this process, in bytes: ``VmRSS`` now, ``VmHWM`` at the most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def prepared(folder: Path, millions: int) -> None:
+    """A random model and two files of random letters."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    width, depth, inner, vocabulary = SIZES[millions]
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            intermediate_size=inner,
+            num_hidden_layers=depth,
+            num_attention_heads=width // 64,
+            num_key_value_heads=width // 128,
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=1,
+        )
+    ).save_pretrained(folder / "model")
+    drawn = random.Random(0)
+    for name in "ab":
+        rows = [
+            {"prompt": "".join(drawn.choices("abcdefgh ", k=90)), "completion": "yes it is so"}
+            for _ in range(ROWS)
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def words(name: str, folder: Path, precision: str) -> list[str]:
+    """The command line of a run."""
+    return [
+        *STRATEGIES[name],
+        "+stream=chat",
+        f"stream.data=[{folder}/a.jsonl,{folder}/b.jsonl]",
+        "stream.tokenizer=bytes",
+        f"stream.max_length={LENGTH}",
+        "stream.test_fraction=0.25",
+        f"model.name_or_path={folder}/model",
+        *("trainer=fsdp", "trainer.devices=2", "trainer.accelerator=cpu"),
+        f"trainer.precision={precision}",
+        *("batch_size=4", "pack=1", "eval.batch_size=4", "alignment.enabled=false"),
+        *("checkpoint.every_steps=2", "checkpoint.keep=1", "logger.mode=disabled"),
+        f"run_dir={folder}/runs/{name}",
+    ]
+
+
+def work(names: list[str], folder: Path, precision: str) -> None:
+    """One of the processes: every strategy in turn, measured and planned."""
+    from cl_bench.cli.compose import composed
+    from cl_bench.cli.plan import planned
+    from cl_bench.cli.run import run_config
+
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    for name in names:
+        cfg, choices = composed(words(name, folder, precision))
+        made, _ = planned(cfg, choices)
+        gc.collect()
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+        begun = time.perf_counter()
+        with Live() as live:
+            run_config(cfg, "memory", choices)
+        found = {
+            "strategy": name,
+            "planned": made.peak,
+            "phase": max(
+                ("stepping", "training", "boundary", "evaluation", "checkpoint"), key=made.total
+            ),
+            "measured": live.peak,
+            "resident": resident("VmHWM") - before,
+            "seconds": time.perf_counter() - begun,
+        }
+        (folder / f"{name}-{dist.get_rank()}.json").write_text(json.dumps(found))
+        gc.collect()
+    dist.destroy_process_group()
+
+
+def main() -> int:
+    """Measure; the status is 1 if a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--millions", type=int, choices=list(SIZES), default=50)
+    parser.add_argument("--only", default=",".join(STRATEGIES))
+    parser.add_argument("--precision", default="bf16-mixed")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    names = given.only.split(",")
+    if given.folder:
+        work(names, given.folder, given.precision)
+        return 0
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        prepared(folder, given.millions)
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        options = ["--only", given.only, "--precision", given.precision]
+        subprocess.run(
+            [sys.executable, *launcher, __file__, *options, "--folder", scratch],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=True,
+        )
+        rows = []
+        for name in names:
+            both = [json.loads((folder / f"{name}-{r}.json").read_text()) for r in (0, 1)]
+            rows.append(
+                {
+                    **both[0],
+                    **{k: max(b[k] for b in both) for k in ("measured", "resident", "seconds")},
+                }
+            )
+    missed = False
+    for row in rows:
+        row["ratio"] = row["measured"] / row["planned"]
+        row["resident_ratio"] = row["resident"] / row["planned"]
+        missed |= row["ratio"] > BAR or row["resident_ratio"] > RESIDENT
+        print(
+            f"{row['strategy']:13} planned {row['planned'] / 1e6:8.1f} MB ({row['phase']}), is "
+            f"{row['measured'] / 1e6:8.1f} ({row['ratio']:.2f}), resident "
+            f"{row['resident'] / 1e6:8.1f} ({row['resident_ratio']:.2f}), {row['seconds']:.0f} s"
+        )
+    if given.json:
+        given.json.write_text(json.dumps(rows, indent=1))
+    return int(missed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
