@@ -133,10 +133,6 @@ class Objective(NetworkServices):
             return self.total_loss(out, batch)
         return self.own_objective(self, batch, out)
 
-    def outputs(self, batch: Batch) -> Tensor:
-        """What a batch of the stage that is trained comes to."""
-        return self(batch)
-
     def step_loss(self, batch: Batch) -> tuple[Tensor, Count]:
         """What a batch's gradient is taken of, a mean, and over how many terms it goes.
 

@@ -80,7 +80,7 @@ class Stages(Readout, Objective, SharedServices):
     def outputs(self, batch: Batch) -> Tensor:
         """Of inputs, or of features in a phase that has these."""
         if self.phase is None or not self.phase.of_features:
-            return self(batch)
+            return super().outputs(batch)
         return self.readout(self._to_device(batch)["features"])
 
     def leave(self) -> None:
