@@ -17,6 +17,9 @@ from cl_bench.learners import BaseLearner
 SAMPLES, REPEATS = 256, 15
 """Of the batch that inference is timed on, and how often; the fastest counts."""
 
+PATIENCE_SECONDS = 5.0
+"""No repeat begins after so long, though there are two: large networks do not waver as small do."""
+
 
 class PeakMemory:
     """The most memory that the process held since this object was made.
@@ -83,8 +86,11 @@ def inference_overhead(learner: BaseLearner, strategy: Strategy, stream: Stream)
     learner.eval()
     try:
         bare, full = [], []
+        first = time.perf_counter()
         for _ in range(REPEATS):  # in turns, so that a busy machine slows both
             begun = time.perf_counter()
+            if len(full) > 1 and begun - first > PATIENCE_SECONDS:
+                break
             learner(batch)
             bare.append(time.perf_counter() - begun)
             begun = time.perf_counter()
