@@ -60,6 +60,11 @@ class Adapted(Strategy):
         self.kept: dict[str, dict[str, dict[str, Tensor]]] = {}
         self._before: dict[str, dict[str, Tensor]] = {}
 
+    @property
+    def adapters(self) -> int:
+        """Those of tasks that are tested with their own."""
+        return len(self.kept) if (self.lifetime, self.end) == ("per_task", "keep") else 0
+
     @abstractmethod
     def maps(self, learner: Learner) -> Sequence[LinearMap]:
         """The layers that get adapters."""

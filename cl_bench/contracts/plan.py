@@ -61,6 +61,8 @@ class Phase:
         prepare: called once, at the end of the stage before, and never replayed: what it changes
             must lie in weights or in the strategy's state.
         owner: the strategy that asked for it; filled in where there are companions.
+        of_features: batches hold ``features`` (n, d) in place of inputs, and outputs are what the
+            seen heads make of them (:meth:`Learner.readout`): nothing below heads is computed.
 
     Raises:
         UsageError: fewer than 1 epoch.
@@ -73,6 +75,7 @@ class Phase:
     objective: Callable[[Learner, Batch, Tensor], Loss] | None = None
     prepare: Callable[[Learner], None] | None = None
     owner: object | None = None
+    of_features: bool = False
 
     def __post_init__(self) -> None:
         if type(self.epochs) is not int or self.epochs < 1:

@@ -169,6 +169,20 @@ class Strategy:
         return 0
 
     @property
+    def passes(self) -> int:
+        """Forward passes of a network that one answer of :meth:`predict` takes now."""
+        return 1
+
+    @property
+    def adapters(self) -> int:
+        """How many adapters, one a task or one for all, must be in memory to answer now.
+
+        What was merged into the weights does not count; in a task that is being learned, its own
+        does not either.
+        """
+        return 0
+
+    @property
     def members(self) -> "Sequence[Strategy]":
         """The strategy and its companions, the main one first."""
         return (self,)

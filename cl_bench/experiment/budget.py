@@ -17,6 +17,9 @@ from cl_bench.learners import BaseLearner
 SAMPLES, REPEATS = 256, 15
 """Of the batch that inference is timed on, and how often; the fastest counts."""
 
+PATIENCE_SECONDS = 5.0
+"""No repeat begins after so long, though there are two: large networks do not waver as small do."""
+
 
 class PeakMemory:
     """The most memory that the process held since this object was made.
@@ -55,6 +58,8 @@ def describe_budget(learner: BaseLearner, strategy: Strategy, stream: Stream) ->
         ``forward_passes``, ``forward_samples``, ``backward_passes``, ``backward_samples``;
         ``parameters`` of the network; ``strategy_bytes``, tensors that the strategy keeps, and
         ``exemplars``, how many samples are among them;
+        ``prediction_passes``, forward passes that one answer takes, and ``prediction_adapters``,
+        how many adapters are in memory for it;
         ``inference_overhead``, time of a forward pass under ``strategy.inference`` over that of
         the bare network.
     """
@@ -63,6 +68,8 @@ def describe_budget(learner: BaseLearner, strategy: Strategy, stream: Stream) ->
         "parameters": sum(p.numel() for p in learner.network.parameters()),
         "strategy_bytes": tensor_bytes(dict(strategy.state_dict())),
         "exemplars": strategy.exemplars,
+        "prediction_passes": strategy.passes,
+        "prediction_adapters": strategy.adapters,
         "inference_overhead": inference_overhead(learner, strategy, stream),
     }
 
@@ -79,8 +86,11 @@ def inference_overhead(learner: BaseLearner, strategy: Strategy, stream: Stream)
     learner.eval()
     try:
         bare, full = [], []
+        first = time.perf_counter()
         for _ in range(REPEATS):  # in turns, so that a busy machine slows both
             begun = time.perf_counter()
+            if len(full) > 1 and begun - first > PATIENCE_SECONDS:
+                break
             learner(batch)
             bare.append(time.perf_counter() - begun)
             begun = time.perf_counter()

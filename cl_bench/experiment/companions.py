@@ -85,6 +85,16 @@ class Together(Strategy):
         return sum(m.exemplars for m in self.members)
 
     @property
+    def passes(self) -> int:
+        """Of the member that answers."""
+        return self._deciding("predict").passes
+
+    @property
+    def adapters(self) -> int:
+        """Of all members."""
+        return sum(m.adapters for m in self.members)
+
+    @property
     def needs(self) -> Needs:  # type: ignore[override]
         """What all members need together."""
         needs = [m.needs for m in self.members]

@@ -104,7 +104,7 @@ class Evaluation(Objective):
             return
         batch = self._to_device(batch)
         with torch.no_grad(), self.evaluating():
-            known = self.finite(self(batch), batch).all()
+            known = self.finite(self.outputs(batch), batch).all()
         if float(average_(known.float())) < 1:
             raise self._diverged("outputs for training data are not finite")
 

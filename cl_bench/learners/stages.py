@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from cl_bench.contracts import Phase, Strategy, Task
+from cl_bench.contracts import Batch, Phase, Strategy, Task
 from cl_bench.contracts.plan import Start
 from cl_bench.contracts.strategy import overrides
 from cl_bench.learners.guardable import is_norm
@@ -76,6 +76,12 @@ class Stages(Readout, Objective, SharedServices):
             and not any(p in wanted for p in m.parameters())
             and not (body and not list(m.parameters()))
         ]
+
+    def outputs(self, batch: Batch) -> Tensor:
+        """Of inputs, or of features in a phase that has these."""
+        if self.phase is None or not self.phase.of_features:
+            return super().outputs(batch)
+        return self.readout(self._to_device(batch)["features"])
 
     def leave(self) -> None:
         """A stage is over: the whole strategy is asked again, and what the task trains trains."""

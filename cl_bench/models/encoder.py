@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cl_bench.contracts import Origin, UsageError
 from cl_bench.contracts.checking import checked
 from cl_bench.hub import hub_reachable
-from cl_bench.models.pooling import Pooling, pooled
+from cl_bench.models.pooling import Pool, Pooling
 
 
 class Encoder(nn.Module):
@@ -32,7 +32,7 @@ class Encoder(nn.Module):
     def __init__(self, model: nn.Module, pooling: Pooling, origin: Origin, tokenizer: str) -> None:
         super().__init__()
         self.model = model
-        self.pooling = pooling
+        self.pool = Pool(pooling)
         self.origin = origin
         self.tokenizer = tokenizer
         config: Any = model.config
@@ -58,7 +58,8 @@ class Encoder(nn.Module):
             held = x != self.pad
             given = self.model(input_ids=x, attention_mask=held.long())
             hidden = given.last_hidden_state
-        return pooled(hidden, held, self.pooling)
+        features: Tensor = self.pool(hidden, held)
+        return features
 
 
 @checked("model.")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from cl_bench.contracts import Origin, UsageError
 from cl_bench.contracts.checking import checked
 from cl_bench.contracts.options import Count
-from cl_bench.models.pooling import Pooling, pooled
+from cl_bench.models.pooling import Pool, Pooling
 from cl_bench.models.weights import PACKAGE, package_file
 
 SHIPPED = (
@@ -27,6 +27,9 @@ ORIGIN = Origin(
 
 class Block(nn.Module):
     """Attention and an MLP, each added to its input and normalised afterwards."""
+
+    branch = ("up", "down")
+    """What reads the hidden states that the MLP's result is added to, and what gives it."""
 
     def __init__(self, width: int, heads: int, inner: int) -> None:
         super().__init__()
@@ -83,7 +86,7 @@ class MiniLM(nn.Module):
         super().__init__()
         if width % heads:
             raise UsageError(f"model.heads={heads}: must divide model.width={width}")
-        self.pooling = pooling
+        self.pool = Pool(pooling)
         self.words = nn.Embedding(tokens, width)
         self.positions = nn.Embedding(positions, width)
         self.norm = nn.LayerNorm(width, eps=1e-12)
@@ -101,7 +104,8 @@ class MiniLM(nn.Module):
         out = self.norm(self.words(x) + self.positions.weight[: x.shape[1]])
         for block in self.body:
             out = block(out, held[:, None, None])
-        return pooled(out, held, self.pooling)
+        features: Tensor = self.pool(out, held)
+        return features
 
 
 @checked("model.")

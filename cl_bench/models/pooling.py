@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Pooling = Literal["cls", "mean", "last"]
 """The first position's vector, the mean over positions that hold something, or the last of them."""
@@ -26,3 +26,21 @@ def pooled(hidden: Tensor, held: Tensor, pooling: Pooling) -> Tensor:
         return hidden[torch.arange(len(hidden), device=held.device), last]
     weights = held.to(hidden.dtype)[..., None]
     return (hidden * weights).sum(1) / weights.sum(1)
+
+
+class Pool(nn.Module):
+    """:func:`pooled` in one way, where others can see what it is given."""
+
+    pools = True
+
+    def __init__(self, pooling: Pooling) -> None:
+        super().__init__()
+        self.pooling = pooling
+
+    def forward(self, hidden: Tensor, held: Tensor) -> Tensor:
+        """(n, d) of ``hidden`` (n, L, d) where ``held`` bool (n, L)."""
+        return pooled(hidden, held, self.pooling)
+
+    def extra_repr(self) -> str:
+        """In which way."""
+        return self.pooling

@@ -9,11 +9,14 @@ from torch import Tensor, nn
 from cl_bench.contracts import UsageError
 from cl_bench.contracts.checking import checked
 from cl_bench.contracts.options import Count
-from cl_bench.models.pooling import Pooling, pooled
+from cl_bench.models.pooling import Pool, Pooling
 
 
 class Block(nn.Module):
     """Attention and an MLP, each on normalised inputs and added to them."""
+
+    branch = ("norm2", "down")
+    """What reads the hidden states that the MLP's result is added to, and what gives it."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -71,7 +74,7 @@ class ViT(nn.Module):
             )
         if width % heads:
             raise UsageError(f"model.heads={heads}: must divide model.width={width}")
-        self.pooling = pooling
+        self.pool = Pool(pooling)
         self.patches = nn.Conv2d(input_shape[0], width, patch, stride=patch)
         count = (input_shape[1] // patch) * (input_shape[2] // patch) + 1
         self.whole = nn.Parameter(torch.zeros(1, 1, width))
@@ -90,4 +93,6 @@ class ViT(nn.Module):
         for block in self.body:
             x = block(x)
         x = self.norm(x)
-        return pooled(x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device), self.pooling)
+        held = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        features: Tensor = self.pool(x, held)
+        return features

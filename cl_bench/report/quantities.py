@@ -23,6 +23,8 @@ COSTS = {
     "peak_memory_bytes": "peak memory",
     "strategy_bytes": "strategy memory",
     "exemplars": "samples kept",
+    "prediction_passes": "passes an answer",
+    "prediction_adapters": "adapters in memory",
     "inference_overhead": "inference overhead",
 }
 

@@ -123,3 +123,10 @@ class Refusing(Strategy):
 
     def check(self, learner):
         raise UsageError("strategy.x=1: not with this network")
+
+
+class AsksTwice(Strategy):
+    """Answers by two passes, and says one."""
+
+    def predict(self, learner, batch, task):
+        return learner(batch) + learner.readout(learner.features(batch))

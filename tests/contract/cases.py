@@ -41,7 +41,7 @@ from cl_bench.experiment import (
 )
 from cl_bench.federation import FederatedEngine, Federation, check_federation
 from cl_bench.learners import Classifier, language
-from cl_bench.models import MLP, t5
+from cl_bench.models import MLP, ViT, t5
 from cl_bench.streaming import Streaming, StreamingEngine, check_streaming
 from cl_bench.tasks.tensors import from_tensors
 
@@ -50,10 +50,15 @@ NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
 
 SAMPLES, DIM, CLASSES, FEW = 64, 12, 3, 24
 
+TRANSFORMERS = ("aper_adapter", "coda_prompt", "dualprompt", "ease", "l2p")
+"""Strategies that work inside a transformer's blocks."""
+
 LINEAR = {"targets": ["linear"]}
 OPTIONS: dict[str, dict[str, Any]] = {
     "bic": {"epochs": 5},
     **dict.fromkeys(("inflora", "keeplora", "sd_lora"), LINEAR),
+    "coda_prompt": {"blocks": [0, 1]},
+    "dualprompt": {"general_blocks": [0], "expert_blocks": [1]},
 }
 """Options that a strategy needs for runs as small as these; best none."""
 
@@ -89,7 +94,7 @@ def small(options, calm):
             continue
         if "samples" in key or key == "memory":
             found[key] = min(value, FEW)
-        if key == "rank":
+        if key in ("rank", "r", "each", "components"):
             found[key] = min(value, 2)
         if key == "width":
             found[key] = min(value, FEW)
@@ -152,7 +157,10 @@ def make_learner(strategy, stream, batch, pack=1, dtype=torch.float64):
         learner.__class__ = type("Mortal", (Dying, type(learner)), {})
     else:
         torch.manual_seed(1)
-        network = nn.Sequential(MLP((DIM,), (16, 16), True), nn.Linear(16, 16), nn.ReLU())
+        if type(strategy).__module__.split(".")[-1] in TRANSFORMERS:
+            network = nn.Sequential(nn.Unflatten(1, (3, 2, 2)), ViT((3, 2, 2), 2, 2, 8, 2))
+        else:
+            network = nn.Sequential(MLP((DIM,), (16, 16), True), nn.Linear(16, 16), nn.ReLU())
         learner = Mortal(stream, network, functools.partial(SGD, lr=0.2), batch, 0, pack)
     learner.to(dtype)
     learner.remember_initial_state()

@@ -175,6 +175,7 @@ def no_trace(name):
         for module, kept in before.items():
             assert after[module] == kept, f"after task {t}, {module!r}: {after[module]}"
     learner = setting.learner
+    passes_are_told(setting)
     # What is held stays so until the next task begins.
     untouched = Setting(name).learner
     for each in (learner, untouched):
@@ -183,6 +184,28 @@ def no_trace(name):
     same = switches(learner) == switches(untouched)
     assert same, "in the next task, something else learns or is in training mode"
     copies_stand_alone(learner, untouched, setting.stream[1])
+
+
+def passes_are_told(setting):
+    """An answer takes as many passes as the strategy says, of the network or of copies of it."""
+    learner, strategy, task = setting.learner, setting.strategy, setting.stream[1]
+    features = type(learner)._features
+    calls = []
+
+    def counted(own, batch):
+        calls.append(1)
+        return features(own, batch)
+
+    known = task if setting.stream.task_id_at_test else None
+    seen = learner.register_forward_hook(lambda *_: calls.append(1))
+    type(learner)._features = counted
+    try:
+        with torch.no_grad(), learner.evaluating(), strategy.inference(learner, known):
+            strategy.predict(learner, task.train[torch.arange(4)], known)
+    finally:
+        seen.remove()
+        type(learner)._features = features
+    assert len(calls) == strategy.passes, f"{len(calls)} passes, and it says {strategy.passes}"
 
 
 HOOKS = tuple(k for k in vars(torch.nn.Module()) if k.endswith("_hooks") and isinstance(k, str))

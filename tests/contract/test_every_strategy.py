@@ -163,6 +163,10 @@ def test_what_stays_on_the_network_is_found(broken, match):
     breaks(match, laws.no_trace, broken)
 
 
+def test_a_pass_that_nobody_tells_of_is_found():
+    breaks("2 passes, and it says 1", laws.no_trace, "AsksTwice")
+
+
 def test_a_copy_that_computes_with_old_weights_is_found():
     """The last part of the law, for a closure that nobody sees in the modules."""
     setting = Setting("finetune")

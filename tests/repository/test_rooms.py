@@ -37,7 +37,17 @@ def imported(path):
 FLOORS = (
     ("contracts", "data", "merging", "subspace"),
     ("metrics",),
-    ("adapters", "learners", "models", "optimizers", "packed", "parallel", "strategies", "tasks"),
+    (
+        "adapters",
+        "blocks",
+        "learners",
+        "models",
+        "optimizers",
+        "packed",
+        "parallel",
+        "strategies",
+        "tasks",
+    ),
     ("features", "report", "tracking"),
     ("board", "experiment", "federation", "integrations", "streaming"),
     ("cli", "api", "__main__", ""),

@@ -4,7 +4,8 @@ A copy of the pre-trained network learns the first task and is frozen. A sample'
 of both, [f_pretrained(x), f_tuned(x)] (2 d,), and classes are known by their means: logits are
 cosines of the joint vectors, in which the longer half counts more.
 
-This is the variant whose copy is tuned as a whole ("finetune").
+This is the variant whose copy is tuned as a whole ("finetune"); ``aper_adapter`` tunes adapters.
+The network's first weights are kept by name, so ``adapter=...`` in their place is refused.
 """
 
 import torch
@@ -27,13 +28,18 @@ class APER(CosineStart, NCM):
         first: weights and buffers of the pre-trained network; empty before any task.
     """
 
-    needs = Needs(modalities=CLASSIFIED, shardable=False)
+    needs = Needs(modalities=CLASSIFIED, shardable=False, own_weights=True)
 
     def __init__(self, epochs: Count | None = None) -> None:
         super().__init__()
         self.epochs = epochs
         self.first: dict[str, Tensor] = {}
         self._pretrained: Snapshot | None = None
+
+    @property
+    def passes(self) -> int:
+        """Through both networks."""
+        return 2 if self.first else 1
 
     def setup(self, learner: Learner, task: Task) -> None:
         """Keep the network as it comes, once."""

@@ -133,7 +133,7 @@ class ClosedForm(FederatedStrategy):
         h = self.read(learner, batch)
         known = [c for c, n in enumerate(seen) if n and (task is None or c in task.classes)]
         logits = h.new_full((len(h), len(seen)), -torch.inf)
-        logits[:, known] = self.scores(h, known)
+        logits[:, known] = self.scores(h, known).to(h)
         return logits
 
     def state_dict(self) -> State:

@@ -22,6 +22,20 @@ class Scale(nn.Module):
         self.factor = nn.Parameter(torch.ones(1))
 
 
+def cosine_loss(learner: Learner, batch: Batch, scale: Scale, start: int = 0) -> Loss:
+    """Cross-entropy over a task's classes, from ``start``, of scaled cosines with its head's rows.
+
+    The head is that of the task that is learned.
+    """
+    f = learner.features(batch)
+    eye = torch.eye(f.shape[1], device=f.device, dtype=f.dtype)
+    offset = learner.readout(eye.new_zeros(1, len(eye)), heads="current")
+    weight = learner.readout(eye, heads="current") - offset  # of the head, (d, c)
+    logits = scale.factor.to(f) * F.normalize(f, dim=1) @ F.normalize(weight, dim=0)
+    terms = F.cross_entropy(logits, batch["y"] - start, reduction="none")
+    return Loss(terms.double().sum(), len(f))
+
+
 class CosineStart(ClosedForm):
     """Trains the network on the first task, if at all, by cross-entropy of scaled cosines."""
 
@@ -36,11 +50,4 @@ class CosineStart(ClosedForm):
 
     def objective(self, learner: Learner, batch: Batch, out: Tensor) -> Loss:
         """Cross-entropy over the task's classes."""
-        f = learner.features(batch)
-        eye = torch.eye(f.shape[1], device=f.device, dtype=f.dtype)
-        offset = learner.readout(eye.new_zeros(1, len(eye)), heads="current")
-        weight = learner.readout(eye, heads="current") - offset  # of the head, (d, c)
-        scale = cast(Scale, learner.extras(self)["scale"]).factor
-        logits = scale.to(f) * F.normalize(f, dim=1) @ F.normalize(weight, dim=0)
-        terms = F.cross_entropy(logits, batch["y"], reduction="none")
-        return Loss(terms.double().sum(), len(f))
+        return cosine_loss(learner, batch, cast(Scale, learner.extras(self)["scale"]))

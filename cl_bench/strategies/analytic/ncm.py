@@ -10,6 +10,11 @@ from torch import Tensor
 from cl_bench.strategies.analytic.closed_form import ClosedForm
 
 
+def cosines(h: Tensor, means: Tensor) -> Tensor:
+    """(n, C) of samples (n, M) with means (C, M)."""
+    return F.normalize(h, dim=1) @ F.normalize(means.to(h), dim=1).t()
+
+
 class NCM(ClosedForm):
     """Trains nothing: the network keeps its first weights, classes are known by their means."""
 
@@ -23,4 +28,4 @@ class NCM(ClosedForm):
 
     def scores(self, h: Tensor, classes: list[int]) -> Tensor:
         """Cosines (n, len(classes))."""
-        return F.normalize(h, dim=1) @ F.normalize(self.means[classes].to(h), dim=1).t()
+        return cosines(h, self.means[classes])

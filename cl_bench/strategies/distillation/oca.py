@@ -104,6 +104,11 @@ class OCA(Strategy):
         """Logits without the classes that the network's own outputs leave out."""
         return logits.masked_fill(out[:, : logits.shape[1]] == -torch.inf, -torch.inf)
 
+    @property
+    def passes(self) -> int:
+        """Q h beside what the network says, once there is a Q."""
+        return 2 if self.width else 1
+
     def predict(self, learner: Learner, batch: Batch, task: Task | None) -> Tensor:
         """W Q h; before any task what the network says."""
         out = learner(batch)

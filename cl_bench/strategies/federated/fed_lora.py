@@ -146,6 +146,11 @@ class FedLoRA(FederatedStrategy):
             hook.remove()
         self._hooks.clear()
 
+    @property
+    def adapters(self) -> int:
+        """The pairs, which are never merged."""
+        return int(bool(self.shapes))
+
     @contextmanager
     def inference(self, learner: Learner, task: Task | None) -> Iterator[None]:
         """With the pairs."""

@@ -107,6 +107,11 @@ class O3(LowRankPairs):
             A, B = (weight.detach().clone() for weight in self._weights(name))
             self.pairs[name] = A, B
 
+    @property
+    def adapters(self) -> int:
+        """The pair."""
+        return int(bool(self.pairs))
+
     def release(self, learner: Learner) -> None:
         """The base is what it was: nothing is merged."""
         if self.attached is not None:
