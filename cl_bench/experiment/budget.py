@@ -85,7 +85,8 @@ def inference_overhead(learner: BaseLearner, strategy: Strategy, stream: Stream)
     training = learner.training
     learner.eval()
     try:
-        bare, full = [], []
+        bare: list[float] = []
+        full: list[float] = []
         first = time.perf_counter()
         for _ in range(REPEATS):  # in turns, so that a busy machine slows both
             begun = time.perf_counter()

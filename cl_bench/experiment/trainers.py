@@ -49,8 +49,6 @@ def quiet_lightning() -> Iterator[None]:
         # A task of no epochs.
         warnings.filterwarnings("ignore", ".*`LightningModule.configure_optimizers` returned.*")
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
-        # A cluster's login node, or one of its jobs that begins without its launcher.
-        warnings.filterwarnings("ignore", ".*`srun` command is available.*")
         try:
             yield
         finally:
