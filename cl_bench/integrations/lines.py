@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cl_bench.contracts import Batch, Plan, Strategy, UsageError
+from cl_bench.contracts import Plan, Strategy, UsageError
 from cl_bench.contracts.strategy import overrides
 
 LINES = {
@@ -41,15 +41,10 @@ def require_served(strategy: Strategy, heads: object = (), inputs: bool = False)
         member.check_elsewhere()
 
 
-def kind_of(sample: Batch) -> str:
-    """``text`` where labels are tokens; empty where that is not known."""
-    return "text" if "labels" in sample and "y" not in sample else ""
-
-
-def require_kind(strategy: Strategy, sample: Batch) -> None:
-    """Raise :class:`UsageError` if the strategy learns classes, and labels are tokens."""
+def require_classes(strategy: Strategy) -> None:
+    """Raise :class:`UsageError` if the strategy learns classes alone: labels are tokens."""
     learned = strategy.needs.modalities
-    if learned and "text" not in learned and kind_of(sample) == "text":
+    if learned and "text" not in learned:
         raise UsageError(
             f"{type(strategy).__name__} learns classes, a label y for each sample, and this sample "
             "has tokens as labels: use a strategy for language models, such as EWC or ER"
