@@ -132,7 +132,6 @@ def take_in(
         for k, settings in enumerate(method.trials(), start=1)
         if trials
     ]
-    first = by_pair[wanted[0]]
     settings = {**method.settings, **chosen}
     cell = Cell(
         protocol=protocol.name,
@@ -140,11 +139,11 @@ def take_in(
         command=f"{SHOWN} -m {shlex.join(protocol.sweep(method, chosen, '/path/to/data'))}",
         date=datetime.date.today().isoformat(),
         machine=_machine(),
-        task_id_known=first.run.task_id_known,
+        task_id_known=by_pair[wanted[0]].run.task_id_known,
         settings=settings,
         runs=records,
         trials=tried,
-        reference=dict(first.reference) if first.reference else None,
+        reference=reference(declared_settings(protocol, method, chosen)),
     )
     write_cell(results, cell, contents)
     return cell
@@ -169,6 +168,12 @@ def require_declared(
             )
     if trial.run.facts.get("search"):
         raise UsageError(f"{where}: it is a trial of a search and has seen no test data")
+
+
+def reference(declared: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The published numbers that a cell's settings name, as declared: a run may name anyone's."""
+    found = {k.partition(".")[2]: v for k, v in declared.items() if k.startswith("reference.")}
+    return found or None
 
 
 def _same(a: Any, b: Any) -> bool:
