@@ -8,10 +8,11 @@ import gzip
 import hashlib
 import json
 import math
+import shlex
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from cl_bench.contracts import UsageError
 from cl_bench.metrics import summarise
 from cl_bench.report.quantities import COSTS
 from cl_bench.report.rows import Row
+from cl_bench.report.study import PACKING
 from cl_bench.report.trials import Trial
 from cl_bench.tracking import Run, write_atomically
 from cl_bench.tracking.files import RESULTS, read_json, read_text
@@ -245,10 +247,20 @@ def record_of(trial: Trial, order: int | None, file: str, settings: Mapping[str,
         order=order,
         scores=record_scores(content),
         costs={k: trial.summary.get(k) for k in COSTS},
-        command=trial.command,
+        command=_portable(trial.command),
         commit=f"{git.get('commit') or ''}{'+' if git.get('dirty') else ''}",
         environment=kept,
         file=file,
         sha256=hashlib.sha256(content).hexdigest(),
         settings=settings,
     )
+
+
+def _portable(command: str) -> str:
+    """A command without the folders of whoever ran it, which are nobody else's."""
+    words = []
+    for word in shlex.split(command):
+        key, is_, value = word.partition("=")
+        ours = is_ and key in PACKING
+        words.append(f"{key}=/path/to/{PurePath(value).name}" if ours else word)
+    return shlex.join(words)

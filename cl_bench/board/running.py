@@ -1,7 +1,6 @@
 """Running cells, and taking runs in: ours and other people's by one door."""
 
 import datetime
-import platform
 import shlex
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from cl_bench.contracts import UsageError
 from cl_bench.places import conf_directory
 from cl_bench.report.study import INCIDENTAL, PACKING
 from cl_bench.report.trials import Trial, find_runs, flat, read_trial
-from cl_bench.tracking.files import RESULTS, read_text
+from cl_bench.tracking.files import RESULTS, read_json, read_text
 from cl_bench.tracking.renamed import without_idle
 
 PROGRAM = (sys.executable, "-m", "cl_bench")
@@ -137,8 +136,8 @@ def take_in(
         protocol=protocol.name,
         method=method.name,
         command=f"{SHOWN} -m {shlex.join(protocol.sweep(method, chosen, '/path/to/data'))}",
-        date=datetime.date.today().isoformat(),
-        machine=_machine(),
+        date=max(trial.run.started for trial in by_pair.values())[:10],
+        machine="; ".join(dict.fromkeys(_machine(by_pair[pair]) for pair in wanted)),
         task_id_known=by_pair[wanted[0]].run.task_id_known,
         settings=settings,
         runs=records,
@@ -231,5 +230,8 @@ def _sweep(words: Sequence[str], place: Path, seconds: float) -> float | None:
     return seconds - (datetime.datetime.now() - begun).total_seconds()
 
 
-def _machine() -> str:
-    return f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"
+def _machine(trial: Trial) -> str:
+    """What a run ran on, as its record has it: whoever takes it in may sit at another one."""
+    told = read_json(trial.run.directory / "environment.json") or {}
+    known = [str(told[key]) for key in ("platform", "cpu") if told.get(key)]
+    return ", ".join([*known, f"Python {told.get('python', 'not known')}"])

@@ -97,6 +97,21 @@ def test_a_cell_is_its_records_in_the_protocols_order(kept, runs):
     assert read_cells(kept) == [cell]
 
 
+def test_a_cell_names_where_and_when_its_runs_ran(tmp_path, runs, declared):
+    """Not where, and when, they were taken in; nor in which folders its data lay."""
+    for trial, python in zip(runs, ("3.11.7", "3.12.1", "3.11.7", "3.11.7"), strict=True):
+        told = {"python": python, "platform": "Linux-6", "cpu": "AVX2"}
+        (trial.run.directory / "environment.json").write_text(json.dumps(told))
+    said = "python -m cl_bench +stream=x 'stream.data_dir=/home/me/my data/mnist' 'a=[1, 2]'"
+    runs[0] = replace(runs[0], command=said)
+    runs[2] = replace(runs[2], run=replace(runs[2].run, started="2031-05-06T07:08:09.1+00:00"))
+    found = take_in(PROTOCOL, PROTOCOL.methods["gpm"], {}, runs, [], tmp_path / "cells")
+    assert found.machine == "Linux-6, AVX2, Python 3.11.7; Linux-6, AVX2, Python 3.12.1"
+    assert found.date == "2031-05-06"
+    told = "python -m cl_bench +stream=x stream.data_dir=/path/to/mnist 'a=[1, 2]'"
+    assert found.runs[0].command == told
+
+
 def test_what_a_cell_says_is_what_its_records_say(kept):
     path = kept / "toy/gpm.json"
     told = json.loads(path.read_text())
