@@ -41,7 +41,7 @@ def main(words: Sequence[str]) -> int:
     Returns:
         The exit status: 0; 1 where a run that was run again is another; 2 after an error.
     """
-    given = _parser().parse_args(list(words))
+    given = _parser().parse_intermixed_args(list(words))
     try:
         known = protocols()
         root = given.results or results_directory()

@@ -406,6 +406,7 @@ def test_only_cells_with_records_are_picked():
 @pytest.mark.parametrize(("words", "said"), [
     (["run", "nosuch"], "no such protocol"),
     (["run", "digits/nosuch"], "digits has no such method"),
+    (["run", "--minutes", "5", "digits/nosuch"], "digits has no such method"),
     (["add", "digits"], "name one cell and its runs"),
 ])  # fmt: skip
 def test_a_word_that_names_nothing_is_one_error(tmp_path, capsys, words, said):
