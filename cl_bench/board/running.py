@@ -142,7 +142,7 @@ def take_in(
         settings=settings,
         runs=records,
         trials=tried,
-        reference=reference(declared_settings(protocol, method, chosen)),
+        reference=reference(declared_settings(protocol, method, chosen, wanted[0][0])),
     )
     write_cell(results, cell, contents)
     return cell
@@ -156,7 +156,7 @@ def require_declared(
     if trial.run.status != "completed":
         raise UsageError(f"{where}: {trial.run.status}, and only completed runs make a cell")
     own = {"seed", protocol.orders.setting, *PACKING}
-    wanted = declared_settings(protocol, method, chosen)
+    wanted = declared_settings(protocol, method, chosen, trial.seed)
     for key, value in trial.settings.items():
         if key in own or key.partition(".")[0] in INCIDENTAL:
             continue
@@ -180,10 +180,13 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def declared_settings(
-    protocol: Protocol, method: Method, chosen: Mapping[str, Any]
+    protocol: Protocol, method: Method, chosen: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
-    """Every setting of a cell by its dotted name, as Hydra composes it."""
-    words = protocol.words(method, chosen, "/path/to/data")
+    """Every setting of a run with that seed by its dotted name, as Hydra composes it.
+
+    Others may follow from the seed.
+    """
+    words = [*protocol.words(method, chosen, "/path/to/data"), f"seed={seed}"]
     try:
         with hydra.initialize_config_dir(str(conf_directory()), version_base="1.3"):
             config = OmegaConf.to_container(hydra.compose("config", words), resolve=True)

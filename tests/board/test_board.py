@@ -158,7 +158,7 @@ def test_a_band_is_the_protocols_and_not_a_runs_own(tmp_path, runs, declared, mo
     runs[0] = make(tmp_path / "own", 0, 0, 0.5, reference=own)
     gpm = PROTOCOL.methods["gpm"]
     assert take_in(PROTOCOL, gpm, {}, runs, [], tmp_path / "cells").reference is None
-    settings = running.declared_settings(PROTOCOL, gpm, {})
+    settings = running.declared_settings(PROTOCOL, gpm, {}, 0)
     told = {**settings, "reference.acc": 72.0, "reference.source": "a paper"}
     monkeypatch.setattr(running, "declared_settings", lambda *_: told)
     kept = take_in(PROTOCOL, gpm, {}, runs, [], tmp_path / "cells")
@@ -315,8 +315,12 @@ def test_the_protocols_are_whole_and_their_commands_can_be_composed():
     assert next(iter(known.values())).headline
     assert next(iter(known.values())).runs == 15
     digits = known["digits"]
-    found = declared_settings(digits, digits.methods["gpm"], digits.methods["gpm"].trials()[3])
+    found = declared_settings(digits, digits.methods["gpm"], digits.methods["gpm"].trials()[3], 0)
     assert (found["optimizer.lr"], found["strategy.threshold"]) == (0.05, 0.95)
+    rotated = known["rotated_mnist"]
+    found = declared_settings(rotated, rotated.methods["er"], {}, 2)
+    assert found["stream.order_seed"] == 2  # every seed has angles of its own
+    assert (found["reference.acc"], found["strategy.memory"]) == (88.91, 500)
     assert digits.search(digits.methods["gpm"], None)[-4:] == [
         "search.enabled=true", "search.tasks=3", "seed=0", "stream.order_seed=9",
     ]  # fmt: skip
@@ -328,7 +332,7 @@ def test_every_cell_of_a_protocol_can_be_composed(name):
     protocol = protocols()[name]
     for method in protocol.methods.values():
         for settings in method.trials() or [{}]:
-            declared_settings(protocol, method, settings)
+            declared_settings(protocol, method, settings, 0)
 
 
 @pytest.mark.parametrize(("text", "said"), [
