@@ -65,9 +65,10 @@ def board(protocols: Mapping[str, Protocol], root: Path | None) -> list[Entry]:
         UsageError: a cell is damaged.
     """
     kept = {(c.protocol, c.method): c for c in read_cells(root)} if root else {}
+    measured = root.parent if root and root == results_directory() else None  # ours, with ours
     entries = []
     for protocol in protocols.values():
-        older = measured_cells(protocol, root.parent) if root else []
+        older = measured_cells(protocol, measured) if measured else []
         found = {**{c.method: c for c in older}}
         found |= {m: c for (p, m), c in kept.items() if p == protocol.name}
         for method in protocol.methods.values():

@@ -165,7 +165,7 @@ def print_board(entries: Sequence[Entry], console: Console, names: Sequence[str]
     found = counts(entries)
     console.print(
         f"{found['run']} of {found['places']} cells, {found['verdicts']} with a verdict, "
-        f"{found['bands']} against published bands that finetune is outside of"
+        f"{found['bands']} against published bands that finetune misses"
     )
 
 

@@ -27,7 +27,7 @@ def board_tables(entries: Sequence[Entry], folder: Path, root: Path | None) -> s
     found = counts(entries)
     parts = [
         f"{found['run']} of {found['places']} cells are run, {found['verdicts']} have a verdict, "
-        f"{found['bands']} are held against published bands that finetuning is outside of.",
+        f"{found['bands']} are held against published bands that finetuning misses.",
     ]
     for name in dict.fromkeys(entry.protocol.name for entry in entries):
         mine = [entry for entry in entries if entry.protocol.name == name]

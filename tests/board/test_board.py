@@ -373,6 +373,14 @@ def test_measured_figures_are_cells_where_they_carry_what_a_cell_needs():
     assert "sgp" not in pmnist
 
 
+def test_cells_elsewhere_stand_alone(kept):
+    """Figures from before records were kept lie beside our own cells."""
+    found = board(protocols(), kept)
+    assert {e.cell for e in found} == {None}
+    toy = replace(PROTOCOL, measured=({"file": "classics_digits"},))
+    assert [e.cell is not None for e in board({"toy": toy}, kept)] == [True, False]
+
+
 def test_the_cells_that_are_kept_are_what_their_records_say():
     found = board(protocols(), results_directory())
     assert [e for e in found if e.cell is not None and e.cell.kept], "none is kept"
