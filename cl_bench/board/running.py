@@ -1,7 +1,6 @@
 """Running cells, and taking runs in: ours and other people's by one door."""
 
 import datetime
-import platform
 import shlex
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from cl_bench.contracts import UsageError
 from cl_bench.places import conf_directory
 from cl_bench.report.study import INCIDENTAL, PACKING
 from cl_bench.report.trials import Trial, find_runs, flat, read_trial
-from cl_bench.tracking.files import RESULTS, read_text
+from cl_bench.tracking.files import RESULTS, read_json, read_text
 from cl_bench.tracking.renamed import without_idle
 
 PROGRAM = (sys.executable, "-m", "cl_bench")
@@ -132,19 +131,18 @@ def take_in(
         for k, settings in enumerate(method.trials(), start=1)
         if trials
     ]
-    first = by_pair[wanted[0]]
     settings = {**method.settings, **chosen}
     cell = Cell(
         protocol=protocol.name,
         method=method.name,
         command=f"{SHOWN} -m {shlex.join(protocol.sweep(method, chosen, '/path/to/data'))}",
-        date=datetime.date.today().isoformat(),
-        machine=_machine(),
-        task_id_known=first.run.task_id_known,
+        date=max(trial.run.started for trial in by_pair.values())[:10],
+        machine="; ".join(dict.fromkeys(_machine(by_pair[pair]) for pair in wanted)),
+        task_id_known=by_pair[wanted[0]].run.task_id_known,
         settings=settings,
         runs=records,
         trials=tried,
-        reference=dict(first.reference) if first.reference else None,
+        reference=reference(declared_settings(protocol, method, chosen, wanted[0][0])),
     )
     write_cell(results, cell, contents)
     return cell
@@ -158,7 +156,7 @@ def require_declared(
     if trial.run.status != "completed":
         raise UsageError(f"{where}: {trial.run.status}, and only completed runs make a cell")
     own = {"seed", protocol.orders.setting, *PACKING}
-    wanted = declared_settings(protocol, method, chosen)
+    wanted = declared_settings(protocol, method, chosen, trial.seed)
     for key, value in trial.settings.items():
         if key in own or key.partition(".")[0] in INCIDENTAL:
             continue
@@ -171,15 +169,24 @@ def require_declared(
         raise UsageError(f"{where}: it is a trial of a search and has seen no test data")
 
 
+def reference(declared: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The published numbers that a cell's settings name, as declared: a run may name anyone's."""
+    found = {k.partition(".")[2]: v for k, v in declared.items() if k.startswith("reference.")}
+    return found or None
+
+
 def _same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
 def declared_settings(
-    protocol: Protocol, method: Method, chosen: Mapping[str, Any]
+    protocol: Protocol, method: Method, chosen: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
-    """Every setting of a cell by its dotted name, as Hydra composes it."""
-    words = protocol.words(method, chosen, "/path/to/data")
+    """Every setting of a run with that seed by its dotted name, as Hydra composes it.
+
+    Others may follow from the seed.
+    """
+    words = [*protocol.words(method, chosen, "/path/to/data"), f"seed={seed}"]
     try:
         with hydra.initialize_config_dir(str(conf_directory()), version_base="1.3"):
             config = OmegaConf.to_container(hydra.compose("config", words), resolve=True)
@@ -226,5 +233,8 @@ def _sweep(words: Sequence[str], place: Path, seconds: float) -> float | None:
     return seconds - (datetime.datetime.now() - begun).total_seconds()
 
 
-def _machine() -> str:
-    return f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"
+def _machine(trial: Trial) -> str:
+    """What a run ran on, as its record has it: whoever takes it in may sit at another one."""
+    told = read_json(trial.run.directory / "environment.json") or {}
+    known = [str(told[key]) for key in ("platform", "cpu") if told.get(key)]
+    return ", ".join([*known, f"Python {told.get('python', 'not known')}"])

@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
 from cl_bench.contracts import UsageError
 from cl_bench.report.latex import Wishes
@@ -135,6 +135,9 @@ def against_cost(block: Block, wishes: Wishes, width: float) -> Figure:
             axes.set_xscale("symlog", linthresh=max(1.0, min(c for c in costs if c > 0)))
         else:
             axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        if axes.get_xscale() != "linear":  # its own formatters write powers as mathematics
+            axes.xaxis.set_major_formatter(EngFormatter())
+            axes.xaxis.set_minor_formatter(NullFormatter())
         unit = " (s)" if cost.endswith("seconds") else " (bytes)" if cost.endswith("bytes") else ""
         axes.set_xlabel(f"{wishes.name(cost, COSTS[cost])}{unit}")
         axes.set_ylabel("ACC (%)")
