@@ -79,6 +79,13 @@ class Prompting(Strategy):
         require_attention(learner, blocks_of(learner, name), name)
         self.pool(learner)
 
+    def check_elsewhere(self, promised: bool = False) -> None:
+        """A query is the network's features of a whole batch, whose forward pass is ours alone."""
+        raise UsageError(
+            f"{type(self).__name__} has the network read prompts that follow from each batch, in "
+            "cl_bench's own loop: python -m cl_bench +strategy=..."
+        )
+
     def setup(self, learner: Learner, task: Task) -> None:
         """Freeze the network, and have it read prompts."""
         hold_body(learner)
