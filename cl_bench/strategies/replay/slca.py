@@ -248,7 +248,6 @@ class SLCA(Strategy):
         if stats:
             self.classes.add(task, stats)
         self.learned += 1
-        self._classes = None
 
     def state_dict(self) -> State:
         """Distributions, and heads before the alignment."""
