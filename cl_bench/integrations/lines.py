@@ -37,8 +37,8 @@ def require_served(strategy: Strategy, heads: object = (), inputs: bool = False)
             f"{name} learns tasks that bring classes of their own, each with an output layer: name "
             "these in the order of the tasks, for example Guarded(..., heads=['heads.*'])"
         )
-    for member in strategy.members if not inputs else ():
-        member.check_elsewhere()
+    for member in strategy.members:
+        member.check_elsewhere(promised=inputs)
 
 
 def require_classes(strategy: Strategy) -> None:
