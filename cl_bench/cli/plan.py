@@ -83,7 +83,9 @@ def planned(
     deterministic = bool(cfg.get("deterministic"))
     parts = prepare(Request(cfg, "plan", choices, False, {}, (), (), deterministic), planned=True)
     if shares_weights(cfg.trainer):
-        check_sharded(parts.strategy, parts.settings.probe)
+        settings = parts.settings
+        watched = settings.alignment.enabled
+        check_sharded(parts.strategy, settings.probe, parts.learner.network, watched)
     count, precision = processes(cfg.trainer), str(cfg.trainer.get("precision", "32-true"))
     rounding = parts.learner.rounding
     if rounding is not None:  # what is kept for the backward pass is what autocast would keep

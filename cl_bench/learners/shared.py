@@ -17,6 +17,7 @@ from cl_bench.learners.snapshot import Snapshot
 from cl_bench.learners.work import Work
 from cl_bench.parallel import sharding
 from cl_bench.parallel.ranks import is_idle, share, world
+from cl_bench.parallel.turns import in_turns
 from cl_bench.subspace import Accumulator, LinearMap, Moments, shared_out
 
 
@@ -147,7 +148,8 @@ class SharedServices(NetworkServices):
     ) -> dict[str, Tensor]:
         """Raw gradients of the trainable parameters at the current weights; no side effects."""
         self.work.batch(batch, backward=True)
-        return super().gradients(batch, of, per_sample, mode)
+        with self.put_together():
+            return super().gradients(batch, of, per_sample, mode)
 
     def snapshot(self) -> Snapshot:
         """A frozen copy of the network as it is now.
@@ -176,8 +178,11 @@ class SharedServices(NetworkServices):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Inside, the network is in evaluation mode, and put together."""
-        with super().evaluating(), self.put_together():
+        """Inside, the network is in evaluation mode, and may be called without gradients.
+
+        Where processes share the weights out, all must enter and leave together.
+        """
+        with super().evaluating(), in_turns(self.network):
             yield
 
     @contextmanager
