@@ -59,6 +59,7 @@ def trainer_options(cfg: DictConfig, deterministic: bool) -> DictConfig:
     assert isinstance(options, DictConfig)
     with open_dict(options):
         options.pop("threads", None)  # ours, not Lightning's
+        options.pop("masters", None)
     refuse_foreign(options)
     with explained(options):
         checked_options(target_of(options), options)

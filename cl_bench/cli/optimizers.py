@@ -147,6 +147,9 @@ def check_rule(built: Built, learner: BaseLearner, trainer: DictConfig, federate
 def remarks(learner: BaseLearner) -> list[str]:
     """What to say of the run's optimizers where it begins."""
     found = []
+    if learner.rounding is not None:
+        kind = str(learner.rounding.dtype).removeprefix("torch.")
+        found.append(f"weights are float32 masters, rounded to {kind} for each pass")
     if learner.at_task != "reset":
         what = "its state" if learner.at_task == "keep" else "its second moments"
         found.append(f"the optimizer of a task goes on with {what} of the last one")

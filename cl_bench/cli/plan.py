@@ -18,6 +18,7 @@ from cl_bench.experiment import check_sharded, processes, shares_weights
 from cl_bench.experiment.activations import estimate
 from cl_bench.experiment.disk import Disk, disk
 from cl_bench.experiment.memory import PHASES, Layout, MemoryPlan, plan_memory
+from cl_bench.learners.guards import HALVING
 
 GB = 1e9
 HEADS = {
@@ -82,8 +83,16 @@ def planned(
     deterministic = bool(cfg.get("deterministic"))
     parts = prepare(Request(cfg, "plan", choices, False, {}, (), (), deterministic), planned=True)
     if shares_weights(cfg.trainer):
-        check_sharded(parts.strategy, parts.settings.probe)
+        settings = parts.settings
+        watched = settings.alignment.enabled
+        check_sharded(parts.strategy, settings.probe, parts.learner.network, watched)
     count, precision = processes(cfg.trainer), str(cfg.trainer.get("precision", "32-true"))
+    rounding = parts.learner.rounding
+    if rounding is not None:  # what is kept for the backward pass is what autocast would keep
+        rounding.detach()
+        precision = "bf16-mixed" if rounding.dtype == torch.bfloat16 else "16-mixed"
+    elif precision in HALVING:
+        parts.learner.network.to(torch.bfloat16 if precision == "bf16-true" else torch.float16)
     layout = Layout(
         processes=count,
         here=count // int(cfg.trainer.get("num_nodes", 1)),

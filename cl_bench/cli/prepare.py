@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cl_bench.cli.build import (
     build,
@@ -28,6 +28,7 @@ from cl_bench.cli.settings import (
     sink_factories,
 )
 from cl_bench.contracts import Strategy, Stream, UsageError, derive_seed
+from cl_bench.contracts.options import shown
 from cl_bench.experiment import (
     Plateau,
     check_batches,
@@ -49,7 +50,7 @@ from cl_bench.experiment.trainers import TrainerFactory
 from cl_bench.features import FeatureStream
 from cl_bench.federation import Federation, check_federation, check_shares
 from cl_bench.learners import BaseLearner
-from cl_bench.learners.guards import refuse_half_precision
+from cl_bench.learners.guards import refuse_half_precision, rounded_to
 from cl_bench.parallel.ranks import rank
 from cl_bench.streaming import Streaming, check_streaming
 
@@ -142,7 +143,11 @@ def prepare(asked: Request, planned: bool = False) -> Parts:
     waits = shares_weights(cfg.trainer) and rank() > 0 and "model" not in given
     with torch.device("meta") if planned or waits else nullcontext():
         learner = _learner(asked, settings, stream, optimizer.factory)
-    check_rule(optimizer, learner, cfg.trainer, federation is not None)
+    if _keeps_masters(cfg.trainer, strategy, learner):
+        with open_dict(options):
+            options.precision = "32-true"
+        trainer = build_trainer(options)
+    check_rule(optimizer, learner, options, federation is not None)
     parts = Parts(settings, strategy, name, trainer, stream, federation, streaming, learner, sinks)
     _check_learner(asked, parts)
     return parts
@@ -197,11 +202,23 @@ def _learner(asked: Request, settings: RunSettings, stream: Stream, optimizer: A
     return learner
 
 
+def _keeps_masters(trainer: DictConfig, strategy: Strategy, learner: BaseLearner) -> bool:
+    """Whether the weights are masters of what passes see; they are from now on."""
+    masters = trainer.get("masters", "auto")
+    if not isinstance(masters, bool) and masters != "auto":
+        raise UsageError(f"trainer.masters={shown(masters)}: use auto, true or false")
+    kind = rounded_to(masters, strategy, learner, str(trainer.get("precision", "32-true")))
+    if kind is not None:
+        learner.keep_masters(kind)
+    return kind is not None
+
+
 def _check_learner(asked: Request, parts: Parts) -> None:
     """Whether the learner goes with everything else."""
     cfg, settings, strategy = asked.cfg, parts.settings, parts.strategy
     evaluation, loop = settings.evaluation, settings.loop
-    refuse_half_precision(strategy, parts.learner, str(cfg.trainer.get("precision")))
+    if parts.learner.rounding is None:
+        refuse_half_precision(strategy, parts.learner, str(cfg.trainer.get("precision")))
     check_beside(cfg, asked.words, _made_of(cfg))
     check_watch(parts.stream, parts.learner, **settings.watched)
     strategy.check(parts.learner)

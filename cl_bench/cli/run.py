@@ -114,7 +114,8 @@ def _started(asked: Request, parts: Parts) -> Result:
     if federation is not None and federation.engine == "flower" and "site" not in asked.given:
         return _in_flower(asked, parts, federation)
     if shares_weights(cfg.trainer):
-        check_sharded(parts.strategy, parts.settings.probe)
+        settings, network = parts.settings, parts.learner.network
+        check_sharded(parts.strategy, settings.probe, network, settings.alignment.enabled)
     if processes(cfg.trainer) > 1 and world() == 1:
         check_together(parts.stream, parts.learner)
         return _in_processes(asked, parts)

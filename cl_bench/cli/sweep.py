@@ -252,8 +252,9 @@ def _compared(plain: Any) -> dict[str, Any]:
 
     settings = without_idle({k: v for k, v in plain.items() if k not in UNCOMPARED})
     found = dict(flat(settings))
-    if found.get("trainer.threads") == AUTO:  # what runs did that have no such setting
-        del found["trainer.threads"]
+    for name in ("trainer.threads", "trainer.masters"):
+        if found.get(name) == AUTO:  # what runs did that have no such setting
+            del found[name]
     return found
 
 

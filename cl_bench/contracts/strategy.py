@@ -44,6 +44,8 @@ class Needs:
         task_id_at_test: works only where the task id is known at test time.
         rewrites_gradients: two strategies that both do are refused together.
         shardable: works where every process holds some rows of each weight (FSDP2).
+        gathers: there, has every process hold all weights now and then, which large networks
+            refuse.
         engines: what can learn under it: ``local`` has one site's data, ``federated`` clients and a
             server; what runs ``local`` may stream as well, and ``streaming`` alone means that
             :meth:`Strategy.observe` learns everything.
@@ -72,6 +74,7 @@ class Needs:
     task_id_at_test: bool = False
     rewrites_gradients: bool = False
     shardable: bool = True
+    gathers: bool = False
     engines: frozenset[Kind] = frozenset({"local"})
     first_batch: int = 1
     plateau: bool = False

@@ -104,6 +104,7 @@ class Together(Strategy):
             task_id_at_test=any(n.task_id_at_test for n in needs),
             rewrites_gradients=any(n.rewrites_gradients for n in needs),
             shardable=all(n.shardable for n in needs),
+            gathers=any(n.gathers for n in needs),
             first_batch=max(n.first_batch for n in needs),
             plateau=any(n.plateau for n in needs),
             engines=frozenset.intersection(*(n.engines for n in needs)),

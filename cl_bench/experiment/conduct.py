@@ -180,7 +180,7 @@ def _checked(parts: _Parts, sharded: bool) -> Guards | None:
         check_together(parts.stream, learner)
         synchronise(learner)
     if sharded:
-        check_sharded(strategy, parts.probe)
+        check_sharded(strategy, parts.probe, learner.network, parts.alignment.enabled)
         with quiet_lightning():
             precision = str(parts.trainer(callbacks=[]).precision)
         learner.shard(HALF.get(precision))

@@ -166,7 +166,10 @@ class LightningEngine:
     def _test(self, loaders: Sequence[EvalLoader]) -> None:
         """Have the learner score the data of every expected test."""
         with quiet_lightning(), as_interrupt():
-            without_signals(self.trainer(callbacks=[])).test(self.learner, loaders, verbose=False)
+            # What is put together in inference mode could not be learned again.
+            how = {"inference_mode": False} if self.learner.sharded else {}
+            trainer = without_signals(self.trainer(callbacks=[], **how))
+            trainer.test(self.learner, loaders, verbose=False)
 
 
 def _let_go(trainer: Trainer) -> None:

@@ -115,10 +115,11 @@ def plan_memory(
     number = states(learner._optimizer_factory)
     optimizer = int(number * (sum(map(layout.part, stepped)) + own.trained))
     always = dict.fromkeys(PHASES, weights)
+    gathers = watched or any(member.needs.gathers for member in strategy.members)
     kept = dict.fromkeys((*STEPPED, "evaluation"), own.kept)
     rows: dict[str, dict[str, int]] = {
         "weights": always,
-        "weights put together": _together(learner, trained, layout, whole, weights),
+        "weights put together": _together(learner, trained, layout, gathers),
         "gradients": dict.fromkeys(("training", "stepping", "checkpoint"), gradients + own.trained),
         "optimizer": dict.fromkeys(STEPPED, optimizer),
         "strategy": {
@@ -172,9 +173,9 @@ def _inside(checkpoint: CheckpointSettings, whole: int, optimizer: int, layout: 
 
 
 def _together(
-    learner: BaseLearner, trained: Mapping[str, nn.Parameter], layout: Layout, whole: int, part: int
+    learner: BaseLearner, trained: Mapping[str, nn.Parameter], layout: Layout, gathers: bool
 ) -> dict[str, int]:
-    """What of the weights is put together, and cast, for a forward pass."""
+    """What of the weights is put together, and cast, for a pass; all for those who ``gathers``."""
     matrices = sum(p.numel() for p in learner.network.parameters() if p.dim() > 1)
     if layout.parts == 1:
         casts = 2 * matrices if layout.casts else 0  # autocast keeps what it has cast
@@ -193,9 +194,10 @@ def _together(
     blocks = [list(block.parameters()) for block in learner.blocks()]
     one = max(map(opened, blocks), default=0)
     following = max((opened(b, False) for b in blocks), default=0)  # it is under way
-    everything = opened(learner.network.parameters(), False)
+    read = opened(outside, False) + 2 * following
+    most = opened(learner.network.parameters(), False) if gathers else read
     training = opened(outside) + one + following
-    return {"training": training, "evaluation": everything, "boundary": everything}
+    return {"training": training, "evaluation": read, "boundary": most}
 
 
 def _watching(learner: BaseLearner, layout: Layout) -> dict[str, int]:

@@ -110,6 +110,8 @@ def pretrain(
 def _identity(learner: BaseLearner, recipe: Pretraining, seed: int, precision: str) -> str:
     plain = {**asdict(replace(recipe, batches=_nothing)), "batches": None}
     start = digest({k: v.cpu() for k, v in learner.state_dict().items()})
+    if learner.rounding is not None:
+        precision = f"{precision}, {learner.rounding}"
     everything = [FORMAT, plain, learner.describe(), start, seed, precision]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 

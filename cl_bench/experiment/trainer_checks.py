@@ -12,6 +12,9 @@ from cl_bench.experiment.probes.settings import ProbeSettings
 from cl_bench.learners.batch_norm import by_batch
 from cl_bench.packed import check_packs
 
+WHOLE = 1 << 29
+"""Most weights of a network that is put together in every process, where they share weights out."""
+
 
 def processes(trainer: Mapping[str, Any]) -> int:
     """How many processes train together: devices on a node, times nodes.
@@ -51,8 +54,23 @@ def check_together(stream: Stream, network: nn.Module) -> None:
         )
 
 
-def check_sharded(strategy: Strategy, probe: ProbeSettings | None) -> None:
-    """Raise :class:`UsageError` if weights cannot be shared out among processes (FSDP2)."""
+def check_sharded(
+    strategy: Strategy,
+    probe: ProbeSettings | None,
+    network: nn.Module | None = None,
+    watched: bool = False,
+) -> None:
+    """Raise :class:`UsageError` if weights cannot be shared out among processes (FSDP2).
+
+    Args:
+        strategy: which may need whole weights.
+        probe: what is measured.
+        network: whose weights they are, as many as it has; None is a small one.
+        watched: whether alignment is.
+    """
+    total = 0 if network is None else sum(p.numel() for p in network.parameters())
+    if total > WHOLE:
+        _refuse_whole(strategy, probe, total, watched)
     for member in strategy.members:
         if not member.needs.shardable:
             raise UsageError(
@@ -72,6 +90,27 @@ def check_sharded(strategy: Strategy, probe: ProbeSettings | None) -> None:
                 f"probe.{name} writes to the network on the side, whose weights trainer=fsdp "
                 "shares out: use trainer=ddp, or leave the probe out"
             )
+
+
+def _refuse_whole(
+    strategy: Strategy, probe: ProbeSettings | None, total: int, watched: bool
+) -> None:
+    """What would have every process hold all weights of a large network."""
+    probes = probe.members.items() if probe else ()
+    said = {f"probe.{name}.enabled=false": on.enabled for name, on in probes}
+    said["alignment.enabled=false"] = watched
+    remedies = [remedy for remedy, on in said.items() if on]
+    members = [type(m).__name__ for m in strategy.members if m.needs.gathers]
+    if remedies or members:
+        what = "; ".join(
+            [f"add {' '.join(remedies)}"] * bool(remedies)
+            + [f"use {' and '.join(members)} with other options or not at all"] * bool(members)
+        )
+        raise UsageError(
+            f"trainer=fsdp: with these options every process would hold all {total:,} weights, "
+            f"which it does up to {WHOLE:,}: {what} (training, evaluation, second moments and "
+            "checkpoints put a block together at a time)"
+        )
 
 
 def check_trainer(trainer: Mapping[str, Any], pack: int, strategy: Strategy) -> None:

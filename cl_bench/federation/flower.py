@@ -205,7 +205,7 @@ def _packed(state: State) -> bytes:
 
 
 def _unpacked(content: bytes) -> State:
-    state: State = torch.load(io.BytesIO(content), weights_only=True)
+    state: State = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return state
 
 

@@ -233,7 +233,7 @@ class Causal(LanguageLearner):
         answers = torch.full((len(tokens), steps), self.pad, device=tokens.device)
         rows = torch.arange(len(tokens), device=tokens.device)
         going = torch.ones_like(at, dtype=torch.bool)
-        with self.evaluating():
+        with self.evaluating(), self.rounded():
             for step in range(steps):
                 # What stands to the right of the position that is read makes no difference to it.
                 nearest = self({"input_ids": tokens[:, : int(at.max()) + step]})

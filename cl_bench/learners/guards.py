@@ -93,16 +93,37 @@ def guards(strategy: Strategy, learner: NetworkServices) -> Guards | None:
     )
 
 
-def refuse_half_precision(strategy: Strategy, learner: NetworkServices, precision: str) -> None:
-    """Raise :class:`UsageError` if guarded weights are halved, by themselves or the Trainer."""
-    halves = {p.dtype for p in learner.network.parameters()} & {torch.bfloat16, torch.float16}
-    if halves and strategy.guarded(learner) is not None:  # type: ignore[arg-type]
-        kind = str(halves.pop()).removeprefix("torch.")
+def rounded_to(
+    masters: bool | str, strategy: Strategy, learner: NetworkServices, precision: str
+) -> torch.dtype | None:
+    """What passes are to round weights to, which then are masters; None where there are none.
+
+    Args:
+        masters: whether there are to be; ``auto`` where the strategy constrains steps, which half
+            precision would round away or lead out of their subspace.
+        strategy: which may guard weights.
+        learner: with weights as they were loaded.
+        precision: of the Trainer.
+
+    Raises:
+        UsageError: masters are asked for, and no weight is in half precision.
+    """
+    kinds = {p.dtype for p in learner.network.parameters()} & set(HALF)
+    if precision in HALVING:
+        kinds = {torch.bfloat16 if precision.startswith("bf16") else torch.float16}
+    if masters is True and not kinds:
         raise UsageError(
-            f"model.dtype={kind}: its few digits lead every update out of the subspace that "
-            f"{type(strategy.members[0]).__name__} keeps it in: use model.dtype=float32 with "
-            "trainer.precision=bf16-mixed"
+            "trainer.masters=true: has no effect, as weights are in full precision; add "
+            "trainer.precision=bf16-true, or leave it out"
         )
+    wanted = masters is True
+    if masters == "auto" and kinds:
+        wanted = strategy.guarded(learner) is not None  # type: ignore[arg-type]
+    return kinds.pop() if kinds and wanted else None
+
+
+def refuse_half_precision(strategy: Strategy, learner: NetworkServices, precision: str) -> None:
+    """Raise :class:`UsageError` if the Trainer rounds guarded weights themselves."""
     if precision in HALVING and strategy.guarded(learner) is not None:  # type: ignore[arg-type]
         raise UsageError(
             f"trainer.precision={precision} rounds the weights themselves, which leads every "

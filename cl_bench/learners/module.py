@@ -333,6 +333,7 @@ class BaseLearner(Stages, Evaluation, SharedServices, Optimizing, lightning.Ligh
         )
         trainer = trainer_of(self)
         half = trainer is not None and not str(trainer.precision).startswith(("32", "64"))
+        half |= self.rounding is not None
         apart = not (shared or half or self.sharded or penalises_weights(self.strategy))
         apart = apart and self.own_objective is None
         return "input" if apart else "gradient"

@@ -1,7 +1,7 @@
 """The services of a network that processes may share, and what they make it compute."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,10 +12,12 @@ from cl_bench.contracts.learner import Mode, Of
 from cl_bench.contracts.plan import Start
 from cl_bench.contracts.strategy import overrides
 from cl_bench.learners.network import NetworkServices
+from cl_bench.learners.rounding import Rounding
 from cl_bench.learners.snapshot import Snapshot
 from cl_bench.learners.work import Work
 from cl_bench.parallel import sharding
 from cl_bench.parallel.ranks import is_idle, share, world
+from cl_bench.parallel.turns import in_turns
 from cl_bench.subspace import Accumulator, LinearMap, Moments, shared_out
 
 
@@ -26,8 +28,10 @@ class SharedServices(NetworkServices):
         work: what the network was made to compute.
         seed: of whatever is drawn.
         strategy: whose modules are part of the network.
+        rounding: of weights for each pass; None where passes see them as they are.
     """
 
+    rounding: Rounding | None = None
     work: Work
     seed: int
     strategy: Strategy
@@ -45,6 +49,21 @@ class SharedServices(NetworkServices):
         self._initial = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self._learnable = {p for p in self.network.parameters() if p.requires_grad}
 
+    def keep_masters(self, dtype: torch.dtype) -> None:
+        """Weights are float32 from now on, and each pass sees what ``dtype`` makes of them."""
+        self.network.float()
+        self.remember_initial_state()
+        self.rounding = Rounding(dtype)
+        inside = {m for block in self.blocks() for m in block.modules() if m is not block}
+        others = [m for m in self.network.modules() if m is not self.network and m not in inside]
+        self.rounding.attach(others)
+
+    def rounded(self) -> AbstractContextManager[None]:
+        """Inside, where weights stay as they are, many passes round them once."""
+        if self.rounding is None or not self.rounding.attached:
+            return nullcontext()
+        return self.rounding.held(self.network)
+
     def shard(self, computed_in: torch.dtype | None = None) -> None:
         """Share the weights out among the processes, for good.
 
@@ -55,6 +74,9 @@ class SharedServices(NetworkServices):
             UsageError: they cannot be.
         """
         network: Any = self.network
+        if self.rounding is not None:  # FSDP2 does it, to what it puts together
+            self.rounding.detach()
+            computed_in = self.rounding.dtype
         learnable = {name for name, p in network.named_parameters() if p in self._learnable}
         sharding.shard(network, self.blocks(), ("features", "readout"), computed_in)
         if not hasattr(network, "config"):  # PEFT asks whatever has a device mesh for one
@@ -126,7 +148,8 @@ class SharedServices(NetworkServices):
     ) -> dict[str, Tensor]:
         """Raw gradients of the trainable parameters at the current weights; no side effects."""
         self.work.batch(batch, backward=True)
-        return super().gradients(batch, of, per_sample, mode)
+        with self.put_together():
+            return super().gradients(batch, of, per_sample, mode)
 
     def snapshot(self) -> Snapshot:
         """A frozen copy of the network as it is now.
@@ -155,8 +178,11 @@ class SharedServices(NetworkServices):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Inside, the network is in evaluation mode, and put together."""
-        with super().evaluating(), self.put_together():
+        """Inside, the network is in evaluation mode, and may be called without gradients.
+
+        Where processes share the weights out, all must enter and leave together.
+        """
+        with super().evaluating(), in_turns(self.network):
             yield
 
     @contextmanager
@@ -237,6 +263,8 @@ class SharedServices(NetworkServices):
         module.to(next(self.network.parameters()))
         module.train(self.network.training)
         self._learnable.update(p for p in module.parameters() if p.requires_grad)
+        if self.rounding is not None:
+            self.rounding.attach(module.modules())
 
     @staticmethod
     def _name_of(strategy: Strategy, i: int) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cl_bench.contracts import Batch
 from cl_bench.contracts.learner import Heads
+from cl_bench.learners.rounding import Rounding
 from cl_bench.subspace import ConfinedLinear
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -21,7 +22,7 @@ class Snapshot:
 
     It computes on the learner's device and in its precision, whatever those have become. No module
     holds it, so it is in no ``state_dict`` and no ``parameters()``. What modules compute is copied;
-    hooks on them are left behind, but for those by which torch makes a weight of other parameters.
+    hooks on them are left behind, but for those that make a weight of other parameters or round it.
 
     Args:
         learner: may go on to learn.
@@ -32,7 +33,7 @@ class Snapshot:
         self._learner = weakref.ref(learner)
         memo = dict(left)
         for module in learner.network.modules():
-            memo.update({id(vars(module)[name]): _of_torch(vars(module)[name]) for name in HOOKS})
+            memo.update({id(vars(module)[name]): _kept(vars(module)[name]) for name in HOOKS})
             if isinstance(module, ConfinedLinear):  # it matters to gradients alone
                 memo[id(module.projection)] = module.projection
         self._copy: Any = copy.deepcopy(learner, memo)
@@ -78,6 +79,11 @@ def _first(network: nn.Module) -> Tensor:
     return next(network.parameters())
 
 
-def _of_torch(hooks: Mapping[int, Any]) -> "OrderedDict[int, Any]":
+def _kept(hooks: Mapping[int, Any]) -> "OrderedDict[int, Any]":
     own = "torch.nn.utils"  # weight and spectral norm
-    return OrderedDict((k, h) for k, h in hooks.items() if type(h).__module__.startswith(own))
+
+    def stays(hook: Any) -> bool:
+        rounds = isinstance(getattr(hook, "__self__", None), Rounding)
+        return rounds or type(hook).__module__.startswith(own)
+
+    return OrderedDict((k, h) for k, h in hooks.items() if stays(h))

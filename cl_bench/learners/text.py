@@ -152,6 +152,14 @@ class LanguageLearner(Filled, Graded, Parted):
         names = ("is_activation_checkpointing", "is_gradient_checkpointing")  # now and before
         return bool(next((getattr(self.model, n) for n in names if hasattr(self.model, n)), False))
 
+    def keep_masters(self, dtype: torch.dtype) -> None:
+        """Weights are float32 from now on, and each pass sees what ``dtype`` makes of them."""
+        super().keep_masters(dtype)
+        if self.recomputes and self._compiled is None and self.rounding is not None:
+            # The backward pass runs what is inside blocks again; a program holds what it saw.
+            inside = [m for block in self.blocks() for m in block.modules() if m is not block]
+            self.rounding.attach(inside, inputs=False)
+
     def _left_behind(self) -> dict[int, Any]:
         programs = {} if self._compiled is None else {id(self._compiled): None}
         return {**super()._left_behind(), **programs, id(self.prompts): self.prompts}
@@ -184,7 +192,7 @@ class LanguageLearner(Filled, Graded, Parted):
             decoder_start_token_id=start,
             **sampled,
         )
-        with self.evaluating():
+        with self.evaluating(), self.rounded():
             return self._generated(batch, {"generation_config": settings})
 
     def finite(self, out: Tensor, batch: Batch) -> Tensor:

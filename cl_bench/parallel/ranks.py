@@ -3,7 +3,7 @@
 Without ``torch.distributed`` there is one process, of rank 0, and nothing is sent anywhere.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -24,20 +24,31 @@ def rank() -> int:
     return dist.get_rank() if world() > 1 else 0
 
 
+def on_cpu(value: Any) -> Any:
+    """A nested value with every tensor on the CPU, where any process can unpack it."""
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, Mapping):
+        return {k: on_cpu(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(on_cpu, value))
+    return value
+
+
 def gathered(value: T) -> list[T]:
-    """The value of every process, by rank."""
+    """The value of every process, by rank; of several processes, with tensors on the CPU."""
     if world() == 1:
         return [value]
     found: list[Any] = [None] * world()
-    dist.all_gather_object(found, value)
+    dist.all_gather_object(found, on_cpu(value))
     return found
 
 
 def decided(make: Callable[[], T]) -> T:
-    """What process 0 makes, in every process."""
+    """What process 0 makes, in every process; of several, with tensors on the CPU."""
     if world() == 1:
         return make()
-    found: list[Any] = [make() if rank() == 0 else None]
+    found: list[Any] = [on_cpu(make()) if rank() == 0 else None]
     dist.broadcast_object_list(found, src=0)
     return found[0]  # type: ignore[no-any-return]
 

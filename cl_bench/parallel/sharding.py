@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
 from cl_bench.contracts import UsageError
-from cl_bench.parallel.ranks import decided, gathered, rank, world
+from cl_bench.parallel.ranks import decided, gathered, on_cpu, rank, world
 from cl_bench.subspace import Owned, is_experts, is_transposed, linear_maps, shared_out
 
 OWNED = "owned"
@@ -76,12 +76,24 @@ def shard(
     if computed_in is not None:
         policy = MixedPrecisionPolicy(param_dtype=computed_in, reduce_dtype=torch.float32)
     how: dict[str, Any] = {"mesh": mesh, "shard_placement_fn": placement, "mp_policy": policy}
-    for block in blocks:
-        if not isinstance(block, nn.ModuleList | nn.ModuleDict):  # those are never called
-            fully_shard(block, **how)
+    parts = [b for b in blocks if not isinstance(b, nn.ModuleList | nn.ModuleDict)]  # never called
+    for block in parts:
+        fully_shard(block, **how)
     fully_shard(network, reshard_after_forward=False, **how)
+    _follow(network, parts, kind == "cuda")
     for name in calls:
         register_fsdp_forward_method(network, name)
+
+
+def _follow(network: nn.Module, parts: Sequence[nn.Module], ahead: bool) -> None:
+    """Say which part the backward pass puts together while another is at work, if ``ahead``.
+
+    FSDP2 would take it from the last passes, of which processes may have made unlike ones. Without
+    a device that works beside the CPU there is nothing to win, and a part more to hold.
+    """
+    order: list[Any] = [*parts, network]
+    for part, before in zip(order, [order[0], *order], strict=False):
+        part.set_modules_to_backward_prefetch([before if ahead else part])
 
 
 def _of_experts(name: str, module: nn.Module, processes: int) -> dict[Any, int]:
@@ -168,17 +180,6 @@ def to_first(value: Any) -> Any:
     return value
 
 
-def on_cpu(value: Any) -> Any:
-    """A nested value with every tensor on the CPU, where any process can unpack it."""
-    if isinstance(value, Tensor):
-        return value.cpu()
-    if isinstance(value, Mapping):
-        return {k: on_cpu(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(on_cpu, value))
-    return value
-
-
 def collected(value: Any) -> Any:
     """As :func:`to_first`, and with what any process owns."""
     if isinstance(value, Owned):
@@ -239,7 +240,7 @@ def filled(network: nn.Module, weights: Mapping[str, Tensor]) -> bool:
         own.copy_(
             shared_out(torch.empty_like(value, device="cpu") if value.is_meta else value, own)
         )
-    told = decided(lambda: on_cpu(dict(network.named_buffers())))
+    told = decided(lambda: dict(network.named_buffers()))
     for name, buffer in network.named_buffers():
         buffer.copy_(told[name])
     return True

@@ -17,20 +17,16 @@ import subprocess
 import sys
 import tempfile
 import time
-import weakref
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+
+from live import Live
 
 BAR, RESIDENT = 1.15, 1.35
-SMALL = 1 << 16
-"""Bytes below which a new tensor is no reason to add everything up."""
 STRATEGIES = {
     "finetune": ["+strategy=finetune"],
     "gpm": ["+strategy=gpm", "strategy.samples=8"],
@@ -43,53 +39,6 @@ SIZES = {  # width, depth, inner width, vocabulary
     400: (1024, 24, 2816, 32768),
 }
 LENGTH, ROWS = 64, 16
-
-
-class Live(TorchDispatchMode):
-    """The most bytes that storages have at a time.
-
-    Attributes:
-        peak: so far.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.storages: dict[int, weakref.ref[Any]] = {}
-        self.peak = 0
-        for thing in gc.get_objects():
-            if isinstance(thing, Tensor) and not thing.is_meta:
-                self.note(thing)
-        self.look()
-
-    def note(self, tensor: Tensor) -> int:
-        """Follow a tensor's storage; returns its bytes if it is new."""
-        if isinstance(tensor, DTensor):
-            tensor = tensor.to_local()
-        if tensor.device.type != "cpu" or type(tensor).__name__ == "FakeTensor":
-            return 0
-        storage = tensor.untyped_storage()
-        known = self.storages.get(id(storage))
-        if known is not None and known() is storage:
-            return 0
-        self.storages[id(storage)] = weakref.ref(storage)
-        return storage.nbytes()
-
-    def look(self) -> None:
-        """Add everything up."""
-        total = 0
-        for key, ref in list(self.storages.items()):
-            storage = ref()
-            if storage is None:
-                del self.storages[key]
-            else:
-                total += storage.nbytes()
-        self.peak = max(self.peak, total)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if sum(self.note(t) for t in tree_leaves(out) if isinstance(t, Tensor)) >= SMALL:
-            self.look()
-        return out
 
 
 def resident(field: str) -> int:

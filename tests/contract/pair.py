@@ -1,5 +1,6 @@
-"""Two processes that train together, kept alive: each job is the name of a case."""
+"""Two processes that train together, kept alive: each job is the name of a case, or a function."""
 
+import importlib
 import multiprocessing
 import os
 import sys
@@ -28,7 +29,7 @@ def serve(rank, store, connection):
     }
     import torch
     import torch.distributed as dist
-    from cases import RefusedError, Setting
+    from cases import RefusedError
 
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -42,9 +43,7 @@ def serve(rank, store, connection):
     while (name := connection.recv()) is not None:
         began = time.process_time()
         try:
-            with tempfile.TemporaryDirectory() as directory:
-                run = Setting(name).conduct(Path(directory) / "run")
-            answer = ("run", (run.weights, run.state, run.matrix))
+            answer = called(name) if ":" in name else learned(name)
         except RefusedError as refusal:
             answer = ("refused", str(refusal))
         except Exception:
@@ -52,6 +51,21 @@ def serve(rank, store, connection):
         # As bytes: tensors would travel through shared memory that ends with this process.
         connection.send_bytes(packed((*answer, time.process_time() - began)))
     dist.destroy_process_group()
+
+
+def learned(name):
+    """What a case comes to."""
+    from cases import Setting
+
+    with tempfile.TemporaryDirectory() as directory:
+        run = Setting(name).conduct(Path(directory) / "run")
+    return "run", (run.weights, run.state, run.matrix)
+
+
+def called(name):
+    """What ``module:function:argument`` gives."""
+    module, function, argument = name.split(":")
+    return "value", getattr(importlib.import_module(module), function)(argument)
 
 
 def quiet():
@@ -72,7 +86,10 @@ def packed(value):
 
 
 class Pair:
-    """The two, from outside. Calling it with a name gives what both came to."""
+    """The two, from outside. Calling it with a name gives what both came to.
+
+    ``module:function:argument`` names a function that both call, and gives what it gave them.
+    """
 
     def __init__(self, directory):
         context = multiprocessing.get_context("spawn")
@@ -103,8 +120,8 @@ class Pair:
         for kind, value in found:
             if kind == "refused":
                 raise RefusedError(value)
-            assert kind == "run", value
-        return [Run(*value) for _, value in found]
+            assert kind != "error", value
+        return [Run(*value) if kind == "run" else value for kind, value in found]
 
     def close(self):
         for end, process in zip(self.ends, self.processes, strict=True):

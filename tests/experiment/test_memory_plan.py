@@ -54,6 +54,11 @@ def test_processes_that_share_weights_out_hold_a_part_and_put_one_block_together
     blocks = [size(b.parameters()) for b in learner.blocks()]
     outside = size(learner.parameters()) - sum(blocks)
     assert made.device["weights put together"]["training"] == 2 * outside + 3 * max(blocks)
+    read = outside + 2 * max(blocks)
+    for phase in ("evaluation", "boundary"):
+        assert made.device["weights put together"][phase] == read
+    _, watched = of(Finetune(), layout=made.layout, watched=True)
+    assert watched.device["weights put together"]["boundary"] == size(learner.parameters())
     _, half = of(Finetune(), layout=Layout(4, 4, sharded=True, on_device=True, casts=True))
     together = [m.device["weights put together"]["training"] for m in (half, made)]
     assert 2 * together[0] == together[1]

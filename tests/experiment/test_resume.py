@@ -102,6 +102,7 @@ CASES = {
     "finetune-cut-short": {"strategy": Finetune, "optimizer": adam, "limit_train_batches": 3},
     "gpm": {"strategy": gpm, "optimizer": sgd},
     "gpm-adamw": {"strategy": gpm, "optimizer": adamw, "model": noisy},
+    "gpm-masters": {"strategy": gpm, "optimizer": adamw, "masters": torch.bfloat16},
     "gpm-packed-momentum": {"strategy": gpm_steps, "optimizer": momentum, "pack": 2},
     "ewc": {"strategy": ewc, "optimizer": momentum},
     "ewc-packed": {"strategy": ewc, "optimizer": sgd, "pack": 2},

@@ -90,12 +90,15 @@ def learn(
     schedule=None,
     at_task="reset",
     resumes_inside=True,
+    masters=None,
     **trainer_options,
 ):
     stream = make_stream(scenario, n=44)
     learner = Mortal(stream, model(), optimizer, 10, 0, pack)
     learner.dies_at = dies_at
     learner.at_task, learner.resumes_inside = at_task, resumes_inside
+    if masters is not None:
+        learner.keep_masters(masters)
     trainer = functools.partial(
         Trainer,
         accelerator="cpu",

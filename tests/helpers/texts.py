@@ -31,11 +31,11 @@ def make_stream(length=48, answer=16, tokenizer="bytes", task_tag=False, texts=T
     return TextStream("toy", tasks, tokenizer, length, answer, task_tag)
 
 
-def prompts(tokenizer="bytes", tasks=2):
+def prompts(tokenizer="bytes", tasks=2, rows=24):
     """Little stories about digits; a byte a token."""
 
     def examples(t, split):
-        return [Example(f"{t}{i}", f"say {i} {split}{t}", f"{i * (t + 1)}") for i in range(24)]
+        return [Example(f"{t}{i}", f"say {i} {split}{t}", f"{i * (t + 1)}") for i in range(rows)]
 
     splits = ("train", "validation", "test")
     made = [

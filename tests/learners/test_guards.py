@@ -335,7 +335,14 @@ def test_weights_in_half_precision_are_refused(dtype):
 @pytest.mark.parametrize("kind", [GPM, AdamNSCL, AdaptiveSVD])
 def test_a_trainer_that_halves_the_weights_is_refused(tmp_path, kind):
     with pytest.raises(UsageError, match=r"precision=bf16-true.*precision=bf16-mixed"):
-        own_run(tmp_path, kind(), mlp(), "trainer.precision=bf16-true", "pack=1")
+        own_run(
+            tmp_path,
+            kind(),
+            mlp(),
+            "trainer.precision=bf16-true",
+            "trainer.masters=false",
+            "pack=1",
+        )
     assert not (tmp_path / "run").exists()
 
 

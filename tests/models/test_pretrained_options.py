@@ -9,7 +9,7 @@ from torch.optim import SGD
 
 from cl_bench.contracts import Protect, UsageError
 from cl_bench.learners import language
-from cl_bench.learners.guards import refuse_half_precision
+from cl_bench.learners.guards import guards
 from cl_bench.models import pretrained
 from cl_bench.strategies.baselines.finetune import Finetune
 from cl_bench.strategies.projection.gpm import GPM
@@ -38,9 +38,9 @@ def test_weights_have_the_type_that_was_asked_for(stream):
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     for name, p in half.named_parameters():  # as they were saved
         assert torch.equal(p.float(), dict(plain.named_parameters())[name])
-    refuse_half_precision(Finetune(), half, "32-true")
-    with pytest.raises(UsageError, match=r"model\.dtype=bfloat16: .* GPM .*float32"):
-        refuse_half_precision(GPM(), half, "32-true")
+    assert guards(Finetune(), half) is None
+    with pytest.raises(UsageError, match=r"GPM cannot guard weights in half precision.*float32"):
+        guards(GPM(), half)
 
 
 def step(learner, batch):

@@ -97,7 +97,10 @@ class ROGO(GPM):
         self.relax_samples = relax_samples
         self.schedule = schedule
         self.needs = replace(
-            self.needs, plateau=schedule == "plateau", options={"plateau": "schedule"}
+            self.needs,
+            plateau=schedule == "plateau",
+            options={"plateau": "schedule"},
+            gathers=True,  # gradients of its own
         )
         self.rounds = rounds
         self.rate_factor = rate_factor

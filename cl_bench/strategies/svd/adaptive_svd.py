@@ -129,7 +129,9 @@ class AdaptiveSVD(ByPretraining):
         self.projection: Kind = projection
         self.parametrisation: Parametrisation = parametrisation
         self.weight_decay, self.train_rest = weight_decay, train_rest
-        self.needs = replace(self.needs, first_task=start_task or 0)
+        self.needs = replace(
+            self.needs, first_task=start_task or 0, gathers=schedule == "importance"
+        )
         self.include, self.exclude = tuple(include), tuple(exclude)
         self.index = self.first = 0
         self.layers: list[LinearMap] = []
