@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from lightning import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from texts import TEXTS
 from texts import make_learner as make_text_learner
 from texts import make_stream as make_texts
 from torch import nn
@@ -131,12 +132,17 @@ ON_TEXT: dict = {
     "adaptive_svd-factored": (functools.partial(words, parametrisation="factored"), sgd),
 }
 LANGUAGE: dict = {
-    f"{name}-{family}": (make, optimizer, {"family": family})
+    f"{name}-on-{family}": (make, optimizer, {"family": family})
     for (name, (make, optimizer)), family in itertools.product(ON_TEXT.items(), FAMILIES)
 }
 """Every one of these on every kind of language model: minutes."""
+MORE = {
+    "colour": [("coal", "black"), ("a lemon", "yellow")],
+    "size": [("a mouse", "small"), ("the moon", "large")],
+}
+"""Texts enough for four processes to score; of a batch of three samples one gets none."""
 queries = functools.partial(OLoRA, rank=2, dropout=0.0, targets=["q_proj", "v_proj"])
-LANGUAGE["o_lora-qwen3_moe"] = (queries, adam, {"family": "qwen3_moe"})
+LANGUAGE["o_lora-on-qwen3_moe"] = (queries, adam, {"family": "qwen3_moe"})
 
 INTERRUPTED = (
     *("gpm-adam", "rogo-adam", "o_lora", "task_vector"),
@@ -166,14 +172,16 @@ def die_before(learner, batch):
 
 def run(name, directory, samples=SAMPLES, batch=BATCH, dtype=torch.float64, seed=0, **more):
     """Learn two tasks; returns what must not depend on the number of processes."""
-    make, optimizer, options = (LANGUAGE | CASES)[name]
+    make, optimizer, options = (CASES | LANGUAGE)[name]
     options = {**options, **more}
     every, dies, resume = (options.pop(k, None) for k in ("every_steps", "dies", "resume"))
     sharded, accelerator = options.pop("sharded", False), options.pop("accelerator", "cpu")
     family = options.pop("family", None)
     if family:
         batch //= 2  # what is left over then is a single sample
-        stream, thrifty = make_texts(), options.pop("gradient_checkpointing", False)
+        texts = {k: [*rows, *MORE[k]] for k, rows in TEXTS.items()} if name in LANGUAGE else TEXTS
+        stream = make_texts(texts=texts)
+        thrifty = options.pop("gradient_checkpointing", False)
         learner = make_text_learner(
             family, stream, optimizer=optimizer, gradient_checkpointing=thrifty
         )
