@@ -42,6 +42,7 @@ from cl_bench.learners.guards import Guards, guards
 from cl_bench.learners.observed import answers
 from cl_bench.parallel.batch_norm import synchronise
 from cl_bench.parallel.ranks import decided, rank, world
+from cl_bench.parallel.stored import require_files
 from cl_bench.report import print_run, write_figures, write_probe_figures
 from cl_bench.tracking import ProgressDisplay, Record
 
@@ -133,7 +134,10 @@ def conduct(
     guarding = _checked(parts, sharded)
     memory = PeakMemory()
     directory = Path(run_dir) if run_dir else decided(lambda: new_directory(identity, loop.seed))
-    checkpoints = Checkpoints(directory, checkpoint or CheckpointSettings(), writes=rank() == 0)
+    kept = checkpoint or CheckpointSettings()
+    checkpoints = Checkpoints(directory, kept, writes=rank() == 0, apart=sharded)
+    if sharded and kept.enabled:
+        require_files()
     room = disk(learner, learner._optimizer_factory, checkpoints.settings, len(stream), directory)
     if not resume:
         room.require_room()

@@ -143,7 +143,8 @@ def plan_memory(
         unknown.append(f"{' and '.join(names)} does not say what it keeps: strategy is a lower end")
     largest = max(map(size, named.values()), default=0)
     held = whole * checkpoint.enabled  # of where the task began, with what is saved inside it
-    saved = held + _inside(checkpoint, whole, optimizer, layout)
+    owned = int(number * own.trained) * layout.parts if checkpoint.every_steps else 0
+    saved = checkpoint.enabled * (owned + (whole if checkpoint.weights == "all" else 0))
     host: dict[str, int] = {}
     if not layout.sharded:
         rows["checkpoints"] = dict.fromkeys(PHASES, held)
@@ -158,18 +159,12 @@ def plan_memory(
             host["checkpoints, in process 0"] = saved
             host["start of process 0, before weights are shared out"] = 2 * whole
         else:  # of process 0, which writes
-            rows["checkpoints"] = {**dict.fromkeys(PHASES, held), "checkpoint": saved}
+            rows["checkpoints"] = {"checkpoint": saved}
             rows["before weights are shared out"] = {"start": max(0, 2 * whole - 2 * weights)}
     if layout.processes > 1:
         host["the starting process"] = 2 * whole
     rows = {what: {p: n for p, n in row.items() if n} for what, row in rows.items()}
     return MemoryPlan({k: row for k, row in rows.items() if row}, host, layout, tuple(unknown))
-
-
-def _inside(checkpoint: CheckpointSettings, whole: int, optimizer: int, layout: Layout) -> int:
-    """Of a checkpoint inside a task: weights and optimizer of all."""
-    saved = whole + optimizer * layout.parts
-    return saved if checkpoint.enabled and checkpoint.every_steps else 0
 
 
 def _together(

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from cl_bench.contracts import Batch, Strategy, UsageError, derive_seed
 from cl_bench.contracts.learner import Mode, Of
@@ -107,8 +108,17 @@ class SharedServices(NetworkServices):
         weights = self.network.state_dict()
         return sharding.to_first(weights) if self.sharded else weights
 
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Inverse of :meth:`weights`."""
+    def own_weights(self) -> dict[str, Tensor]:
+        """Weights and buffers as this process has them."""
+        return dict(self.network.state_dict())
+
+    @property
+    def mesh(self) -> DeviceMesh | None:
+        """Of the processes that share the weights out."""
+        return sharding.mesh(self.network)
+
+    def load_weights(self, weights: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`weights` and :meth:`own_weights`."""
         if self.sharded:
             sharding.load_weights(self.network, weights)
         else:
