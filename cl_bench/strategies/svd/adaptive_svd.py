@@ -351,10 +351,11 @@ class AdaptiveSVD(ByPretraining):
 
     def state_dict(self) -> State:
         """Between tasks I and D; inside one the splits, which need not come out the same again."""
+        own = Owned if self.owners.apart else dict
         return {
             "importance": dict(self.importance),
-            "change": Owned(self.change) if self.owners.apart else dict(self.change),
-            "measured": {name: dict(values) for name, values in self.measured.items()},
+            "change": own(self.change),
+            "measured": own({name: dict(values) for name, values in self.measured.items()}),
             **self.restricted.state_dict(),
         }
 
