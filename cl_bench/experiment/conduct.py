@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from cl_bench.contracts import Engine, Strategy, Stream
+from cl_bench.contracts.strategy import penalises_weights
 from cl_bench.ends import COMPLETED
 from cl_bench.experiment.budget import PeakMemory, describe_budget
 from cl_bench.experiment.checkpoint import Checkpoint, Checkpoints, CheckpointSettings
@@ -187,7 +188,8 @@ def _checked(parts: _Parts, sharded: bool) -> Guards | None:
         check_sharded(strategy, parts.probe)
         with quiet_lightning():
             precision = str(parts.trainer(callbacks=[]).precision)
-        learner.shard(HALF.get(precision))
+        pulled = [m for m in strategy.members if not m.needs.freezes_weights]
+        learner.shard(HALF.get(precision), cut_again=any(map(penalises_weights, pulled)))
     strategy.check(learner)
     return guards(strategy, learner)
 

@@ -259,8 +259,8 @@ def test_networks_that_look_at_the_whole_batch_are_refused():
         (["trainer.devices=2", "pack=1"], "train together with trainer=ddp or.* add one"),
         (["trainer=fsdp", "pack=1", "trainer.devices=1"], "nobody to share weights out with"),
         (
-            ["trainer=fsdp", "pack=1", "+strategy=ewc"],
-            r"\(EWC, with .*needs whole ones",
+            ["trainer=fsdp", "pack=1", "+strategy=si"],
+            r"\(SI, with .*needs whole ones",
         ),
         (["trainer=ddp", "pack=1", "trainer.num_nodes=2"], "torchrun or SLURM"),
         (["trainer=ddp", "pack=1", "trainer.devices=0"], r"trainer\.devices=0"),
