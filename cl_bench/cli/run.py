@@ -116,7 +116,7 @@ def _started(asked: Request, parts: Parts) -> Result:
     if shares_weights(cfg.trainer):
         check_sharded(parts.strategy, parts.settings.probe)
     if processes(cfg.trainer) > 1 and world() == 1:
-        check_together(parts.stream, parts.learner)
+        check_together(parts.learner)
         return _in_processes(asked, parts)
     return _here(asked, parts)
 
