@@ -1,6 +1,7 @@
 """One run from its parts: take a directory, learn the stream, leave tables and figures behind."""
 
 import functools
+import itertools
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import torch
 from rich.console import Console
 
 from cl_bench.contracts import Engine, Strategy, Stream
+from cl_bench.contracts.strategy import penalises_weights
 from cl_bench.ends import COMPLETED
 from cl_bench.experiment.budget import PeakMemory, describe_budget
 from cl_bench.experiment.checkpoint import Checkpoint, Checkpoints, CheckpointSettings
@@ -34,6 +36,7 @@ from cl_bench.experiment.observer import AlignmentSettings, Observer
 from cl_bench.experiment.pretrain import Pretrained, pretrain
 from cl_bench.experiment.probes import Observers, ProbeSettings, watch
 from cl_bench.experiment.reopen import Resume, follow, reopen
+from cl_bench.experiment.resuming import ASK_EVERY
 from cl_bench.experiment.snapshot import RunState
 from cl_bench.experiment.trainer_checks import check_sharded, check_together
 from cl_bench.experiment.trainers import TrainerFactory, quiet_lightning
@@ -181,13 +184,14 @@ def _checked(parts: _Parts, sharded: bool) -> Guards | None:
     """What the strategy guards, once all that must be so before a run has been seen to."""
     strategy, learner = parts.strategy, parts.learner
     if world() > 1:
-        check_together(parts.stream, learner)
+        check_together(learner)
         synchronise(learner)
     if sharded:
         check_sharded(strategy, parts.probe, learner.network, parts.alignment.enabled)
         with quiet_lightning():
             precision = str(parts.trainer(callbacks=[]).precision)
-        learner.shard(HALF.get(precision))
+        pulled = [m for m in strategy.members if not m.needs.freezes_weights]
+        learner.shard(HALF.get(precision), cut_again=any(map(penalises_weights, pulled)))
     strategy.check(learner)
     return guards(strategy, learner)
 
@@ -249,12 +253,20 @@ def _pretrain(
     if wanted is None:
         return
     watching = observer or Observer()
-    watching.before_pretraining(learner)
-    came = pretrain(learner, wanted, parts.trainer, parts.loop.seed, progress, interrupts.stop)
+    with learner.put_together():
+        watching.before_pretraining(learner)
+    steps = itertools.count(1)
+
+    def stop() -> None:
+        if world() == 1 or (next(steps) % ASK_EVERY == 0 and interrupts.agree()):
+            interrupts.stop()  # all of them after the same step
+
+    came = pretrain(learner, wanted, parts.trainer, parts.loop.seed, progress, stop)
     progress.note(_from_where(came))
     if last is None:  # a resumed run has said so before
         record.status("pretrained", **asdict(came))
-    watching.after_pretraining(learner)
+    with learner.put_together():
+        watching.after_pretraining(learner)
 
 
 def _costs(state: RunState, checkpoints: Checkpoints, observer: Observer | None) -> dict[str, Any]:

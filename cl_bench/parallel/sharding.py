@@ -35,6 +35,7 @@ def shard(
     blocks: Sequence[nn.Module],
     calls: Sequence[str] = (),
     computed_in: torch.dtype | None = None,
+    cut_again: bool = False,
 ) -> None:
     """Leave in every process its part of the network's parameters.
 
@@ -44,6 +45,9 @@ def shard(
         calls: methods of the network that it is called by, beside ``forward``.
         computed_in: half precision that weights are put together in. What processes hold stays as
             it is: gradients are added up, and steps taken, in full precision.
+        cut_again: whether between the forward and the backward pass processes hold but rows of what
+            lies in no block, too, which else stays together: then all parameters are such as steps
+            are taken of.
 
     Raises:
         UsageError: a weight cannot be cut into equal parts.
@@ -81,7 +85,7 @@ def shard(
     parts = [b for b in blocks if not isinstance(b, nn.ModuleList | nn.ModuleDict)]  # never called
     for block in parts:
         fully_shard(block, **how)
-    fully_shard(network, reshard_after_forward=False, **how)
+    fully_shard(network, reshard_after_forward=cut_again, **how)
     _follow(network, parts, kind == "cuda")
     for name in calls:
         register_fsdp_forward_method(network, name)
@@ -137,10 +141,10 @@ def agree(network: nn.Module) -> None:
 
 
 @contextmanager
-def put_together(network: nn.Module) -> Iterator[None]:
+def put_together(network: nn.Module, cut_again: bool = False) -> Iterator[None]:
     """Inside, every process holds all weights, to read and not to write; calls need no other.
 
-    All processes must enter and leave together.
+    All processes must enter and leave together. ``cut_again`` as :func:`shard` was told.
     """
     if not is_sharded(network) or not any(map(is_part, network.parameters())):
         yield
@@ -154,7 +158,7 @@ def put_together(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         for part in parts:
-            part.set_reshard_after_forward(part is not network, recurse=False)
+            part.set_reshard_after_forward(cut_again or part is not network, recurse=False)
             part.set_reshard_after_backward(True, recurse=False)
             part.reshard()
 

@@ -1,4 +1,4 @@
-"""Starting ``together.py`` in several processes, and comparing what they come to with one."""
+"""Starting helpers in several processes, and comparing what they come to with one."""
 
 import os
 import subprocess
@@ -12,9 +12,14 @@ ROOT = Path(__file__).parents[2]
 
 def start_together(directory, what, count=2):
     """Have ``count`` processes do a part of ``together.py``; returns what they left, by run."""
+    return start_processes("together.py", directory, what, count=count)
+
+
+def start_processes(script, directory, *words, count=2):
+    """Have ``count`` processes run one of the helpers; returns what they left, by name."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     done = subprocess.run(
-        [sys.executable, *launcher, str(ROOT / "tests/helpers/together.py"), str(directory), what],
+        [sys.executable, *launcher, str(ROOT / "tests/helpers" / script), str(directory), *words],
         cwd=ROOT,
         env={
             **os.environ,

@@ -63,6 +63,8 @@ CASES: dict = {
     "finetune-clipped": (Finetune, momentum, {"gradient_clip_val": 0.5}),
     "joint": (Joint, sgd, {}),
     "ewc": (functools.partial(EWC, 5.0, **few), sgd, {}),
+    "ewc-adam": (functools.partial(EWC, 5.0, fisher="empirical", **few), adam, {}),
+    "ewc-t5": (functools.partial(EWC, 5.0, samples=9), momentum, {"family": "t5"}),
     "er": (functools.partial(ER, 20), sgd, {}),
     "freeze": (functools.partial(Freeze, n_blocks=1), momentum, {}),
     "task_vector": (functools.partial(TaskVector, alpha=0.5), sgd, {}),
@@ -145,7 +147,7 @@ queries = functools.partial(OLoRA, rank=2, dropout=0.0, targets=["q_proj", "v_pr
 LANGUAGE["o_lora-on-qwen3_moe"] = (queries, adam, {"family": "qwen3_moe"})
 
 INTERRUPTED = (
-    *("gpm-adam", "rogo-adam", "o_lora", "task_vector"),
+    *("gpm-adam", "rogo-adam", "o_lora", "task_vector", "ewc-adam"),
     *("adaptive_svd", "adaptive_svd-dense", "adaptive_svd-factored", "finetune-clipped"),
 )
 MOMENTS = range(4, 100, 10)
