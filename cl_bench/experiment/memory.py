@@ -142,8 +142,9 @@ def plan_memory(
         ]
         unknown.append(f"{' and '.join(names)} does not say what it keeps: strategy is a lower end")
     largest = max(map(size, named.values()), default=0)
-    held = whole * checkpoint.enabled  # of where the task began, with what is saved inside it
-    saved = held + _inside(checkpoint, whole, optimizer, layout)
+    # Of where the task began, with what is saved inside it.
+    held = (whole + layout.parts * own.saved_between) * checkpoint.enabled
+    saved = held + _inside(checkpoint, whole, optimizer, layout, own)
     host: dict[str, int] = {}
     if not layout.sharded:
         rows["checkpoints"] = dict.fromkeys(PHASES, held)
@@ -166,9 +167,11 @@ def plan_memory(
     return MemoryPlan({k: row for k, row in rows.items() if row}, host, layout, tuple(unknown))
 
 
-def _inside(checkpoint: CheckpointSettings, whole: int, optimizer: int, layout: Layout) -> int:
-    """Of a checkpoint inside a task: weights and optimizer of all."""
-    saved = whole + optimizer * layout.parts
+def _inside(
+    checkpoint: CheckpointSettings, whole: int, optimizer: int, layout: Layout, own: Memory
+) -> int:
+    """Of a checkpoint inside a task: weights and optimizer of all, and what others own."""
+    saved = whole + optimizer * layout.parts + own.saved_inside * (layout.parts - 1)
     return saved if checkpoint.enabled and checkpoint.every_steps else 0
 
 
