@@ -92,7 +92,7 @@ def planned(
         rounding.detach()
         precision = "bf16-mixed" if rounding.dtype == torch.bfloat16 else "16-mixed"
     elif precision in HALVING:
-        parts.learner.network.to(torch.bfloat16 if precision == "bf16-true" else torch.float16)
+        parts.learner.network.to(HALVING[precision])
     layout = Layout(
         processes=count,
         here=count // int(cfg.trainer.get("num_nodes", 1)),

@@ -15,6 +15,9 @@ class Memory:
         kept: bytes that it holds while a task trains, those between tasks among them.
         stepping: bytes that it takes beyond them while the optimizer steps.
         boundary: bytes that it takes beyond them where a task begins or ends.
+        saved_between: bytes that it owns in a checkpoint between tasks, of which process 0
+            collects those of all.
+        saved_inside: the same inside a task.
     """
 
     frozen: frozenset[str] = frozenset()
@@ -23,6 +26,8 @@ class Memory:
     kept: int = 0
     stepping: int = 0
     boundary: int = 0
+    saved_between: int = 0
+    saved_inside: int = 0
 
     def __add__(self, other: Self) -> Self:
         """Of two strategies that act as one; their boundaries come one after the other."""
@@ -33,4 +38,6 @@ class Memory:
             self.kept + other.kept,
             self.stepping + other.stepping,
             max(self.boundary, other.boundary),
+            self.saved_between + other.saved_between,
+            self.saved_inside + other.saved_inside,
         )

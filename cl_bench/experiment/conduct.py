@@ -41,7 +41,7 @@ from cl_bench.experiment.snapshot import RunState
 from cl_bench.experiment.trainer_checks import check_sharded, check_together
 from cl_bench.experiment.trainers import TrainerFactory, quiet_lightning
 from cl_bench.learners import BaseLearner, DivergedError
-from cl_bench.learners.guards import Guards, guards
+from cl_bench.learners.guards import HALVING, Guards, guards
 from cl_bench.learners.observed import answers
 from cl_bench.parallel.batch_norm import synchronise
 from cl_bench.parallel.ranks import decided, rank, world
@@ -190,6 +190,9 @@ def _checked(parts: _Parts, sharded: bool) -> Guards | None:
         check_sharded(strategy, parts.probe, learner.network, parts.alignment.enabled)
         with quiet_lightning():
             precision = str(parts.trainer(callbacks=[]).precision)
+        if precision in HALVING:  # the Trainer would do it to parts that are shared out
+            learner.network.to(HALVING[precision])
+            learner.remember_initial_state()
         pulled = [m for m in strategy.members if not m.needs.freezes_weights]
         learner.shard(HALF.get(precision), cut_again=any(map(penalises_weights, pulled)))
     strategy.check(learner)

@@ -142,9 +142,11 @@ def plan_memory(
         ]
         unknown.append(f"{' and '.join(names)} does not say what it keeps: strategy is a lower end")
     largest = max(map(size, named.values()), default=0)
-    held = whole * checkpoint.enabled  # of where the task began, with what is saved inside it
-    owned = int(number * own.trained) * layout.parts if checkpoint.every_steps else 0
-    saved = checkpoint.enabled * (owned + (whole if checkpoint.weights == "all" else 0))
+    # Of where the task began, with what is saved inside it; rows go to files as they are.
+    held = layout.parts * own.saved_between + (0 if layout.sharded else whole)
+    inside = int(number * own.trained) * layout.parts + own.saved_inside * (layout.parts - 1)
+    saved = held + inside * bool(checkpoint.every_steps) + whole * (checkpoint.weights == "all")
+    held, saved = held * checkpoint.enabled, saved * checkpoint.enabled
     host: dict[str, int] = {}
     if not layout.sharded:
         rows["checkpoints"] = dict.fromkeys(PHASES, held)
@@ -159,7 +161,7 @@ def plan_memory(
             host["checkpoints, in process 0"] = saved
             host["start of process 0, before weights are shared out"] = 2 * whole
         else:  # of process 0, which writes
-            rows["checkpoints"] = {"checkpoint": saved}
+            rows["checkpoints"] = {**dict.fromkeys(PHASES, held), "checkpoint": saved}
             rows["before weights are shared out"] = {"start": max(0, 2 * whole - 2 * weights)}
     if layout.processes > 1:
         host["the starting process"] = 2 * whole

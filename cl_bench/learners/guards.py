@@ -17,7 +17,7 @@ NAMED = 6
 
 HALF = (torch.bfloat16, torch.float16)
 
-HALVING = ("bf16-true", "16-true")
+HALVING = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
 """Lightning's names of precisions in which weights are such."""
 
 
@@ -110,7 +110,7 @@ def rounded_to(
     """
     kinds = {p.dtype for p in learner.network.parameters()} & set(HALF)
     if precision in HALVING:
-        kinds = {torch.bfloat16 if precision.startswith("bf16") else torch.float16}
+        kinds = {HALVING[precision]}
     if masters is True and not kinds:
         raise UsageError(
             "trainer.masters=true: has no effect, as weights are in full precision; add "

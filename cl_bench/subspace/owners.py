@@ -4,7 +4,7 @@ What acts on all of a matrix, such as a decomposition or a left projection, then
 the matrix is whole. Rows travel to the owner and back again, those of many matrices at a time.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,8 @@ from torch.distributed.tensor import DTensor
 from cl_bench.subspace.linear_maps import LinearMap
 from cl_bench.subspace.rows import own_rows
 
-TOGETHER = 1 << 26
-"""Numbers of whole matrices that travel together at most (256 MiB in float32)."""
+TOGETHER = 1 << 22
+"""Numbers of whole matrices that travel together (16 MiB in float32), but for a larger one."""
 
 
 class Owned(dict[str, Any]):
@@ -60,16 +60,22 @@ class Owners:
             return {m.name: m.whole().clone() for m in self.mine}
         return self.whole({m.name: self._rows(m, m.weight.detach()) for m in self.layers.values()})
 
-    def gradients(self, layers: Sequence[LinearMap]) -> dict[str, Tensor]:
-        """G (o, d) of those of :attr:`mine` that have one; the same ``layers`` in every process."""
-        found = {m.name: self._rows(m, m.weight.grad) for m in layers if m.weight.grad is not None}
-        return self.whole(found) if self.apart else found
+    def gradients(self, layers: Sequence[LinearMap]) -> Iterator[tuple[str, Tensor]]:
+        """Name and G (o, d) of those of :attr:`mine` that have one, a few at a time.
 
-    def store(self, layers: Sequence[LinearMap], made: Mapping[str, Tensor]) -> None:
-        """Write whole matrices, of which each owner gives its own, into the layers' weights."""
+        The same ``layers`` in every process, which all must come to the end.
+        """
+        found = {m.name: self._rows(m, m.weight.grad) for m in layers if m.weight.grad is not None}
+        for part in self._together(list(found)) if self.apart else ():
+            yield from self._collected(part, found).items()
+        if not self.apart:
+            yield from found.items()
+
+    def store(self, layers: Sequence[LinearMap], made: Callable[[str], Tensor]) -> None:
+        """Write whole matrices, of which each owner makes its own, into the layers' weights."""
         if not self.apart:
             for layer in layers:
-                layer.store(made[layer.name], layer.weight.detach(), None)
+                layer.store(made(layer.name), layer.weight.detach(), None)
             return
         for part in self._together([layer.name for layer in layers]):
             for name, rows in self._spread(part, made).items():
@@ -122,17 +128,11 @@ class Owners:
             yield part
 
     def _collected(self, part: Sequence[str], rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        sent = [
-            torch.cat([rows[n].reshape(-1) for n in part if self._of[n] == q] or [_nothing(rows)])
-            for q in range(self._size)
-        ]
+        theirs = [[rows[n] for n in part if self._of[n] == q] for q in range(self._size)]
         mine = [name for name in part if self._of[name] == self._rank]
         widths = {name: self.layers[name].in_features for name in mine}
         got = [sum(self._height(n, p) * widths[n] for n in mine) for p in range(self._size)]
-        buffer = sent[0].new_empty(sum(got))
-        dist.all_to_all_single(
-            buffer, torch.cat(sent), got, [len(s) for s in sent], group=self._group
-        )
+        buffer = self._exchanged(theirs, got, next(iter(rows.values())))
         pieces: dict[str, list[Tensor]] = {name: [] for name in mine}
         for p, piece in enumerate(torch.split(buffer, got)):
             sizes = [self._height(n, p) * widths[n] for n in mine]
@@ -140,24 +140,28 @@ class Owners:
                 pieces[name].append(flat.view(-1, widths[name]))
         return {name: torch.cat(parts) for name, parts in pieces.items()}
 
-    def _spread(self, part: Sequence[str], made: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _exchanged(self, sent: Sequence[Sequence[Tensor]], got: list[int], like: Tensor) -> Tensor:
+        """What comes from all processes, one behind the other, for what each is sent."""
+        flat = torch.cat([t.reshape(-1) for of in sent for t in of] or [like.new_empty(0)])
+        buffer = like.new_empty(sum(got))
+        sizes = [sum(t.numel() for t in of) for of in sent]
+        dist.all_to_all_single(buffer, flat, got, sizes, group=self._group)
+        return buffer
+
+    def _spread(self, part: Sequence[str], made: Callable[[str], Tensor]) -> dict[str, Tensor]:
         mine = [name for name in part if self._of[name] == self._rank]
         like = own_rows(self.layers[part[0]].weight.detach())
         heights = {n: [self._height(n, p) for p in range(self._size)] for n in part}
-        cut = {n: torch.split(made[n].to(like.dtype), heights[n]) for n in mine}
-        sent = [
-            torch.cat([cut[n][q].reshape(-1) for n in mine] or [like.new_empty(0)])
-            for q in range(self._size)
-        ]
+        cut = {n: torch.split(made(n).to(like.dtype), heights[n]) for n in mine}
+        sent = [[cut[n][q] for n in mine] for q in range(self._size)]
         theirs = [[n for n in part if self._of[n] == p] for p in range(self._size)]
         sizes = [
             [heights[n][self._rank] * self.layers[n].in_features for n in names] for names in theirs
         ]
         got = [sum(of) for of in sizes]
-        buffer = like.new_empty(sum(got))
-        dist.all_to_all_single(
-            buffer, torch.cat(sent), got, [len(s) for s in sent], group=self._group
-        )
+        del cut
+        buffer = self._exchanged(sent, got, like)
+        del sent
         found: dict[str, Tensor] = {}
         for piece, names, own in zip(torch.split(buffer, got), theirs, sizes, strict=True):
             for name, flat in zip(names, torch.split(piece, own) if names else (), strict=True):
@@ -175,7 +179,3 @@ def shared_fairly(layers: Sequence[LinearMap], processes: int) -> dict[str, int]
         found[name] = min(range(processes), key=load.__getitem__)
         load[found[name]] += work[name]
     return found
-
-
-def _nothing(rows: Mapping[str, Tensor]) -> Tensor:
-    return next(iter(rows.values())).new_empty(0)

@@ -87,10 +87,13 @@ class RestrictedWeights:
     def pull_back(self) -> None:
         """From the weights' accumulated gradients to those of what is trained."""
         if self.owners.apart:
-            gradients = self.owners.gradients(self._learning)
-            for name, update in self.updates.items():
+            for update in self.updates.values():
                 assert isinstance(update, CoreUpdate | FactorUpdate)
-                update.take(gradients.get(name))
+                update.take(None)
+            for name, G in self.owners.gradients(self._learning):
+                update = self.updates[name]
+                assert isinstance(update, CoreUpdate | FactorUpdate)
+                update.take(G)
         else:
             for update in self.updates.values():
                 update.pull_back()
@@ -103,10 +106,12 @@ class RestrictedWeights:
             for update in self.updates.values():
                 update.push_forward()
             return
-        made: dict[str, Tensor] = {}
-        for name, update in self.updates.items():
+
+        def made(name: str) -> Tensor:
+            update = self.updates[name]
             assert isinstance(update, CoreUpdate | FactorUpdate)
-            made[name] = update.made()
+            return update.made()
+
         self.owners.store(self._learning, made)
 
     def state_dict(self) -> dict[str, Any]:

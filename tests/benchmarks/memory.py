@@ -38,7 +38,7 @@ SIZES = {  # width, depth, inner width, vocabulary
     50: (512, 12, 1408, 8192),
     400: (1024, 24, 2816, 32768),
 }
-LENGTH, ROWS = 64, 16
+LENGTH = 64
 
 
 def resident(field: str) -> int:
@@ -47,7 +47,7 @@ def resident(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def prepared(folder: Path, millions: int) -> None:
+def prepared(folder: Path, millions: int, rows: int) -> None:
     """A random model and two files of random letters."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -68,14 +68,14 @@ def prepared(folder: Path, millions: int) -> None:
     ).save_pretrained(folder / "model")
     drawn = random.Random(0)
     for name in "ab":
-        rows = [
+        made = [
             {"prompt": "".join(drawn.choices("abcdefgh ", k=90)), "completion": "yes it is so"}
-            for _ in range(ROWS)
+            for _ in range(rows)
         ]
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, made)))
 
 
-def words(name: str, folder: Path, precision: str) -> list[str]:
+def words(name: str, folder: Path, precision: str, saves: bool = True) -> list[str]:
     """The command line of a run."""
     return [
         *STRATEGIES[name],
@@ -89,11 +89,12 @@ def words(name: str, folder: Path, precision: str) -> list[str]:
         f"trainer.precision={precision}",
         *("batch_size=4", "pack=1", "eval.batch_size=4", "alignment.enabled=false"),
         *("checkpoint.every_steps=2", "checkpoint.keep=1", "logger.mode=disabled"),
+        f"checkpoint.enabled={str(saves).lower()}",
         f"run_dir={folder}/runs/{name}",
     ]
 
 
-def work(names: list[str], folder: Path, precision: str) -> None:
+def work(names: list[str], folder: Path, precision: str, saves: bool) -> None:
     """One of the processes: every strategy in turn, measured and planned."""
     from cl_bench.cli.compose import composed
     from cl_bench.cli.plan import planned
@@ -102,7 +103,7 @@ def work(names: list[str], folder: Path, precision: str) -> None:
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
     for name in names:
-        cfg, choices = composed(words(name, folder, precision))
+        cfg, choices = composed(words(name, folder, precision, saves))
         made, _ = planned(cfg, choices)
         gc.collect()
         before = resident("VmRSS")
@@ -131,18 +132,21 @@ def main() -> int:
     parser.add_argument("--millions", type=int, choices=list(SIZES), default=50)
     parser.add_argument("--only", default=",".join(STRATEGIES))
     parser.add_argument("--precision", default="bf16-mixed")
+    parser.add_argument("--rows", type=int, default=16, help="samples of a task")
+    parser.add_argument("--no-checkpoints", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     names = given.only.split(",")
     if given.folder:
-        work(names, given.folder, given.precision)
+        work(names, given.folder, given.precision, not given.no_checkpoints)
         return 0
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        prepared(folder, given.millions)
+        prepared(folder, given.millions, given.rows)
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         options = ["--only", given.only, "--precision", given.precision]
+        options += ["--no-checkpoints"] * given.no_checkpoints
         subprocess.run(
             [sys.executable, *launcher, __file__, *options, "--folder", scratch],
             env={**os.environ, "OMP_NUM_THREADS": "1"},

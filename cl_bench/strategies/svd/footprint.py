@@ -16,6 +16,8 @@ class _Bytes:
     kept: int = 0
     stepping: int = 0
     boundary: int = 0
+    change: int = 0
+    splits: int = 0
 
     @property
     def total(self) -> int:
@@ -64,6 +66,8 @@ def held_by_one(
         kept=most.kept,
         stepping=most.stepping,
         boundary=most.boundary,
+        saved_between=0 if dense else most.change,
+        saved_inside=0 if dense else most.splits + most.trained,
     )
 
 
@@ -75,7 +79,7 @@ def _of(
     layers: Sequence[LinearMap], ratio: float, parametrisation: Parametrisation, processes: int
 ) -> _Bytes:
     """Of the matrices of one process."""
-    trained = kept = stepping = change = 0
+    trained = kept = stepping = change = splits = 0
     tallest = eigen = 0
     for m in layers:
         n, d = m.out_features, m.in_features
@@ -85,9 +89,8 @@ def _of(
         low = r - k
         # W_0 as it was, and in float32 where that is another; U_h, V_h, the short side's rest.
         kept += own * (1 if width == m.weight.element_size() else 3)
-        kept += width * (
-            k * (n + d) + low * r * (2 if n == d or parametrisation == "factored" else 1)
-        )
+        both = 2 if n == d or parametrisation == "factored" else 1
+        splits += width * (k * (n + d) + low * r * both)
         if parametrisation == "projected_param":
             trained += width * (n - k * (n <= d)) * (d - k * (d <= n))
             stepping += 2 * own
@@ -104,4 +107,5 @@ def _of(
     gathered = min(
         BATCH_ELEMENTS * 8 * 4, sum(8 * 4 * min(m.in_features, m.out_features) ** 2 for m in layers)
     )
-    return _Bytes(trained, kept, stepping, 2 * change + max(gathered, eigen) + tallest)
+    boundary = 2 * change + max(gathered, eigen) + tallest
+    return _Bytes(trained, kept + splits, stepping, boundary, change, splits)
