@@ -115,6 +115,7 @@ def take_in(
         raise UsageError(f"{protocol.name}/{method.name}: seed and order {missing[0]} are missing")
     for trial in by_pair.values():
         require_declared(protocol, method, chosen, trial)
+    searched = [_trial(protocol, method, s, trials) for s in method.trials() if trials]
     contents: dict[str, bytes] = {}
 
     def kept(trial: Trial, name: str, settings: Mapping[str, Any]) -> Record:
@@ -127,9 +128,8 @@ def take_in(
         for pair in wanted
     ]
     tried = [
-        kept(next(t for t in trials if _has(t, settings)), f"trial{k}", settings)
-        for k, settings in enumerate(method.trials(), start=1)
-        if trials
+        kept(trial, f"trial{k}", settings)
+        for k, (trial, settings) in enumerate(zip(searched, method.trials(), strict=False), start=1)
     ]
     settings = {**method.settings, **chosen}
     cell = Cell(
@@ -155,6 +155,29 @@ def require_declared(
     where = trial.run.directory
     if trial.run.status != "completed":
         raise UsageError(f"{where}: {trial.run.status}, and only completed runs make a cell")
+    _require_settings(protocol, method, chosen, trial)
+    if trial.run.facts.get("search"):
+        raise UsageError(f"{where}: it is a trial of a search and has seen no test data")
+
+
+def _trial(
+    protocol: Protocol, method: Method, settings: Mapping[str, Any], trials: Sequence[Trial]
+) -> Trial:
+    """The trial with those settings that :func:`best_trial` read, if it ran as is declared."""
+    found = [t for t in trials if _has(t, settings)][-1]
+    _require_settings(protocol, method, settings, found)
+    ran = (found.seed, _order(protocol, found))
+    wanted = (protocol.seeds[0], protocol.orders.chosen_on)
+    if ran != wanted:
+        where = found.run.directory
+        raise UsageError(f"{where}: a trial of {ran}, and {protocol.name} chooses with {wanted}")
+    return found
+
+
+def _require_settings(
+    protocol: Protocol, method: Method, chosen: Mapping[str, Any], trial: Trial
+) -> None:
+    where = trial.run.directory
     own = {"seed", protocol.orders.setting, *PACKING}
     wanted = declared_settings(protocol, method, chosen, trial.seed)
     for key, value in trial.settings.items():
@@ -165,8 +188,6 @@ def require_declared(
             raise UsageError(
                 f"{where}: {key} is {value!r}, and {protocol.name}/{method.name} declares {said}"
             )
-    if trial.run.facts.get("search"):
-        raise UsageError(f"{where}: it is a trial of a search and has seen no test data")
 
 
 def reference(declared: Mapping[str, Any]) -> dict[str, Any] | None:
