@@ -37,6 +37,7 @@ ROWS: dict[str, tuple[float, tuple[str, ...]]] = {
     "l2p": (PROMPTS, ()),
     "inflora": (PAIRS, ()),
     "keeplora": (PAIRS, ()),
+    "o_lora": (PAIRS, ("strategy.targets=all", "strategy.alpha=8.0")),
 }
 """Rates and further settings."""
 

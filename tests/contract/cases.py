@@ -116,7 +116,7 @@ def make_strategy(name, calm=True):
 
 
 def reads_text(strategy):
-    return bool(strategy.needs.modalities) and "image" not in strategy.needs.modalities
+    return "text" in strategy.needs.modalities  # though it may read more
 
 
 def make_stream(strategy):

@@ -175,7 +175,7 @@ def ours(kind, network):
     """The network's weights after two tasks of our engine, or why there are none."""
     learner, strategy = learner_of(network), KINDS[kind]()
     stream = learner.prompts if network == "llama" else images()
-    if network != "llama" and strategy.needs.modalities == {"text"}:
+    if network != "llama" and "text" in strategy.needs.modalities:
         return None
     if network == "llama" and strategy.needs.modalities and "text" not in strategy.needs.modalities:
         return None

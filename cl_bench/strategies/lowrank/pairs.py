@@ -14,6 +14,7 @@ from cl_bench.adapters import Adapted
 from cl_bench.adapters.adapted import End, Lifetime
 from cl_bench.adapters.targets import require_untied
 from cl_bench.contracts import (
+    CLASSIFIED,
     Learner,
     Memory,
     Needs,
@@ -36,9 +37,9 @@ class LowRankPairs(Adapted):
         dropout: on the inputs of the pair that is trained. The authors' code drops inputs of the
             frozen pairs as well; here those are part of the weight.
         targets: the ends of the names of the layers that get pairs, or ``all`` for every linear
-            layer but output layers (a mixture's router and experts, which are no layers of their
-            own, stay as they are); None takes PEFT's default for the kind of model (queries and
-            values of T5 and LLaMA, ``c_attn`` of GPT-2).
+            layer but output layers (convolutions stay as they are, and so do a mixture's router and
+            experts, which are no layers of their own); None takes PEFT's default for the kind of
+            model (queries and values of T5 and LLaMA, ``c_attn`` of GPT-2).
         full_first: train all weights on the first task, and pairs from the second on: for networks
             that begin with random weights, on which a pair alone learns nothing. Not the method as
             published, which adapts pretrained models.
@@ -47,7 +48,7 @@ class LowRankPairs(Adapted):
         UsageError: an option is out of range.
     """
 
-    needs = Needs(modalities=frozenset({"text"}), freezes_weights=True, adapts=True)
+    needs = Needs(modalities=CLASSIFIED | {"text"}, freezes_weights=True, adapts=True)
 
     lasting: ClassVar[tuple[Lifetime, End]] = ("per_task", "merge")
 
@@ -78,7 +79,7 @@ class LowRankPairs(Adapted):
     def maps(self, learner: Learner) -> list[LinearMap]:
         """The layers that get pairs."""
         linear = learner.layers(Protect(bias="free", heads="never"))
-        found = {m.name: m for m in linear if m.is_whole_layer}
+        found = {m.name: m for m in linear if m.is_whole_layer and m.weight.dim() == 2}
         ends = self.targets if self.targets is not None else _default_targets(learner)
         maps = [m for n, m in found.items() if ends == "all" or any(_ends(n, end) for end in ends)]
         named = [] if ends == "all" or self.targets is None else ends
