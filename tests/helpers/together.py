@@ -1,7 +1,7 @@
 """Runs for ``tests/parallel``, in as many processes as torchrun starts, or in one.
 
 python -m torch.distributed.run --standalone --nproc-per-node=2 \\
-    tests/helpers/together.py DIR double|single|language|interrupted|go_on
+    tests/helpers/together.py DIR double|single|language
 """
 
 import functools
@@ -158,14 +158,6 @@ PACKED: dict = {
     "adaptive_svd-packed": (AdaptiveSVD, adam, {**CHAT, "gradient_clip_val": 0.3}),
 }
 """Conversations, as many in a batch as its tokens allow, several in a sequence."""
-INTERRUPTED = (
-    *("gpm-adam", "rogo-adam", "o_lora", "task_vector", "ewc-adam"),
-    *("adaptive_svd", "adaptive_svd-dense", "adaptive_svd-factored", "finetune-clipped"),
-)
-MOMENTS = range(4, 100, 10)
-"""Batches of a hundred before which a run dies: within epochs, tasks, and between them."""
-WAITING = 64
-"""That before which a run dies that other processes go on with."""
 
 
 @functools.cache
@@ -336,26 +328,6 @@ def on_language(directory):
         torch.save(found, directory / f"{name}-fsdp-rank{rank()}.pt")
 
 
-def interrupted(directory):
-    """Runs that are never disturbed, that die and go on, and that die and wait for others."""
-    for name in INTERRUPTED:
-        found = run(name, directory / f"{name}-whole", sharded=True, every_steps=7)
-        torch.save(found, directory / f"{name}-whole-rank{rank()}.pt")
-        for moment in MOMENTS:
-            cut_short(name, directory / f"{name}-{moment}", moment)
-            if moment == WAITING:
-                cut_short(name, directory / f"{name}-waiting", moment)
-            found = goes_on(name, directory / f"{name}-{moment}")
-            torch.save(found, directory / f"{name}-{moment}-rank{rank()}.pt")
-
-
-def go_on(directory):
-    """What others have begun."""
-    for name in INTERRUPTED:
-        found = goes_on(name, directory / f"{name}-waiting")
-        torch.save(found, directory / f"{name}-waiting-rank{rank()}.pt")
-
-
 def main(directory, what):
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
@@ -363,8 +335,6 @@ def main(directory, what):
         "double": functools.partial(equal_steps, precision="double"),
         "single": functools.partial(equal_steps, precision="single"),
         "language": on_language,
-        "interrupted": interrupted,
-        "go_on": go_on,
     }[what](directory)
 
 
