@@ -17,7 +17,7 @@ from cl_bench.experiment.checkpoint import FORMAT, read_checkpoint, write_checkp
 from cl_bench.parallel.ranks import rank
 
 INTERRUPTED = (
-    *("gpm-adam", "rogo-adam", "o_lora", "task_vector", "ewc-adam"),
+    *("gpm-adam", "rogo-adam", "o_lora", "task_vector", "ewc"),
     *("adaptive_svd", "adaptive_svd-dense", "adaptive_svd-factored", "finetune-clipped"),
 )
 GATHERED = ("adaptive_svd", "task_vector", "finetune-clipped")

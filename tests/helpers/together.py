@@ -66,8 +66,6 @@ CASES: dict = {
     "finetune-clipped": (Finetune, momentum, {"gradient_clip_val": 0.5}),
     "joint": (Joint, sgd, {}),
     "ewc": (functools.partial(EWC, 5.0, **few), sgd, {}),
-    "ewc-adam": (functools.partial(EWC, 5.0, fisher="empirical", **few), adam, {}),
-    "ewc-t5": (functools.partial(EWC, 5.0, samples=9), momentum, {"family": "t5"}),
     "er": (functools.partial(ER, 20), sgd, {}),
     "freeze": (functools.partial(Freeze, n_blocks=1), momentum, {}),
     "task_vector": (functools.partial(TaskVector, alpha=0.5), sgd, {}),
@@ -147,7 +145,9 @@ MORE = {
 }
 """Texts enough for four processes to score; of a batch of three samples one gets none."""
 queries = functools.partial(OLoRA, rank=2, dropout=0.0, targets=["q_proj", "v_proj"])
-LANGUAGE["ewc-on-llama"] = (functools.partial(EWC, 5.0, samples=9), adam, {"family": "llama"})
+few_texts = functools.partial(EWC, 5.0, samples=9)
+LANGUAGE["ewc-on-llama"] = (few_texts, adam, {"family": "llama"})
+LANGUAGE["ewc-on-t5"] = (few_texts, momentum, {"family": "t5"})
 LANGUAGE["o_lora-on-qwen3_moe"] = (queries, adam, {"family": "qwen3_moe"})
 
 CHAT = {"family": "chat", "packing": True, "batch_tokens": 450}
