@@ -315,8 +315,7 @@ def read_checkpoint(path: Path, apart: bool = False) -> State:
     if state.get("format") not in (FORMAT, WITH_ROWS):
         raise UsageError(
             f"the checkpoint {path} has format {state.get('format')}, and this version of cl_bench "
-            f"reads {FORMAT} and {WITH_ROWS}: use the version that wrote it (environment.json says "
-            "which)"
+            f"reads {FORMAT} and {WITH_ROWS}: use that which wrote it (environment.json says which)"
         )
     return state
 

@@ -1,15 +1,17 @@
 """Runs for ``tests/parallel``, in as many processes as torchrun starts, or in one.
 
 python -m torch.distributed.run --standalone --nproc-per-node=2 \\
-    tests/helpers/together.py DIR double|single|language|interrupted|go_on
+    tests/helpers/together.py DIR double|single|language
 """
 
 import functools
 import itertools
 import sys
+import tempfile
 from pathlib import Path
 from unittest import mock
 
+import chats
 import torch
 import torch.distributed as dist
 from lightning import Trainer
@@ -30,7 +32,7 @@ from cl_bench.experiment import (
     Together,
     conduct,
 )
-from cl_bench.learners import Classifier
+from cl_bench.learners import Classifier, language
 from cl_bench.parallel.ranks import rank, world
 from cl_bench.strategies.baselines.finetune import Finetune
 from cl_bench.strategies.baselines.joint import Joint
@@ -48,6 +50,7 @@ from cl_bench.strategies.projection.trgp import TRGP
 from cl_bench.strategies.replay.er import ER
 from cl_bench.strategies.svd.adaptive_svd import AdaptiveSVD
 from cl_bench.subspace import own_rows
+from cl_bench.tasks.chat import Chat
 
 BATCH, SAMPLES, EPOCHS = 8, 75, 5  # ten steps an epoch, the last with three samples
 
@@ -63,8 +66,6 @@ CASES: dict = {
     "finetune-clipped": (Finetune, momentum, {"gradient_clip_val": 0.5}),
     "joint": (Joint, sgd, {}),
     "ewc": (functools.partial(EWC, 5.0, **few), sgd, {}),
-    "ewc-adam": (functools.partial(EWC, 5.0, fisher="empirical", **few), adam, {}),
-    "ewc-t5": (functools.partial(EWC, 5.0, samples=9), momentum, {"family": "t5"}),
     "er": (functools.partial(ER, 20), sgd, {}),
     "freeze": (functools.partial(Freeze, n_blocks=1), momentum, {}),
     "task_vector": (functools.partial(TaskVector, alpha=0.5), sgd, {}),
@@ -144,16 +145,33 @@ MORE = {
 }
 """Texts enough for four processes to score; of a batch of three samples one gets none."""
 queries = functools.partial(OLoRA, rank=2, dropout=0.0, targets=["q_proj", "v_proj"])
+few_texts = functools.partial(EWC, 5.0, samples=9)
+LANGUAGE["ewc-on-llama"] = (few_texts, adam, {"family": "llama"})
+LANGUAGE["ewc-on-t5"] = (few_texts, momentum, {"family": "t5"})
 LANGUAGE["o_lora-on-qwen3_moe"] = (queries, adam, {"family": "qwen3_moe"})
 
-INTERRUPTED = (
-    *("gpm-adam", "rogo-adam", "o_lora", "task_vector", "ewc-adam"),
-    *("adaptive_svd", "adaptive_svd-dense", "adaptive_svd-factored", "finetune-clipped"),
-)
-MOMENTS = range(4, 100, 10)
-"""Batches of a hundred before which a run dies: within epochs, tasks, and between them."""
-WAITING = 64
-"""That before which a run dies that other processes go on with."""
+CHAT = {"family": "chat", "packing": True, "batch_tokens": 450}
+PACKED: dict = {
+    "finetune-packed": (Finetune, adam, CHAT),
+    "gpm-packed": (functools.partial(GPM, 0.7, samples=9), momentum, CHAT),
+    "accumulated-packed": (Finetune, adam, {**CHAT, "accumulate_grad_batches": 2}),
+    "adaptive_svd-packed": (AdaptiveSVD, adam, {**CHAT, "gradient_clip_val": 0.3}),
+}
+"""Conversations, as many in a batch as its tokens allow, several in a sequence."""
+
+
+@functools.cache
+def conversations():
+    """Two tasks of fourteen conversations each, of all lengths."""
+    folder = Path(tempfile.mkdtemp(prefix="chats-"))
+
+    def rows(t):
+        turns = [("so" * (1 + 5 * i % 11) + f" {t}?", "yes " * (1 + 3 * i % 7)) for i in range(14)]
+        return [chats.said(*turn) for turn in turns]
+
+    files = [chats.write(folder / f"{t}.jsonl", rows(t)) for t in range(2)]
+    words = str(chats.saved("llama"))
+    return Chat(files, words, test_fraction=0.3, validation_fraction=0.0)
 
 
 class Killed(BaseException):
@@ -174,12 +192,17 @@ def die_before(learner, batch):
 
 def run(name, directory, samples=SAMPLES, batch=BATCH, dtype=torch.float64, seed=0, **more):
     """Learn two tasks; returns what must not depend on the number of processes."""
-    make, optimizer, options = (CASES | LANGUAGE)[name]
+    make, optimizer, options = (CASES | LANGUAGE | PACKED)[name]
     options = {**options, **more}
     every, dies, resume = (options.pop(k, None) for k in ("every_steps", "dies", "resume"))
     sharded, accelerator = options.pop("sharded", False), options.pop("accelerator", "cpu")
     family = options.pop("family", None)
-    if family:
+    packing, tokens = options.pop("packing", False), options.pop("batch_tokens", None)
+    if family == "chat":
+        stream = conversations()
+        model = chats.model("llama", len(stream.vocabulary))
+        learner = language(stream, model, optimizer, batch, seed, packing=packing)
+    elif family:
         batch //= 2  # what is left over then is a single sample
         texts = {k: [*rows, *MORE[k]] for k, rows in TEXTS.items()} if name in LANGUAGE else TEXTS
         stream = make_texts(texts=texts)
@@ -227,7 +250,7 @@ def run(name, directory, samples=SAMPLES, batch=BATCH, dtype=torch.float64, seed
             learner,
             trainer,
             Identity("toy", name, "seed: 0\n", "python -m cl_bench"),
-            loop=LoopSettings(seed, batch),
+            loop=LoopSettings(seed, batch, batch_tokens=tokens),
             evaluation=EvalSettings(),
             alignment=AlignmentSettings(samples=20, batches=2),
             checkpoint=CheckpointSettings(every_steps=every),
@@ -300,29 +323,9 @@ def equal_steps(directory, precision):
 
 def on_language(directory):
     """Every method on every kind of language model, weights shared out."""
-    for name in LANGUAGE:
+    for name in (*LANGUAGE, *PACKED):
         found = run(name, directory / f"{name}-fsdp", sharded=True)
         torch.save(found, directory / f"{name}-fsdp-rank{rank()}.pt")
-
-
-def interrupted(directory):
-    """Runs that are never disturbed, that die and go on, and that die and wait for others."""
-    for name in INTERRUPTED:
-        found = run(name, directory / f"{name}-whole", sharded=True, every_steps=7)
-        torch.save(found, directory / f"{name}-whole-rank{rank()}.pt")
-        for moment in MOMENTS:
-            cut_short(name, directory / f"{name}-{moment}", moment)
-            if moment == WAITING:
-                cut_short(name, directory / f"{name}-waiting", moment)
-            found = goes_on(name, directory / f"{name}-{moment}")
-            torch.save(found, directory / f"{name}-{moment}-rank{rank()}.pt")
-
-
-def go_on(directory):
-    """What others have begun."""
-    for name in INTERRUPTED:
-        found = goes_on(name, directory / f"{name}-waiting")
-        torch.save(found, directory / f"{name}-waiting-rank{rank()}.pt")
 
 
 def main(directory, what):
@@ -332,8 +335,6 @@ def main(directory, what):
         "double": functools.partial(equal_steps, precision="double"),
         "single": functools.partial(equal_steps, precision="single"),
         "language": on_language,
-        "interrupted": interrupted,
-        "go_on": go_on,
     }[what](directory)
 
 

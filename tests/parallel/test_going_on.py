@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from several import assert_equal_runs, start_together
-from together import INTERRUPTED, MOMENTS, run
+from dying_together import GATHERED, INTERRUPTED, MOMENTS
+from several import assert_equal_runs, start_processes
+from together import run
 
 from runs import differences, final_weights
 
@@ -11,14 +12,14 @@ from runs import differences, final_weights
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     directory = tmp_path_factory.mktemp("two")
-    return directory, start_together(directory, "interrupted")
+    return directory, start_processes("dying_together.py", directory, "interrupted")
 
 
 @pytest.fixture(scope="module")
 def four_then_two(tmp_path_factory):
     directory = tmp_path_factory.mktemp("four")
-    start_together(directory, "interrupted", 4)
-    return start_together(directory, "go_on", 2)
+    start_processes("dying_together.py", directory, "waiting", count=4)
+    return start_processes("dying_together.py", directory, "go_on")
 
 
 @pytest.mark.slow
@@ -33,6 +34,15 @@ def test_a_run_that_dies_goes_on_to_the_same_bits(two, name, moment):
     whole, mine = directory / f"{name}-whole", directory / f"{name}-{moment}"
     assert differences(whole, mine) == []
     assert final_weights(whole) == final_weights(mine)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GATHERED)
+def test_a_checkpoint_of_before_goes_on_to_the_same_bits(two, name):
+    _, found = two
+    for mine, whole in zip(found(f"{name}-gathered"), found(f"{name}-whole"), strict=True):
+        for key, weight in whole["weights"].items():
+            assert torch.equal(mine["weights"][key], weight), key
 
 
 @pytest.mark.slow

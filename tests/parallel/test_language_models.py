@@ -2,7 +2,7 @@
 
 import pytest
 from several import assert_equal_runs, start_together
-from together import LANGUAGE, run
+from together import LANGUAGE, PACKED, run
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -24,7 +24,7 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LANGUAGE)
+@pytest.mark.parametrize("name", [*LANGUAGE, *PACKED])
 def test_language_models_that_processes_share_out_are_those_of_one(several, alone, name):
     found, wanted = several(f"{name}-fsdp"), alone(name)
     assert_equal_runs(found, wanted)
