@@ -234,16 +234,19 @@ def verbatim(docstring: str) -> str:
 
 def needs(found: Needs) -> str:
     """What the strategy asks of stream and engine, as its class declares it."""
-    meanings = re.findall(r"(?m)^    (\w+): (.+)$", inspect.getdoc(Needs) or "")
-    said = dict(meanings)
+    told = re.findall(r"(?m)^    (\w+): (.+(?:\n        .+)*)$", inspect.getdoc(Needs) or "")
+    said = {key: re.sub(r":\w+:", "", " ".join(words.split())) for key, words in told}
     rows = []
     for key, value in vars(found).items():
-        shown = ", ".join(sorted(value)) if isinstance(value, frozenset) else value
-        if isinstance(value, Mapping):
+        shown = str(value)
+        if isinstance(value, bool):
+            shown = "yes" if value else "no"
+        elif isinstance(value, frozenset):
+            shown = ", ".join(sorted(value)) or "any"
+        elif isinstance(value, Mapping):
             shown = ", ".join(f"{what} by {option}" for what, option in value.items()) or "none"
-        words = {True: "yes", False: "no", "": "any"}
-        rows.append(f"| `{key}` | {words.get(shown, shown)} | {said.get(key, '')} |")
-    return "\n".join(["| | | |", "|---|---|---|", *rows])
+        rows.append(f"| `{key}` | {shown} | {said.get(key, '')} |")
+    return "\n".join(["| need | | |", "|---|---|---|", *rows])
 
 
 def settings(path: Path, skip: tuple[str, ...]) -> str:

@@ -97,13 +97,9 @@ def rows(name: str) -> Iterator[dict[str, Any]]:
 
 
 def _listed(name: str) -> Iterator[dict[str, Any]]:
-    """Lines of a list; what is ``pending`` is built once the file that it names is there."""
+    """Lines of a list."""
     with (RESULTS / name).open(newline="", encoding="utf-8") as file:
-        for line in csv.DictReader(file):
-            if line.get("status") == "pending":
-                there = (ROOT / line["where"]).exists()
-                line["status"] = "built" if there else "not built yet"
-            yield line
+        yield from csv.DictReader(file)
 
 
 def _published(row: Mapping[str, Any]) -> dict[str, Any]:

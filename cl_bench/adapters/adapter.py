@@ -108,7 +108,7 @@ class Adapter(Adapted):
                 "or other targets"
             )
 
-    def check_elsewhere(self) -> None:
+    def check_elsewhere(self, promised: bool = False) -> None:
         """Somebody else's loop attaches what it likes itself."""
         raise UsageError(
             "adapters are attached in cl_bench's own loop: python -m cl_bench adapter=..."

@@ -40,10 +40,9 @@ def mean_gradients(
             weight.requires_grad_(True)
         for batch in pieces(learner, task, samples):
             n = len(next(iter(batch.values())))
-            gradients = learner.gradients(batch, of, per_sample=squared)
+            gradients = learner.gradients(batch, of, per_sample="squares" if squared else False)
             for m in maps:
-                gradient = gradients[own[m.name]]
-                part = gradient.square().sum(0) if squared else gradient * n
+                part = gradients[own[m.name]] * (1 if squared else n)
                 total[m.name] = total[m.name] + part if m.name in total else part
             count += n
     finally:

@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cl_bench.board.cells import Cell, read_cells
+from cl_bench.board.cells import SPURIOUS, Cell, read_cells
 from cl_bench.board.measured import measured_cells
-from cl_bench.board.protocol import FINETUNE, Method, Protocol
+from cl_bench.board.protocol import Method, Protocol
 from cl_bench.board.verdict import Finding, find
 from cl_bench.places import conf_directory
 from cl_bench.report.figures import pareto
 
-BOUNDS = {FINETUNE: "lower", "joint": "upper"}
 PARETO = {"wall_seconds": "time", "strategy_bytes": "memory"}
 """Costs over which nothing else is better, and what they are called."""
 
@@ -50,7 +49,9 @@ class Entry:
     @property
     def bound(self) -> str | None:
         """``lower`` or ``upper``."""
-        return BOUNDS.get(self.method.strategy)
+        if self.method.name in self.protocol.naives:
+            return "lower"
+        return "upper" if self.method.strategy == "joint" else None
 
 
 def board(protocols: Mapping[str, Protocol], root: Path | None) -> list[Entry]:
@@ -64,14 +65,15 @@ def board(protocols: Mapping[str, Protocol], root: Path | None) -> list[Entry]:
         UsageError: a cell is damaged.
     """
     kept = {(c.protocol, c.method): c for c in read_cells(root)} if root else {}
+    measured = root.parent if root and root == results_directory() else None  # ours, with ours
     entries = []
     for protocol in protocols.values():
-        older = measured_cells(protocol, root.parent) if root else []
+        older = measured_cells(protocol, measured) if measured else []
         found = {**{c.method: c for c in older}}
         found |= {m: c for (p, m), c in kept.items() if p == protocol.name}
         for method in protocol.methods.values():
             cell = found.get(method.name)
-            finding = find(cell, found.get(FINETUNE)) if cell else None
+            finding = find(cell, found.get(method.naive)) if cell else None
             entries.append(Entry(protocol, method, cell, finding))
     return entries
 
@@ -101,10 +103,18 @@ def fronts(rows: Sequence[Entry], cost: str) -> set[str]:
     return {known[k].method.name for k in pareto(points)}
 
 
+def taken_apart(rows: Sequence[Entry]) -> bool:
+    """Whether a probe told what was lost from what only seems to be, of any of them."""
+    return any(SPURIOUS in run.scores for e in rows if e.cell for run in e.cell.runs)
+
+
 def counts(entries: Sequence[Entry]) -> dict[str, int]:
-    """Places, cells that were run, with a verdict, and against bands that discriminate."""
+    """Places, cells that were run, with a verdict, and against bands that discriminate.
+
+    A lower bound has no verdict: there is nothing that it must be told from.
+    """
     run = [e for e in entries if e.cell is not None]
-    judged = [e for e in run if e.finding and not e.finding.text.startswith("no verdict")]
+    judged = [e for e in run if e.finding and e.finding.judged]
     bands = [e for e in judged if e.finding and e.finding.discriminates]
     return {"places": len(entries), "run": len(run), "verdicts": len(judged), "bands": len(bands)}
 

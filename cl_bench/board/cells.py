@@ -8,10 +8,11 @@ import gzip
 import hashlib
 import json
 import math
+import shlex
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,17 @@ from cl_bench.contracts import UsageError
 from cl_bench.metrics import summarise
 from cl_bench.report.quantities import COSTS
 from cl_bench.report.rows import Row
+from cl_bench.report.study import PACKING
 from cl_bench.report.trials import Trial
 from cl_bench.tracking import Run, write_atomically
 from cl_bench.tracking.files import RESULTS, read_json, read_text
 from cl_bench.tracking.tables import Tables
 
 SCORES = ("acc", "bwt", "forgetting", "learning_accuracy")
+
+SPURIOUS = "spurious_fraction"
+"""Share of what old tasks lost that is lost alignment only, where a probe measured it."""
+
 MOST = 64 * 2**20
 """Bytes that a compressed record may hold."""
 
@@ -161,15 +167,28 @@ def read_cell(path: Path) -> Cell:
     if (cell.protocol, cell.method) != (path.parent.name, path.stem):
         raise UsageError(f"{path}: it is the cell {cell.protocol}/{cell.method}, misplaced")
     for run in cell.runs:
-        matrix = record_tables(path.parent, run).matrix
-        found = summarise(matrix)
-        for key in SCORES:
-            told_score = run.scores.get(key)
-            ours = found[key]
-            same = math.isnan(ours) if told_score is None else math.isclose(told_score, ours)
+        found = record_scores(record_bytes(path.parent, run))
+        for key in found.keys() | run.scores.keys():
+            ours, told_score = found.get(key), run.scores.get(key)
+            if ours is None or told_score is None:
+                same = ours is told_score
+            else:
+                same = math.isclose(ours, told_score)
             if not same:
                 raise UsageError(f"{path}: {run.file} has {key} {ours}, the cell says {told_score}")
     return cell
+
+
+def record_scores(content: bytes) -> dict[str, float | None]:
+    """What a run's record scores, in [0, 1]: of its matrix, and of its last look at alignment."""
+    events = [json.loads(line) for line in content.splitlines()]
+    found = summarise(_tables(events).matrix)
+    scores = {key: None if math.isnan(found[key]) else found[key] for key in SCORES}
+    looks = [e for e in events if e.get("probe") == "alignment" and not e.get("inside")]
+    if looks:
+        told = [v[SPURIOUS] for v in looks[-1]["values"].values() if v.get(SPURIOUS) is not None]
+        scores[SPURIOUS] = float(np.mean(told)) if told else None
+    return scores
 
 
 def record_bytes(folder: Path, run: Record) -> bytes:
@@ -192,7 +211,10 @@ def record_bytes(folder: Path, run: Record) -> bytes:
 
 def record_tables(folder: Path, run: Record) -> Tables:
     """What a run's record comes to."""
-    events = [json.loads(line) for line in record_bytes(folder, run).splitlines()]
+    return _tables([json.loads(line) for line in record_bytes(folder, run).splitlines()])
+
+
+def _tables(events: Sequence[Mapping[str, Any]]) -> Tables:
     evaluations = [event for event in events if event["event"] == "evaluation"]
     tables = Tables(list(dict.fromkeys(name for e in evaluations for name in e["scores"])))
     for event in events:
@@ -219,18 +241,26 @@ def record_of(trial: Trial, order: int | None, file: str, settings: Mapping[str,
     environment = read_json(directory / "environment.json") or {}
     git = environment.get("git") or {}
     kept = {k: environment.get(k) for k in ("python", "platform", "packages")}
-    metrics = trial.metrics
-    scores = {k: None if math.isnan(metrics[k]) else metrics[k] for k in SCORES}
     content = read_text(directory / RESULTS).encode()
     return Record(
         seed=trial.seed,
         order=order,
-        scores=scores,
+        scores=record_scores(content),
         costs={k: trial.summary.get(k) for k in COSTS},
-        command=trial.command,
+        command=_portable(trial.command),
         commit=f"{git.get('commit') or ''}{'+' if git.get('dirty') else ''}",
         environment=kept,
         file=file,
         sha256=hashlib.sha256(content).hexdigest(),
         settings=settings,
     )
+
+
+def _portable(command: str) -> str:
+    """A command without the folders of whoever ran it, which are nobody else's."""
+    words = []
+    for word in shlex.split(command):
+        key, is_, value = word.partition("=")
+        ours = is_ and key in PACKING
+        words.append(f"{key}=/path/to/{PurePath(value).name}" if ours else word)
+    return shlex.join(words)

@@ -20,8 +20,9 @@ from cl_bench.board.blocks import (
     counts,
     fronts,
     results_directory,
+    taken_apart,
 )
-from cl_bench.board.cells import read_cells
+from cl_bench.board.cells import SPURIOUS, read_cells
 from cl_bench.board.protocol import Method, Protocol, protocols
 from cl_bench.board.running import best_trial, run_cell, take_in
 from cl_bench.board.verifying import pick, verify
@@ -40,7 +41,7 @@ def main(words: Sequence[str]) -> int:
     Returns:
         The exit status: 0; 1 where a run that was run again is another; 2 after an error.
     """
-    given = _parser().parse_args(list(words))
+    given = _parser().parse_intermixed_args(list(words))
     try:
         known = protocols()
         root = given.results or results_directory()
@@ -164,14 +165,15 @@ def print_board(entries: Sequence[Entry], console: Console, names: Sequence[str]
     found = counts(entries)
     console.print(
         f"{found['run']} of {found['places']} cells, {found['verdicts']} with a verdict, "
-        f"{found['bands']} against published bands that finetune is outside of"
+        f"{found['bands']} against published bands that finetune misses"
     )
 
 
 def _table(rows: Sequence[Entry]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("method", "n", "ACC", "BWT", *PARETO.values(), "verdict"):
-        right = title in ("n", "ACC", "BWT", *PARETO.values())
+    apart = ["spurious"] if taken_apart(rows) else []
+    for title in ("method", "n", "ACC", "BWT", *apart, *PARETO.values(), "verdict"):
+        right = title not in ("method", "verdict")
         table.add_column(title, justify="right" if right else "left", no_wrap=title != "verdict")
     best = {cost: fronts(rows, cost) for cost in PARETO}
     for entry in rows:
@@ -188,6 +190,7 @@ def _table(rows: Sequence[Entry]) -> Table:
             str(len(cell.runs)),
             spread(cell.values("acc").tolist()),
             spread(cell.values("bwt").tolist(), "+"),
+            *[spread(cell.values(SPURIOUS).tolist()) for _ in apart],
             *costs,
             Text(finding.text),
             style="dim" if entry.bound else "",
@@ -196,9 +199,9 @@ def _table(rows: Sequence[Entry]) -> Table:
 
 
 def spread(values: Sequence[float], sign: str = "") -> str:
-    """Mean and standard deviation (n - 1) of percentages."""
-    mean = float(np.mean(values))
-    if mean != mean:
+    """Mean and standard deviation (n - 1) of the percentages that are known."""
+    known = np.array(values)[~np.isnan(values)]
+    if not len(known):
         return "-"
-    text = f"{mean:{sign}.2f}"
-    return text if len(values) < 2 else f"{text} ± {float(np.std(values, ddof=1)):.2f}"
+    text = f"{float(known.mean()):{sign}.2f}"
+    return text if len(known) < 2 else f"{text} ± {float(known.std(ddof=1)):.2f}"

@@ -18,7 +18,8 @@ def measured_cells(protocol: Protocol, results: Path) -> list[Cell]:
 
     Args:
         protocol: whose ``measured`` says ``file``, ``where`` (what rows have), ``known`` and
-            ``method`` (the key that names the method).
+            ``method`` (the key that names the method) and ``names`` (of methods that a row calls
+            otherwise).
         results: folder of the files.
     """
     found: dict[str, Cell] = {}
@@ -33,6 +34,7 @@ def _cells(protocol: Protocol, source: Mapping[str, Any], results: Path) -> Iter
     for value in whole["values"]:
         row = {**{k: v for k, v in whole.items() if k != "values"}, **value}
         name = str(row.get(source.get("method", "strategy"), ""))
+        name = source.get("names", {}).get(name, name)
         wanted = source.get("where", {})
         if name not in protocol.methods or any(row.get(k) != v for k, v in wanted.items()):
             continue

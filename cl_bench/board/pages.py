@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cl_bench.board.blocks import PARETO, Entry, blocks, counts, fronts
-from cl_bench.board.cells import as_row
+from cl_bench.board.blocks import PARETO, Entry, blocks, counts, fronts, taken_apart
+from cl_bench.board.cells import SPURIOUS, as_row
 from cl_bench.board.command import spread
 from cl_bench.report.escape import markdown
 from cl_bench.report.figures import KINDS, write_figure
@@ -27,7 +27,7 @@ def board_tables(entries: Sequence[Entry], folder: Path, root: Path | None) -> s
     found = counts(entries)
     parts = [
         f"{found['run']} of {found['places']} cells are run, {found['verdicts']} have a verdict, "
-        f"{found['bands']} are held against published bands that finetuning is outside of.",
+        f"{found['bands']} are held against published bands that finetuning misses.",
     ]
     for name in dict.fromkeys(entry.protocol.name for entry in entries):
         mine = [entry for entry in entries if entry.protocol.name == name]
@@ -47,7 +47,8 @@ def board_tables(entries: Sequence[Entry], folder: Path, root: Path | None) -> s
 def _table(rows: Sequence[Entry]) -> str:
     banded = any(_band(entry) for entry in rows)
     published = ["published", "deviation"] if banded else []
-    head = ["method", "n", "ACC", "BWT", *PARETO.values(), *published, "verdict"]
+    apart = ["spurious"] if taken_apart(rows) else []
+    head = ["method", "n", "ACC", "BWT", *apart, *PARETO.values(), *published, "verdict"]
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 2)}---|"]
     best = {cost: fronts(rows, cost) for cost in PARETO}
     for entry in rows:
@@ -61,7 +62,8 @@ def _table(rows: Sequence[Entry]) -> str:
         name = entry.method.name
         link = f"[{name}](strategy/{entry.method.strategy}.md){'' if cell.kept else '°'}"
         cells = [link, str(len(cell.runs)), spread(cell.values("acc").tolist())]
-        cells += [spread(cell.values("bwt").tolist(), "+"), *costs]
+        cells.append(spread(cell.values("bwt").tolist(), "+"))
+        cells += [*(spread(cell.values(SPURIOUS).tolist()) for _ in apart), *costs]
         cells += [_band(entry), finding.deviation] if banded else []
         cells.append(markdown(finding.text))
         lines.append(f"| {' | '.join(cells)} |")
@@ -100,7 +102,8 @@ def method_section(entries: Sequence[Entry], strategy: str) -> str:
     lines.append("|---|---:|---:|---:|---:|---|---:|---:|")
     for entry in mine:
         cell, finding = entry.cell, entry.finding
-        link = f"[{markdown(entry.protocol.title)}](../board.md)"
+        own = "" if entry.method.name == strategy else f", `{entry.method.name}`"
+        link = f"[{markdown(entry.protocol.title)}](../board.md){own}"
         if cell is None or finding is None:
             lines.append(f"| {link} |  |  |  |  | not run |  |  |")
             continue
@@ -108,4 +111,19 @@ def method_section(entries: Sequence[Entry], strategy: str) -> str:
         numbers = [str(len(cell.runs)), spread(cell.values("acc").tolist()), _band(entry)]
         told = [finding.deviation, markdown(finding.text), *costs]
         lines.append(f"| {link} | {' | '.join([*numbers, *told])} |")
-    return "\n".join(lines)
+    tried = [_trials(entry) for entry in mine if entry.cell is not None and entry.cell.trials]
+    return "\n".join([*lines, "", *tried])
+
+
+def _trials(entry: Entry) -> str:
+    """What was chosen of a cell, and everything that it was chosen among."""
+    assert entry.cell is not None
+    scored = []
+    for trial in entry.cell.trials:
+        acc = trial.scores.get("acc")
+        said = f"`{', '.join(f'{k}={v}' for k, v in trial.settings.items())}` "
+        said += "failed" if acc is None else f"{100 * acc:.2f}"
+        chosen = trial.settings.items() <= entry.cell.settings.items()
+        scored.append(f"**{said}**" if chosen else said)
+    where = f"{markdown(entry.protocol.title)}, `{entry.method.name}`"
+    return f"* {where}: chosen by ACC on validation data, of {'; '.join(scored)}"

@@ -28,6 +28,7 @@ class Method:
         settings: that the protocol gives it, by dotted names.
         choose: values of each setting of which one combination is chosen, a trial each.
         old_validation: whether it reads validation data of tasks that are over.
+        naive: the method that it must be told from: finetuning that is given as much.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Method:
     settings: Settings = field(default_factory=dict)
     choose: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     old_validation: bool = False
+    naive: str = FINETUNE
 
     def trials(self) -> list[dict[str, Any]]:
         """The combinations among which is chosen; none where nothing is."""
@@ -95,6 +97,11 @@ class Protocol:
     def headline(self) -> bool:
         """Whether it stands first."""
         return self.place == 1
+
+    @property
+    def naives(self) -> set[str]:
+        """The methods that others must be told from."""
+        return {method.naive for method in self.methods.values()}
 
     @property
     def needs_data(self) -> bool:
@@ -169,6 +176,11 @@ def _read(name: str, path: Path) -> Protocol:
     if FINETUNE not in methods:
         raise UsageError(f"{path}: no {FINETUNE}, from which every method must be told")
     for method in methods.values():
+        if method.naive not in methods or methods[method.naive].naive != method.naive:
+            raise UsageError(
+                f"{path}: {method.name} must be told from {method.naive}, which is no method here "
+                "that is told from nothing but itself"
+            )
         trials = math.prod(len(values) for values in method.choose.values()) if method.choose else 0
         if trials != protocol.trials:
             raise UsageError(

@@ -1,7 +1,6 @@
 """Running cells, and taking runs in: ours and other people's by one door."""
 
 import datetime
-import platform
 import shlex
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from cl_bench.contracts import UsageError
 from cl_bench.places import conf_directory
 from cl_bench.report.study import INCIDENTAL, PACKING
 from cl_bench.report.trials import Trial, find_runs, flat, read_trial
-from cl_bench.tracking.files import RESULTS, read_text
+from cl_bench.tracking.files import RESULTS, read_json, read_text
 from cl_bench.tracking.renamed import without_idle
 
 PROGRAM = (sys.executable, "-m", "cl_bench")
@@ -116,6 +115,7 @@ def take_in(
         raise UsageError(f"{protocol.name}/{method.name}: seed and order {missing[0]} are missing")
     for trial in by_pair.values():
         require_declared(protocol, method, chosen, trial)
+    searched = [_trial(protocol, method, s, trials) for s in method.trials() if trials]
     contents: dict[str, bytes] = {}
 
     def kept(trial: Trial, name: str, settings: Mapping[str, Any]) -> Record:
@@ -128,23 +128,21 @@ def take_in(
         for pair in wanted
     ]
     tried = [
-        kept(next(t for t in trials if _has(t, settings)), f"trial{k}", settings)
-        for k, settings in enumerate(method.trials(), start=1)
-        if trials
+        kept(trial, f"trial{k}", settings)
+        for k, (trial, settings) in enumerate(zip(searched, method.trials(), strict=False), start=1)
     ]
-    first = by_pair[wanted[0]]
     settings = {**method.settings, **chosen}
     cell = Cell(
         protocol=protocol.name,
         method=method.name,
         command=f"{SHOWN} -m {shlex.join(protocol.sweep(method, chosen, '/path/to/data'))}",
-        date=datetime.date.today().isoformat(),
-        machine=_machine(),
-        task_id_known=first.run.task_id_known,
+        date=max(trial.run.started for trial in by_pair.values())[:10],
+        machine="; ".join(dict.fromkeys(_machine(by_pair[pair]) for pair in wanted)),
+        task_id_known=by_pair[wanted[0]].run.task_id_known,
         settings=settings,
         runs=records,
         trials=tried,
-        reference=dict(first.reference) if first.reference else None,
+        reference=reference(declared_settings(protocol, method, chosen, wanted[0][0])),
     )
     write_cell(results, cell, contents)
     return cell
@@ -157,8 +155,31 @@ def require_declared(
     where = trial.run.directory
     if trial.run.status != "completed":
         raise UsageError(f"{where}: {trial.run.status}, and only completed runs make a cell")
+    _require_settings(protocol, method, chosen, trial)
+    if trial.run.facts.get("search"):
+        raise UsageError(f"{where}: it is a trial of a search and has seen no test data")
+
+
+def _trial(
+    protocol: Protocol, method: Method, settings: Mapping[str, Any], trials: Sequence[Trial]
+) -> Trial:
+    """The trial with those settings that :func:`best_trial` read, if it ran as is declared."""
+    found = [t for t in trials if _has(t, settings)][-1]
+    _require_settings(protocol, method, settings, found)
+    ran = (found.seed, _order(protocol, found))
+    wanted = (protocol.seeds[0], protocol.orders.chosen_on)
+    if ran != wanted:
+        where = found.run.directory
+        raise UsageError(f"{where}: a trial of {ran}, and {protocol.name} chooses with {wanted}")
+    return found
+
+
+def _require_settings(
+    protocol: Protocol, method: Method, chosen: Mapping[str, Any], trial: Trial
+) -> None:
+    where = trial.run.directory
     own = {"seed", protocol.orders.setting, *PACKING}
-    wanted = declared_settings(protocol, method, chosen)
+    wanted = declared_settings(protocol, method, chosen, trial.seed)
     for key, value in trial.settings.items():
         if key in own or key.partition(".")[0] in INCIDENTAL:
             continue
@@ -167,8 +188,12 @@ def require_declared(
             raise UsageError(
                 f"{where}: {key} is {value!r}, and {protocol.name}/{method.name} declares {said}"
             )
-    if trial.run.facts.get("search"):
-        raise UsageError(f"{where}: it is a trial of a search and has seen no test data")
+
+
+def reference(declared: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The published numbers that a cell's settings name, as declared: a run may name anyone's."""
+    found = {k.partition(".")[2]: v for k, v in declared.items() if k.startswith("reference.")}
+    return found or None
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -176,10 +201,13 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def declared_settings(
-    protocol: Protocol, method: Method, chosen: Mapping[str, Any]
+    protocol: Protocol, method: Method, chosen: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
-    """Every setting of a cell by its dotted name, as Hydra composes it."""
-    words = protocol.words(method, chosen, "/path/to/data")
+    """Every setting of a run with that seed by its dotted name, as Hydra composes it.
+
+    Others may follow from the seed.
+    """
+    words = [*protocol.words(method, chosen, "/path/to/data"), f"seed={seed}"]
     try:
         with hydra.initialize_config_dir(str(conf_directory()), version_base="1.3"):
             config = OmegaConf.to_container(hydra.compose("config", words), resolve=True)
@@ -226,5 +254,8 @@ def _sweep(words: Sequence[str], place: Path, seconds: float) -> float | None:
     return seconds - (datetime.datetime.now() - begun).total_seconds()
 
 
-def _machine() -> str:
-    return f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"
+def _machine(trial: Trial) -> str:
+    """What a run ran on, as its record has it: whoever takes it in may sit at another one."""
+    told = read_json(trial.run.directory / "environment.json") or {}
+    known = [str(told[key]) for key in ("platform", "cpu") if told.get(key)]
+    return ", ".join([*known, f"Python {told.get('python', 'not known')}"])

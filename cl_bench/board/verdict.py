@@ -7,6 +7,7 @@ import numpy as np
 from scipy import stats
 
 from cl_bench.board.cells import Cell
+from cl_bench.board.protocol import FINETUNE
 from cl_bench.report.published import Verdict, judge
 
 FEWEST = 3
@@ -16,6 +17,8 @@ RESAMPLED = 5
 """Seeds from which on the interval is a bootstrap's; below, it is Student's."""
 
 DRAWS = 10_000
+
+NONE = "no verdict"
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,14 @@ class Separation:
         mean: of the differences.
         low: end of their mean's 95 % interval; NaN for too few pairs.
         high: the other end.
+        naive: the name of what it is told from.
     """
 
     n: int
     mean: float
     low: float
     high: float
+    naive: str = FINETUNE
 
     @property
     def told(self) -> bool:
@@ -43,11 +48,11 @@ class Separation:
     def text(self) -> str:
         """In words."""
         if math.isnan(self.low):
-            return f"{self.n} run{'s' if self.n != 1 else ''} in common with finetune"
+            return f"{self.n} run{'s' if self.n != 1 else ''} in common with {self.naive}"
         ends = f"{self.mean:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
         if self.told:
-            return f"{ends}, told from finetune"
-        return f"{ends}, {'worse than' if self.high < 0 else 'not told from'} finetune"
+            return f"{ends}, told from {self.naive}"
+        return f"{ends}, {'worse than' if self.high < 0 else 'not told from'} {self.naive}"
 
 
 def separation(cell: Cell, finetune: Cell) -> Separation:
@@ -62,7 +67,7 @@ def separation(cell: Cell, finetune: Cell) -> Separation:
     n = len(gaps)
     if n < FEWEST or not all(map(math.isfinite, gaps.values())):
         mean = float(np.mean(list(gaps.values()))) if gaps else math.nan
-        return Separation(n, mean, math.nan, math.nan)
+        return Separation(n, mean, math.nan, math.nan, finetune.method)
     seeds, orders = sorted({s for s, _ in pairs}), sorted({o for _, o in pairs}, key=str)
     mean = float(np.mean(list(gaps.values())))
     if len(seeds) >= RESAMPLED and n == len(seeds) * len(orders):
@@ -75,7 +80,7 @@ def separation(cell: Cell, finetune: Cell) -> Separation:
     else:
         half = stats.t.ppf(0.975, n - 1) * np.std(list(gaps.values()), ddof=1) / math.sqrt(n)
         low, high = mean - half, mean + half
-    return Separation(n, mean, float(low), float(high))
+    return Separation(n, mean, float(low), float(high), finetune.method)
 
 
 @dataclass(frozen=True)
@@ -86,13 +91,15 @@ class Finding:
         text: the verdict.
         band: the published ACC and ours, where one is known.
         apart: from finetuning; None for finetuning itself, or where it was not run.
-        discriminates: whether finetuning lies outside the band.
+        discriminates: whether finetuning misses the band: one that it reaches shows nothing.
+        judged: whether there is a verdict.
     """
 
     text: str
     band: Verdict | None
     apart: Separation | None
     discriminates: bool
+    judged: bool
 
     @property
     def deviation(self) -> str:
@@ -109,25 +116,25 @@ def find(cell: Cell, finetune: Cell | None) -> Finding:
     naive = finetune is not None and finetune.method == cell.method
     apart = None if finetune is None or naive else separation(cell, finetune)
     base = math.nan if finetune is None else float(finetune.values("acc").mean())
-    outside = band is not None and not math.isnan(base) and _outside(band, base)
-    return Finding(_text(band, apart, outside, naive), band, apart, outside and not naive)
-
-
-def _outside(band: Verdict, score: float) -> bool:
-    return abs(score - band.published) > band.tolerance
+    known = band is not None and not math.isnan(base)
+    outside = known and judge(cell.reference or {}, "acc", base).missed
+    text = _text(band, apart, outside, naive)
+    judged = not naive and not text.startswith(NONE)
+    return Finding(text, band, apart, outside and not naive, judged)
 
 
 def _text(band: Verdict | None, apart: Separation | None, outside: bool, naive: bool) -> str:
     if naive:
         return "the lower bound" if band is None else f"the lower bound, {band.text}"
     if apart is None:
-        return "no verdict: finetune was not run"
+        return f"{NONE}: finetune was not run"
+    if math.isnan(apart.low):
+        return f"{NONE}: {apart.text}"
     if band is not None and band.missed:
         return f"missed: {band.text}"
     if band is not None and not outside:
-        return f"{band.text}, and so is finetune: the band does not discriminate"
-    if math.isnan(apart.low):
-        return f"no verdict: {apart.text}"
+        return f"{band.text}, and {apart.naive} reaches the band, too: it does not discriminate"
+    said = apart.text.rpartition(", ")[2]
     if band is None:
-        return "told from finetune" if apart.told else apart.text.rpartition(", ")[2]
-    return f"reached: {band.text}" if apart.told else f"{band.text}, but not told from finetune"
+        return said
+    return f"reached: {band.text}" if apart.told else f"{band.text}, but {said}"

@@ -146,6 +146,10 @@ def refuse_empty(words: Sequence[str], groups: Path) -> None:
             raise UsageError(f"{override.input_line}: no sweep ({error})") from None
         if idle:
             raise UsageError(f"{override.input_line}: holds no value; name at least one")
+        if (key, override.value()) == ("hydra.launcher.n_jobs", 0):
+            raise UsageError(
+                f"{override.input_line}: that many jobs at a time; at least 1, or -1 for all cores"
+            )
         hydras = key.startswith("hydra")
         if not (sweeps or hydras) and override.value() == {} and not override.is_delete():
             raise UsageError(

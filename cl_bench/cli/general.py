@@ -63,8 +63,8 @@ def general(arguments: Sequence[str]) -> Path:
     directory, others = named(arguments, "general")
     asked = _asked(others)
     harness = Harness(**asdict(asked), prefix="")
-    harness.check()
     run = read_recorded("general", directory, trust)
+    harness.check()
     names, _ = read_matrix(directory)
     data = read_json(directory / "data.json") or {}
     kept = TaskWeights(directory).kept()

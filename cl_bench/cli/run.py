@@ -117,7 +117,7 @@ def _started(asked: Request, parts: Parts) -> Result:
         settings, network = parts.settings, parts.learner.network
         check_sharded(parts.strategy, settings.probe, network, settings.alignment.enabled)
     if processes(cfg.trainer) > 1 and world() == 1:
-        check_together(parts.stream, parts.learner)
+        check_together(parts.learner)
         return _in_processes(asked, parts)
     return _here(asked, parts)
 

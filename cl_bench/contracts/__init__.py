@@ -35,6 +35,7 @@ from cl_bench.contracts.task import (
     Stored,
     augmented,
     batch_sizes,
+    held_at_once,
     likewise,
     split_batch,
 )
@@ -77,6 +78,7 @@ __all__ = [
     "batch_sizes",
     "derive_seed",
     "generator",
+    "held_at_once",
     "likewise",
     "split_batch",
 ]

@@ -69,6 +69,9 @@ Of = Literal["loss", "logits"] | Callable[[Tensor, Batch], Tensor]
 
 Mode = Literal["eval", "train"]
 
+PerSample = bool | Literal["squares"]
+"""Whether a gradient is each sample's, and if so, whether all are kept or their squares' sum."""
+
 Heads = Literal["current", "seen", "all"] | int
 """Output heads: of the task that is learned, of the tasks met so far, all there are, or one."""
 
@@ -297,7 +300,7 @@ class Learner(Protocol):
         self,
         batch: Batch,
         of: Of = "loss",
-        per_sample: bool = False,
+        per_sample: PerSample = False,
         mode: Mode = "eval",
     ) -> dict[str, Tensor]:
         """Raw gradients of the trainable parameters at the current weights; no side effects.
@@ -310,8 +313,9 @@ class Learner(Protocol):
             of: ``loss``, ``logits`` (the logit of each sample's own label), or a function of the
                 outputs and the batch, which gives a scalar.
             per_sample: every gradient has the batch as its first dimension: of each sample's value
-                by itself, in ``train`` of one pass of the whole batch. Otherwise it is that of the
-                mean over the batch.
+                by itself, in ``train`` of one pass of the whole batch; with ``squares``, the sum of
+                their squares stands in place of them all. Otherwise it is that of the mean over the
+                batch.
             mode: of the network.
         """
 

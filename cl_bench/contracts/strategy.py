@@ -212,8 +212,13 @@ class Strategy:
     def check(self, learner: Learner) -> None:
         """Before anything starts: ``UsageError`` if the network lacks what an option names."""
 
-    def check_elsewhere(self) -> None:
-        """Before it works in somebody else's loop: ``UsageError`` if an option needs ours."""
+    def check_elsewhere(self, promised: bool = False) -> None:
+        """Before it works in somebody else's loop: ``UsageError`` if it needs ours.
+
+        Args:
+            promised: by the loop's owner, that the loss reaches weights through their layers'
+                forward passes alone.
+        """
 
     def guarded(self, learner: Learner) -> frozenset[str] | None:
         """Names of the parameters whose changes old tasks limit: projected, or frozen later on.

@@ -40,6 +40,15 @@ def split_batch(batch: Batch, size: int, least: int = 1) -> Iterator[Batch]:
         yield dict(zip(batch, values, strict=True))
 
 
+AT_ONCE = 1 << 28
+"""Numbers that the gradients of single samples may have together (1 GiB in float32)."""
+
+
+def held_at_once(weights: int, most: int) -> int:
+    """Samples, at most ``most``, of whose single gradients of so many weights each is held."""
+    return max(1, min(most, AT_ONCE // max(weights, 1)))
+
+
 @runtime_checkable
 class Data(Protocol):
     """Samples that are fetched many at a time: ``data[LongTensor] -> Batch``.

@@ -1,6 +1,7 @@
 """One run from its parts: take a directory, learn the stream, leave tables and figures behind."""
 
 import functools
+import itertools
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import torch
 from rich.console import Console
 
 from cl_bench.contracts import Engine, Strategy, Stream
+from cl_bench.contracts.strategy import penalises_weights
 from cl_bench.ends import COMPLETED
 from cl_bench.experiment.budget import PeakMemory, describe_budget
 from cl_bench.experiment.checkpoint import Checkpoint, Checkpoints, CheckpointSettings
@@ -34,6 +36,7 @@ from cl_bench.experiment.observer import AlignmentSettings, Observer
 from cl_bench.experiment.pretrain import Pretrained, pretrain
 from cl_bench.experiment.probes import Observers, ProbeSettings, watch
 from cl_bench.experiment.reopen import Resume, follow, reopen
+from cl_bench.experiment.resuming import ASK_EVERY
 from cl_bench.experiment.snapshot import RunState
 from cl_bench.experiment.trainer_checks import check_sharded, check_together
 from cl_bench.experiment.trainers import TrainerFactory, quiet_lightning
@@ -42,6 +45,7 @@ from cl_bench.learners.guards import HALVING, Guards, guards
 from cl_bench.learners.observed import answers
 from cl_bench.parallel.batch_norm import synchronise
 from cl_bench.parallel.ranks import decided, rank, world
+from cl_bench.parallel.stored import require_files
 from cl_bench.report import print_run, write_figures, write_probe_figures
 from cl_bench.tracking import ProgressDisplay, Record
 
@@ -133,7 +137,10 @@ def conduct(
     guarding = _checked(parts, sharded)
     memory = PeakMemory()
     directory = Path(run_dir) if run_dir else decided(lambda: new_directory(identity, loop.seed))
-    checkpoints = Checkpoints(directory, checkpoint or CheckpointSettings(), writes=rank() == 0)
+    kept = checkpoint or CheckpointSettings()
+    checkpoints = Checkpoints(directory, kept, writes=rank() == 0, apart=sharded)
+    if sharded and kept.enabled:
+        require_files()
     room = disk(learner, learner._optimizer_factory, checkpoints.settings, len(stream), directory)
     if not resume:
         room.require_room()
@@ -177,7 +184,7 @@ def _checked(parts: _Parts, sharded: bool) -> Guards | None:
     """What the strategy guards, once all that must be so before a run has been seen to."""
     strategy, learner = parts.strategy, parts.learner
     if world() > 1:
-        check_together(parts.stream, learner)
+        check_together(learner)
         synchronise(learner)
     if sharded:
         check_sharded(strategy, parts.probe, learner.network, parts.alignment.enabled)
@@ -186,7 +193,8 @@ def _checked(parts: _Parts, sharded: bool) -> Guards | None:
         if precision in HALVING:  # the Trainer would do it to parts that are shared out
             learner.network.to(HALVING[precision])
             learner.remember_initial_state()
-        learner.shard(HALF.get(precision))
+        pulled = [m for m in strategy.members if not m.needs.freezes_weights]
+        learner.shard(HALF.get(precision), cut_again=any(map(penalises_weights, pulled)))
     strategy.check(learner)
     return guards(strategy, learner)
 
@@ -248,12 +256,20 @@ def _pretrain(
     if wanted is None:
         return
     watching = observer or Observer()
-    watching.before_pretraining(learner)
-    came = pretrain(learner, wanted, parts.trainer, parts.loop.seed, progress, interrupts.stop)
+    with learner.put_together():
+        watching.before_pretraining(learner)
+    steps = itertools.count(1)
+
+    def stop() -> None:
+        if world() == 1 or (next(steps) % ASK_EVERY == 0 and interrupts.agree()):
+            interrupts.stop()  # all of them after the same step
+
+    came = pretrain(learner, wanted, parts.trainer, parts.loop.seed, progress, stop)
     progress.note(_from_where(came))
     if last is None:  # a resumed run has said so before
         record.status("pretrained", **asdict(came))
-    watching.after_pretraining(learner)
+    with learner.put_together():
+        watching.after_pretraining(learner)
 
 
 def _costs(state: RunState, checkpoints: Checkpoints, observer: Observer | None) -> dict[str, Any]:

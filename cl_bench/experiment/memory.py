@@ -142,9 +142,11 @@ def plan_memory(
         ]
         unknown.append(f"{' and '.join(names)} does not say what it keeps: strategy is a lower end")
     largest = max(map(size, named.values()), default=0)
-    # Of where the task began, with what is saved inside it.
-    held = (whole + layout.parts * own.saved_between) * checkpoint.enabled
-    saved = held + _inside(checkpoint, whole, optimizer, layout, own)
+    # Of where the task began, with what is saved inside it; rows go to files as they are.
+    held = layout.parts * own.saved_between + (0 if layout.sharded else whole)
+    inside = int(number * own.trained) * layout.parts + own.saved_inside * (layout.parts - 1)
+    saved = held + inside * bool(checkpoint.every_steps) + whole * (checkpoint.weights == "all")
+    held, saved = held * checkpoint.enabled, saved * checkpoint.enabled
     host: dict[str, int] = {}
     if not layout.sharded:
         rows["checkpoints"] = dict.fromkeys(PHASES, held)
@@ -165,14 +167,6 @@ def plan_memory(
         host["the starting process"] = 2 * whole
     rows = {what: {p: n for p, n in row.items() if n} for what, row in rows.items()}
     return MemoryPlan({k: row for k, row in rows.items() if row}, host, layout, tuple(unknown))
-
-
-def _inside(
-    checkpoint: CheckpointSettings, whole: int, optimizer: int, layout: Layout, own: Memory
-) -> int:
-    """Of a checkpoint inside a task: weights and optimizer of all, and what others own."""
-    saved = whole + optimizer * layout.parts + own.saved_inside * (layout.parts - 1)
-    return saved if checkpoint.enabled and checkpoint.every_steps else 0
 
 
 def _together(

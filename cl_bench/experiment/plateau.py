@@ -14,7 +14,6 @@ from cl_bench.contracts.checking import checked
 from cl_bench.contracts.options import Count, Index, PartShare, Range, Strength
 from cl_bench.experiment.snapshot import copied
 from cl_bench.learners import BaseLearner, ScheduleFactory
-from cl_bench.parallel.sharding import whole
 
 
 @checked("schedule.")
@@ -126,8 +125,8 @@ class BestEpoch:
         if loss < self.lowest:
             self.lowest, self.waited = loss, 0
             if self.settings.restore_best:
-                strategy = whole(self.strategy.state_dict())
-                self.best = copied({"weights": self.learner.weights(), "strategy": strategy})
+                strategy, weights = self.strategy.state_dict(), self.learner.own_weights()
+                self.best = copied({"weights": weights, "strategy": strategy})
             return False
         self.waited += 1
         if self.waited < self.settings.patience:

@@ -3,6 +3,9 @@
 The weights that pre-training leads to are kept in ``$CL_BENCH_CACHE`` under a hash of everything
 they depend on: text, recipe, network, initial weights, seed and precision. They become the
 learner's initial weights, so a strategy that starts tasks afresh starts them here.
+
+Processes that train together each learn their part of every batch; process 0 alone reads and writes
+the cache.
 """
 
 import hashlib
@@ -10,10 +13,12 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import lightning
+import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
@@ -21,7 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import IterableDataset
 
 from cl_bench.contracts import Batch, Loss, Pretraining, UsageError, derive_seed
-from cl_bench.data import alone, cached, digest
+from cl_bench.data import alone, cached, digest, present
 from cl_bench.experiment.interrupts import without_signals
 from cl_bench.experiment.trainers import (
     TrainerFactory,
@@ -31,6 +36,9 @@ from cl_bench.experiment.trainers import (
 )
 from cl_bench.learners import BaseLearner
 from cl_bench.learners.window import Window
+from cl_bench.parallel.clipping import clip_by_norm
+from cl_bench.parallel.ranks import average_, decided, rank, world
+from cl_bench.parallel.sharding import is_part
 from cl_bench.tracking import ProgressDisplay
 
 FORMAT = 1
@@ -90,12 +98,13 @@ def pretrain(
         hooks = _Hooks(recipe.steps, progress, after_step)
         _train(learner, recipe, trainer, seed, hooks)
         final_loss.append(hooks.loss)
-        return {k: v.detach().cpu().clone() for k, v in learner.state_dict().items()}
+        return {k: v.detach().cpu().clone() for k, v in learner.saved_weights().items()}
 
     name = _identity(learner, recipe, seed, precision)
-    with alone(f"pretrained-{name}", "each pre-train"):
-        weights, fingerprint = cached(f"pretrained-{name}", build)
-    learner.load_state_dict(weights)
+    waiting = alone(f"pretrained-{name}", "each pre-train") if rank() == 0 else nullcontext()
+    with waiting:
+        weights, fingerprint = _kept_or_made(f"pretrained-{name}", build)
+    learner.load_weights(_everywhere(weights, learner))
     learner.remember_initial_state()
     return Pretrained(
         name,
@@ -107,13 +116,44 @@ def pretrain(
     )
 
 
+def _kept_or_made(
+    name: str, build: Callable[[], dict[str, Tensor]]
+) -> tuple[dict[str, Tensor], str]:
+    """Weights and their digest, those of process 0."""
+    if world() == 1:
+        return cached(name, build)
+    found = present(name) if rank() == 0 else None
+    if not decided(lambda: found is not None):
+        made = build()
+        found = cached(name, lambda: made) if rank() == 0 else None
+    weights, fingerprint = found or ({}, "")
+    return weights, decided(lambda: fingerprint)
+
+
+def _everywhere(weights: dict[str, Tensor], learner: BaseLearner) -> dict[str, Tensor]:
+    """What process 0 has, in all; of what is shared out, a place that rows are dealt out from."""
+    if world() == 1:
+        return weights
+    own = learner.own_weights()
+    alike = decided(lambda: {k: v for k, v in weights.items() if not is_part(own[k])})
+    empty = {k: torch.empty(v.shape, dtype=v.dtype) for k, v in own.items() if is_part(v)}
+    return {**empty, **weights, **alike}
+
+
 def _identity(learner: BaseLearner, recipe: Pretraining, seed: int, precision: str) -> str:
     plain = {**asdict(replace(recipe, batches=_nothing)), "batches": None}
-    start = digest({k: v.cpu() for k, v in learner.state_dict().items()})
+    weights = learner.saved_weights()
     if learner.rounding is not None:
         precision = f"{precision}, {learner.rounding}"
-    everything = [FORMAT, plain, learner.describe(), start, seed, precision]
-    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+    # Several processes add up in another order.
+    several = [world(), learner.sharded] if world() > 1 else []
+
+    def name() -> str:
+        start = digest({k: v.cpu() for k, v in weights.items()})
+        everything = [FORMAT, plain, learner.describe(), start, seed, precision, *several]
+        return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+
+    return decided(name)
 
 
 def _nothing(seed: int) -> Iterator[Batch]:
@@ -156,8 +196,24 @@ class _Reader(lightning.LightningModule):
         self.recipe = recipe
         self.window = Window()
 
+    def configure_model(self) -> None:
+        """The learner's weights are shared out already, where they are."""
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if gradient_clip_val and self.learner.sharded and gradient_clip_algorithm != "value":
+            clip_by_norm(optimizer, gradient_clip_val)
+        else:
+            super().configure_gradient_clipping(
+                optimizer, gradient_clip_val, gradient_clip_algorithm
+            )
+
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        loss, terms = self.learner.loss(self.learner(batch), batch), self.learner.terms(batch)
+        loss, terms = self.learner.mean_loss(batch)
         weighed = loss
         if self.trainer.accumulate_grad_batches > 1:
             weighed = self.window.weigh(loss, terms)
@@ -218,7 +274,7 @@ class _Hooks(Callback):
         self._count += 1
         if self._count < self.EVERY and trainer.global_step < self.steps:
             return
-        self.loss = float(self._seen.mean)
+        self.loss = float(average_(self._seen.mean))
         self._seen, self._count = None, 0
         if self.loss != self.loss or abs(self.loss) == float("inf"):
             raise UsageError(

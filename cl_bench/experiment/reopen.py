@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cl_bench.contracts import UsageError
-from cl_bench.experiment.checkpoint import Checkpoint, Checkpoints, read_checkpoint
+from cl_bench.experiment.checkpoint import Checkpoint, Checkpoints
 from cl_bench.parallel.ranks import decided
 from cl_bench.tracking import Record, resume_record
 from cl_bench.tracking.aside import Aside
@@ -67,8 +67,7 @@ def follow(checkpoints: Checkpoints, last: Checkpoint | None) -> Checkpoint | No
     name = decided(lambda: last.path.name if last else None)
     if last is not None or name is None:
         return last
-    path = checkpoints.directory / name
-    return Checkpoint(path, read_checkpoint(path))
+    return checkpoints.read(checkpoints.directory / name)
 
 
 def _newest(

@@ -9,7 +9,8 @@ from cl_bench.experiment.plateau import BestEpoch
 from cl_bench.experiment.snapshot import RunState, set_random_states
 from cl_bench.experiment.stage import Stage
 from cl_bench.parallel.ranks import world
-from cl_bench.parallel.sharding import load_optimizer, optimizer_state
+from cl_bench.parallel.sharding import collected, load_optimizer, optimizer_state
+from cl_bench.parallel.stored import resolved
 
 ASK_EVERY = 16
 """Steps after which processes that train together ask each other for signals."""
@@ -92,7 +93,8 @@ class TaskCheckpoints:
         trainer.precision_plugin.load_state_dict(self.resumed["precision"])
         trainer.fit_loop.load_state_dict(self.resumed["loops"])
         if self.plateau:
-            self.plateau.load_state_dict(self.resumed["plateau"])
+            best = resolved(self.resumed["plateau"], self.state.learner.mesh)
+            self.plateau.load_state_dict(best)
 
     def begin(self) -> None:
         """The last thing before the first step: random states."""
@@ -149,7 +151,7 @@ class TaskCheckpoints:
             "schedulers": [c.scheduler.state_dict() for c in trainer.lr_scheduler_configs],
             "precision": trainer.precision_plugin.state_dict(),
             "loops": loops,
-            "plateau": self.plateau.state_dict() if self.plateau else None,
+            "plateau": collected(self.plateau.state_dict()) if self.plateau else None,
         }
         step = (self.stage.batches + self.batches) // trainer.accumulate_grad_batches
         self.state.save_inside(self.task, step, training, scheduled=self.batches >= self._due)

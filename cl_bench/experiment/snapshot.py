@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from cl_bench.contracts import State, Strategy, UsageError
 from cl_bench.experiment.checkpoint import FORMAT, Checkpoint, Checkpoints
@@ -20,6 +21,8 @@ from cl_bench.experiment.observer import Observer
 from cl_bench.learners import BaseLearner
 from cl_bench.parallel.ranks import gathered, rank, world
 from cl_bench.parallel.sharding import collected
+from cl_bench.parallel.stored import Stored, resolved
+from cl_bench.subspace import Owned
 from cl_bench.tracking import Record
 
 
@@ -85,16 +88,17 @@ class RunState:
         if self.checkpoints is None:
             return
         # First the weights: wherever a run is resumed, those of the rows before are there.
-        content = self.checkpoints.save_weights(task, self.learner.saved_weights())
-        if content is not None:
-            file = self.checkpoints.weights.path(task).relative_to(self.record.directory)
-            self.record.weights(task, file.as_posix(), content)
+        if self.checkpoints.settings.weights == "all":
+            content = self.checkpoints.save_weights(task, self.learner.saved_weights())
+            if content is not None:
+                file = self.checkpoints.weights.path(task).relative_to(self.record.directory)
+                self.record.weights(task, file.as_posix(), content)
         parts = {**self._parts(), "optimizer_steps": self.optimizer_steps}
-        if self.learner.sharded:  # they were put together for this
-            weights = {"weights": plain(parts.pop("weights"), "")}
-            self._start = {**weights, **copied(parts)}
-        else:
-            self._start = copied(parts)
+        if self.learner.sharded:  # of what is shared out, the files remember how it was
+            start = self._save(task, 0, {"start": plain(parts, ""), "inside": None}, counts=True)
+            self._start = copied(start["start"])
+            return
+        self._start = copied(parts)
         self._save(task, 0, {"start": self._start, "inside": None}, counts=True)
 
     def save_inside(self, task: int, step: int, training: State, scheduled: bool) -> None:
@@ -110,10 +114,10 @@ class RunState:
         inside = plain({**self._parts(), **training}, "")
         self._save(task, step, {"start": sharing(self._start, inside), "inside": inside}, scheduled)
 
-    def _save(self, task: int, step: int, state: State, counts: bool) -> None:
+    def _save(self, task: int, step: int, state: State, counts: bool) -> State:
         assert self.checkpoints is not None
         self.record.require_lock()
-        self.checkpoints.save(
+        saved = self.checkpoints.save(
             task,
             step,
             {
@@ -131,7 +135,9 @@ class RunState:
             },
         )
         if counts:
-            self.largest = max(self.largest, tensor_bytes(state))
+            held = {"start": saved["start"], "inside": saved["inside"]}
+            self.largest = max(self.largest, tensor_bytes(held))
+        return saved
 
     def restore(self, found: Checkpoint) -> int:
         """Put the run back to where a checkpoint's task began.
@@ -168,7 +174,7 @@ class RunState:
         came = self.stream.state_dict() if self.stream else {}
         return {
             **({"stream": came} if came else {}),
-            "weights": self.learner.saved_weights(),
+            "weights": self.learner.own_weights(),
             "learner": self.learner.progress_state(),
             "strategy": collected(self.strategy.state_dict()),
             "observer": self.observer.state_dict() if self.observer else {},
@@ -180,7 +186,7 @@ class RunState:
         parts = ("weights", "learner", "strategy", "observer", "engine", "stream")
         state = copied({k: state[k] for k in parts if k in state})
         # Modules follow from what the strategy remembers, and their weights are among the weights.
-        self.strategy.load_state_dict(state["strategy"])
+        self.strategy.load_state_dict(resolved(state["strategy"], self.learner.mesh))
         self.learner.equip(self.strategy)
         self.learner.load_weights(state["weights"])
         self.learner.load_progress_state(state["learner"])
@@ -236,10 +242,11 @@ def plain(value: Any, where: str) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):
-        return {k: plain(v, f"{where}.{k}" if where else str(k)) for k, v in value.items()}
+        found = {k: plain(v, f"{where}.{k}" if where else str(k)) for k, v in value.items()}
+        return Owned(found) if isinstance(value, Owned) else found
     if isinstance(value, list | tuple):
         return type(value)(plain(v, f"{where}[{i}]") for i, v in enumerate(value))
-    if value is None or type(value) in (bool, int, float, complex, str, bytes):
+    if value is None or type(value) in (bool, int, float, complex, str, bytes, Stored):
         return value
     raise UsageError(
         f"the state {where} is a {type(value).__qualname__}: state_dict may return tensors, "
@@ -256,14 +263,14 @@ def copied(state: State) -> State:
 
     def copy(value: Any) -> Any:
         if isinstance(value, Tensor):
-            if value.is_sparse or value.numel() == 0:
+            if value.is_sparse or value.numel() == 0 or isinstance(value, DTensor):
                 return value.clone()
             key = (value.data_ptr(), value.dtype, value.shape, value.stride())
             if key not in known:
                 known[key] = _as_strided(value)
             return known[key]
         if isinstance(value, dict):
-            return {k: copy(v) for k, v in value.items()}
+            return type(value)((k, copy(v)) for k, v in value.items())
         if isinstance(value, list | tuple):
             return type(value)(map(copy, value))
         return value
@@ -291,12 +298,14 @@ def sharing(old: Any, new: Any) -> Any:
 
 
 def tensor_bytes(value: Any) -> int:
-    """Bytes of all tensors in a nested value, each counted once."""
-    found: dict[tuple[int, int], int] = {}
+    """Bytes of all tensors in a nested value, here or stored, each counted once."""
+    found: dict[Any, int] = {}
 
     def visit(value: Any) -> None:
         if isinstance(value, Tensor):
             found[value.data_ptr(), value.nbytes] = value.nbytes
+        elif isinstance(value, Stored):
+            found[value] = value.nbytes
         elif isinstance(value, dict):
             for inner in value.values():
                 visit(inner)

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from cl_bench.contracts import Strategy, Stream, UsageError
+from cl_bench.contracts import Strategy, UsageError
 from cl_bench.contracts.options import shown
 from cl_bench.contracts.strategy import overrides
 from cl_bench.experiment.probes.settings import ProbeSettings
@@ -41,12 +41,8 @@ def shares_weights(trainer: Mapping[str, Any]) -> bool:
     return target.rpartition(".")[2] == "ModelParallelStrategy"
 
 
-def check_together(stream: Stream, network: nn.Module) -> None:
-    """Raise :class:`UsageError` if several processes cannot learn the stream with this network."""
-    if stream.pretraining is not None:
-        raise UsageError(
-            f"stream {stream.name!r} pre-trains its model, in one process: use trainer=default"
-        )
+def check_together(network: nn.Module) -> None:
+    """Raise :class:`UsageError` if several processes cannot train this network together."""
     for name in by_batch(network):
         raise UsageError(
             f"layer {name!r} normalises test data by the batch it stands in, and every process "

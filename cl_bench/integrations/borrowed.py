@@ -213,13 +213,16 @@ class Borrowed(Outputs, OwnHeads, Protected):
 
     def blocks(self) -> list[nn.Module]:
         """The layers of a model of transformers, the body's ``blocks``, or its children."""
-        config: Any = getattr(self._model, "config", None)
-        depth = getattr(config, "num_hidden_layers", None)
+        model = self._model
+        while _depth(model) is None and len(inside := self._holding(model)) == 1:
+            model = inside[0]  # a LightningModule around it, say
+        depth = _depth(model)
         if depth is None:
             if hasattr(self.body, "blocks"):
                 return super().blocks()
             return self._holding(self.body)
-        lists = [m for m in self._model.modules() if isinstance(m, nn.ModuleList)]
+        config: Any = model.config
+        lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
         found = [m for m in lists if len(m) == depth]
         wanted = 2 if getattr(config, "is_encoder_decoder", False) else 1
         return [block for stack in found[:wanted] for block in stack]
@@ -318,3 +321,8 @@ class Borrowed(Outputs, OwnHeads, Protected):
                 for module in self._model.modules():  # not by train(), as in evaluating
                     module.training = module not in self.held_norms
             yield
+
+
+def _depth(model: nn.Module) -> int | None:
+    """How many layers a model of transformers has; None for other modules."""
+    return getattr(getattr(model, "config", None), "num_hidden_layers", None)

@@ -167,13 +167,12 @@ class GuardCallback(TrainerCallback):
         share = 1 / trainer.current_gradient_accumulation_steps if scaled else 1.0
         if learner.own_objective is not None:
             outputs = model(**{k: v for k, v in given.items() if k != "labels"})
-            loss = session.objective(whole, outputs.logits) * share
+            loss = session.objective(whole, logits_of(outputs)) * share
         else:
             if whole is not batch and items is not None and scaled:
                 items = items * learner.terms(whole) / learner.terms(batch)
             loss, outputs = _computed(compute, model, given, items)
-        out = getattr(outputs, "logits", None)
-        out = loss.detach() if out is None else out
+        out = loss.detach() if outputs is None or type(outputs) is tuple else logits_of(outputs)
         return loss + session.penalty(whole, out) * share, outputs
 
     def _require_known(self, session: Session, batch: Batch) -> None:
@@ -214,6 +213,14 @@ def _computed(compute: Any, model: Any, given: dict[str, Any], items: Any) -> tu
             raise
         return compute(model, given, False, items), None
     return loss, outputs
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """What a model says, as one of transformers tells it, by name, or on its own."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    logits: Tensor = outputs["logits"] if isinstance(outputs, Mapping) else outputs.logits
+    return logits
 
 
 def names(batch: Mapping[str, Tensor]) -> dict[str, str]:

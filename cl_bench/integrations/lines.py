@@ -37,8 +37,18 @@ def require_served(strategy: Strategy, heads: object = (), inputs: bool = False)
             f"{name} learns tasks that bring classes of their own, each with an output layer: name "
             "these in the order of the tasks, for example Guarded(..., heads=['heads.*'])"
         )
-    for member in strategy.members if not inputs else ():
-        member.check_elsewhere()
+    for member in strategy.members:
+        member.check_elsewhere(promised=inputs)
+
+
+def require_classes(strategy: Strategy) -> None:
+    """Raise :class:`UsageError` if the strategy learns classes alone: labels are tokens."""
+    learned = strategy.needs.modalities
+    if learned and "text" not in learned:
+        raise UsageError(
+            f"{type(strategy).__name__} learns classes, a label y for each sample, and this sample "
+            "has tokens as labels: use a strategy for language models, such as EWC or ER"
+        )
 
 
 def require_trainer(strategy: Strategy) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cl_bench.contracts import IGNORE, Batch, Loss, UsageError
-from cl_bench.contracts.learner import Heads, Mode, Of
+from cl_bench.contracts.learner import Heads, Mode, Of, PerSample
 from cl_bench.contracts.loss import Count
 from cl_bench.learners.classes import Classes
 from cl_bench.learners.modes import reaching
@@ -183,7 +183,11 @@ class Outputs(Classes):
         return None if mask is None else mask.bool()
 
     def gradients(
-        self, batch: Batch, of: Of = "loss", per_sample: bool = False, mode: Mode = "eval"
+        self,
+        batch: Batch,
+        of: Of = "loss",
+        per_sample: PerSample = False,
+        mode: Mode = "eval",
     ) -> dict[str, Tensor]:
         """As for every learner."""
         if not per_sample:

@@ -11,7 +11,8 @@ from cl_bench.contracts import Batch, Plan, Progress, Strategy, UsageError
 from cl_bench.contracts.strategy import overrides
 from cl_bench.integrations.borrowed import Borrowed
 from cl_bench.integrations.groups import decide, regroup
-from cl_bench.integrations.lines import LINES, Lesson
+from cl_bench.integrations.lines import LINES, Lesson, require_classes
+from cl_bench.integrations.outputs import is_text
 from cl_bench.integrations.sample import Met, SampledTask
 from cl_bench.integrations.stepping import Stepping
 from cl_bench.parallel.ranks import decided, gathered, is_idle, share, world
@@ -75,6 +76,9 @@ class Session(Stepping):
         learner.open()
         before = {id(p) for p in learner.parameters()}
         try:
+            if is_text(self.task.batch):
+                require_classes(self.strategy)
+                learner.modality = "text"
             self.strategy.check(learner)
             learner.announce(self.strategy)
             plan = self.strategy.plan(self.met, self.task.index)  # type: ignore[arg-type]

@@ -11,11 +11,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cl_bench.contracts import Batch, Loss
-from cl_bench.contracts.learner import Mode, Of, Role
+from cl_bench.contracts.learner import Mode, Of, PerSample, Role
 from cl_bench.learners.batch_norm import by_batch
 from cl_bench.learners.guardable import is_norm
 from cl_bench.learners.modes import own_buffers, same_modes, without_adapters
-from cl_bench.learners.per_sample import per_sample_gradients, within_the_batch
+from cl_bench.learners.per_sample import (
+    per_sample_gradients,
+    squares_of,
+    within_the_batch,
+)
 from cl_bench.learners.protection import Protection
 from cl_bench.learners.roles import roles
 from cl_bench.learners.snapshot import Snapshot
@@ -158,7 +162,7 @@ class NetworkServices(Protection):
         self,
         batch: Batch,
         of: Of = "loss",
-        per_sample: bool = False,
+        per_sample: PerSample = False,
         mode: Mode = "eval",
     ) -> dict[str, Tensor]:
         """Raw gradients of the trainable parameters at the current weights; no side effects."""
@@ -178,9 +182,11 @@ class NetworkServices(Protection):
             if not parameters:
                 return {}
             if per_sample and (self.by_batch or mode == "train"):
-                return within_the_batch(parameters, self(batch), batch, of_outputs)
+                squares = per_sample == "squares"
+                return within_the_batch(parameters, self(batch), batch, of_outputs, squares)
             if per_sample:
-                return per_sample_gradients(self.network, parameters, value, batch)
+                found = per_sample_gradients(self.network, parameters, value, batch)
+                return squares_of(found) if per_sample == "squares" else found
             values = torch.autograd.grad(value(batch), list(parameters.values()), allow_unused=True)
             return {
                 name: torch.zeros_like(parameters[name]) if g is None else g

@@ -141,25 +141,43 @@ class Objective(NetworkServices):
         loss = self._learn(batch)
         return loss, self._step.terms
 
+    def mean_loss(self, whole: Batch) -> tuple[Tensor, Count]:
+        """The loss of all outputs for a batch that all processes hold, by parts; and its terms.
+
+        The mean over processes of what each makes of its part is the mean over the batch.
+        """
+        batch, out, idle = self._own_outputs(whole, self)
+        return self._own_loss(whole, batch, out, idle)
+
+    @staticmethod
+    def _own_outputs(
+        whole: Batch, outputs: Callable[[Batch], Tensor]
+    ) -> tuple[Batch, Tensor, bool]:
+        """Own part of a batch, the outputs for it, and whether it counts nothing."""
+        batch = share(whole)
+        if batch is whole:
+            return batch, outputs(batch), False
+        idle = is_idle(whole)
+        with part_of_a_batch(_samples(whole) / _samples(batch), counts=not idle):
+            return batch, outputs(batch), idle
+
+    def _own_loss(
+        self, whole: Batch, batch: Batch, out: Tensor, idle: bool
+    ) -> tuple[Tensor, Count]:
+        if batch is whole:
+            return self.loss(out, batch), self.terms(batch)
+        part, terms = 0 if idle else self.loss_terms(batch), self.loss_terms(whole)
+        return self.loss(out, batch) * (world() * part / some(terms)), terms
+
     def _learn(self, batch: Batch) -> Tensor:
         whole = self.acting.on_batch(self, batch)  # type: ignore[arg-type]
         self.work.both(_samples(whole))
-        batch = share(whole)
-        apart, idle = batch is not whole, False
-        if apart:
-            idle = is_idle(whole)
-            with part_of_a_batch(_samples(whole) / _samples(batch), counts=not idle):
-                out = self.outputs(batch)
-        else:
-            out = self.outputs(batch)
+        batch, out, idle = self._own_outputs(whole, self.outputs)
         if self.own_objective is not None:
-            loss, terms = self._own_mean(self.own_objective(self, batch, out), apart, idle)
-        elif apart:
-            # The mean over processes of what each makes of its part is the mean over the batch.
-            part, terms = 0 if idle else self.loss_terms(batch), self.loss_terms(whole)
-            loss = self.loss(out, batch) * (world() * part / some(terms))
+            own = self.own_objective(self, batch, out)
+            loss, terms = self._own_mean(own, batch is not whole, idle)
         else:
-            loss, terms = self.loss(out, batch), self.terms(batch)
+            loss, terms = self._own_loss(whole, batch, out, idle)
         penalty = self.acting.penalty(self, batch, out)  # type: ignore[arg-type]
         self._step.batch, self._step.out, self._step.terms = batch, out.detach(), terms
         return loss if penalty is None else loss + penalty

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cl_bench.contracts import Batch, PromptStream, split_batch
-from cl_bench.contracts.learner import Mode, Of
+from cl_bench.contracts.learner import Mode, Of, PerSample
 from cl_bench.learners.module import BaseLearner
 from cl_bench.subspace import Accumulator, LinearMap, Moments
 
@@ -36,7 +36,7 @@ class Parted(BaseLearner):
         self,
         batch: Batch,
         of: Of = "loss",
-        per_sample: bool = False,
+        per_sample: PerSample = False,
         mode: Mode = "eval",
     ) -> dict[str, Tensor]:
         """As for every learner.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from cl_bench.contracts import Batch
+from cl_bench.contracts import Batch, held_at_once
 
 
 def within_the_batch(
@@ -14,18 +14,33 @@ def within_the_batch(
     out: Tensor,
     batch: Batch,
     value: Callable[[Tensor, Batch], Tensor],
+    squares: bool = False,
 ) -> dict[str, Tensor]:
-    """Gradients of each sample's value where the others of the batch have a part in it."""
-    found = {name: p.new_zeros(len(out), *p.shape) for name, p in parameters.items()}
+    """Gradients of each sample's value where the others of the batch have a part in it.
+
+    Or the sum of their squares, for which of a large network no two are held.
+    """
+    weights = sum(p.numel() for p in parameters.values())
+    if squares and held_at_once(weights, len(out)) == len(out):
+        return squares_of(within_the_batch(parameters, out, batch, value))
+    held = () if squares else (len(out),)
+    found = {name: p.new_zeros(*held, *p.shape) for name, p in parameters.items()}
     for i in range(len(out)):
         own = value(out[i : i + 1], {k: v[i : i + 1] for k, v in batch.items()})
         gradients = torch.autograd.grad(
             own, list(parameters.values()), retain_graph=i + 1 < len(out), allow_unused=True
         )
         for name, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
+            if gradient is not None and squares:
+                found[name].addcmul_(gradient, gradient)
+            elif gradient is not None:
                 found[name][i] = gradient
     return found
+
+
+def squares_of(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sums over samples of squares of their gradients (n, ...), which are let go of."""
+    return {name: gradients.pop(name).square_().sum(0) for name in list(gradients)}
 
 
 class _Objective(nn.Module):

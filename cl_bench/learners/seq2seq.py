@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from cl_bench.contracts import IGNORE, Batch, LanguageStream, PromptStream, UsageError
-from cl_bench.contracts.learner import Mode, Of
+from cl_bench.contracts.learner import Mode, Of, PerSample
 from cl_bench.learners.labelled import logits_at
+from cl_bench.learners.per_sample import squares_of
 from cl_bench.learners.text import LanguageLearner
 from cl_bench.optimizers import OptimizerFactory
 
@@ -134,7 +135,7 @@ class Seq2Seq(LanguageLearner):
         self,
         batch: Batch,
         of: Of = "loss",
-        per_sample: bool = False,
+        per_sample: PerSample = False,
         mode: Mode = "eval",
     ) -> dict[str, Tensor]:
         """As for every learner; one sample after another, as masks do not go through ``vmap``."""
@@ -143,7 +144,8 @@ class Seq2Seq(LanguageLearner):
         rows = range(len(batch["labels"]))
         single = super().gradients
         each = [single({k: v[i : i + 1] for k, v in batch.items()}, of, mode=mode) for i in rows]
-        return {name: torch.stack([found[name] for found in each]) for name in each[0]}
+        found = {name: torch.stack([one[name] for one in each]) for name in each[0]}
+        return squares_of(found) if per_sample == "squares" else found
 
     def counted(self, batch: Batch, layer: str) -> Tensor:
         """Prompt positions for what reads the encoder, answer positions for the rest of it."""

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from cl_bench.contracts import Batch, Strategy, UsageError, derive_seed
-from cl_bench.contracts.learner import Mode, Of
+from cl_bench.contracts.learner import Mode, Of, PerSample
 from cl_bench.contracts.plan import Start
 from cl_bench.contracts.strategy import overrides
 from cl_bench.learners.network import NetworkServices
@@ -39,6 +40,7 @@ class SharedServices(NetworkServices):
     _initial: Mapping[str, Tensor]
     _learnable: set[nn.Parameter]
     _held: set[Tensor]
+    _cut_again = False
 
     def initial_state(self) -> Mapping[str, Tensor]:
         """Weights and buffers as they were at construction."""
@@ -64,11 +66,12 @@ class SharedServices(NetworkServices):
             return nullcontext()
         return self.rounding.held(self.network)
 
-    def shard(self, computed_in: torch.dtype | None = None) -> None:
+    def shard(self, computed_in: torch.dtype | None = None, cut_again: bool = False) -> None:
         """Share the weights out among the processes, for good.
 
         Args:
             computed_in: half precision that layers compute in; weights stay what they are.
+            cut_again: whether all weights are cut into rows again before a penalty is asked for.
 
         Raises:
             UsageError: they cannot be.
@@ -78,7 +81,8 @@ class SharedServices(NetworkServices):
             self.rounding.detach()
             computed_in = self.rounding.dtype
         learnable = {name for name, p in network.named_parameters() if p in self._learnable}
-        sharding.shard(network, self.blocks(), ("features", "readout"), computed_in)
+        sharding.shard(network, self.blocks(), ("features", "readout"), computed_in, cut_again)
+        self._cut_again = cut_again
         if not hasattr(network, "config"):  # PEFT asks whatever has a device mesh for one
             network.config = {"model_type": "custom"}
         self._learnable = {p for name, p in network.named_parameters() if name in learnable}
@@ -95,7 +99,7 @@ class SharedServices(NetworkServices):
 
     def put_together(self) -> AbstractContextManager[None]:
         """Inside, every process holds all weights, to read; all must enter and leave together."""
-        return sharding.put_together(self.network)
+        return sharding.put_together(self.network, self._cut_again)
 
     def weights(self) -> dict[str, Tensor]:
         """Weights and buffers, whole."""
@@ -107,8 +111,17 @@ class SharedServices(NetworkServices):
         weights = self.network.state_dict()
         return sharding.to_first(weights) if self.sharded else weights
 
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Inverse of :meth:`weights`."""
+    def own_weights(self) -> dict[str, Tensor]:
+        """Weights and buffers as this process has them."""
+        return dict(self.network.state_dict())
+
+    @property
+    def mesh(self) -> DeviceMesh | None:
+        """Of the processes that share the weights out."""
+        return sharding.mesh(self.network)
+
+    def load_weights(self, weights: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`weights` and :meth:`own_weights`."""
         if self.sharded:
             sharding.load_weights(self.network, weights)
         else:
@@ -143,7 +156,7 @@ class SharedServices(NetworkServices):
         self,
         batch: Batch,
         of: Of = "loss",
-        per_sample: bool = False,
+        per_sample: PerSample = False,
         mode: Mode = "eval",
     ) -> dict[str, Tensor]:
         """Raw gradients of the trainable parameters at the current weights; no side effects."""

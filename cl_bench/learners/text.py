@@ -130,12 +130,12 @@ class LanguageLearner(Filled, Graded, Parted):
         }
         return cut | ({"earlier": batch["earlier"][:, :prompt]} if "earlier" in batch else {})
 
-    def shard(self, computed_in: torch.dtype | None = None) -> None:
+    def shard(self, computed_in: torch.dtype | None = None, cut_again: bool = False) -> None:
         """Share the weights out; what process 0 has seen of the model holds for all."""
         named = dict(self.model.named_modules())
         names = decided(lambda: [n for n, m in named.items() if m in self.bypassed])
         self.bypassed = frozenset(named[name] for name in names)
-        super().shard(computed_in)
+        super().shard(computed_in, cut_again)
 
     @contextmanager
     def longest(self) -> Iterator[None]:

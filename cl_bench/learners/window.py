@@ -1,5 +1,6 @@
 """Batches whose gradients are accumulated into one step, weighed by what they hold."""
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -23,6 +24,8 @@ class Window:
 
     def weigh(self, loss: Tensor, count: Count) -> Tensor:
         """The mean loss of a batch of ``count`` terms, weighed against the window's first."""
+        if isinstance(count, Tensor) and loss.dtype == torch.float64:
+            count = count.double()  # whole numbers would be divided in single precision
         self._batches += 1
         self._total = self._total + count
         if self._batches == 1:

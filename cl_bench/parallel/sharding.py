@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     FSDPModule,
     MixedPrecisionPolicy,
@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 
 from cl_bench.contracts import UsageError
 from cl_bench.parallel.ranks import decided, gathered, on_cpu, rank, world
+from cl_bench.parallel.stored import Stored, read, resolved
 from cl_bench.subspace import Owned, is_experts, is_transposed, linear_maps, shared_out
 
 OWNED = "owned"
@@ -36,6 +37,7 @@ def shard(
     blocks: Sequence[nn.Module],
     calls: Sequence[str] = (),
     computed_in: torch.dtype | None = None,
+    cut_again: bool = False,
 ) -> None:
     """Leave in every process its part of the network's parameters.
 
@@ -45,6 +47,9 @@ def shard(
         calls: methods of the network that it is called by, beside ``forward``.
         computed_in: half precision that weights are put together in. What processes hold stays as
             it is: gradients are added up, and steps taken, in full precision.
+        cut_again: whether between the forward and the backward pass processes hold but rows of what
+            lies in no block, too, which else stays together: then all parameters are such as steps
+            are taken of.
 
     Raises:
         UsageError: a weight cannot be cut into equal parts.
@@ -52,17 +57,18 @@ def shard(
     if world() == 1:
         raise UsageError("one process has nobody to share weights out with: start several")
     kind = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    mesh = init_device_mesh(kind, (dist.get_world_size(),))
+    processes = init_device_mesh(kind, (dist.get_world_size(),))
     by_column: dict[Any, int] = {}  # where the rows of W lie in what holds it
     for name, module in network.named_modules():
         if is_experts(module):
-            by_column |= _of_experts(name, module, mesh.size())
+            by_column |= _of_experts(name, module, processes.size())
         elif is_transposed(module):
             weight: Any = module.weight
-            if weight.shape[1] % mesh.size():
+            if weight.shape[1] % processes.size():
                 raise UsageError(
-                    f"layer {name!r} has {weight.shape[1]} output features, which {mesh.size()} "
-                    "processes cannot share equally: use another number of trainer.devices"
+                    f"layer {name!r} has {weight.shape[1]} output features, which "
+                    f"{processes.size()} processes cannot share equally: use another number of "
+                    "trainer.devices"
                 )
             by_column[weight] = 1
         if getattr(module, "groups", 1) != 1:
@@ -77,11 +83,11 @@ def shard(
     policy = MixedPrecisionPolicy()
     if computed_in is not None:
         policy = MixedPrecisionPolicy(param_dtype=computed_in, reduce_dtype=torch.float32)
-    how: dict[str, Any] = {"mesh": mesh, "shard_placement_fn": placement, "mp_policy": policy}
+    how: dict[str, Any] = {"mesh": processes, "shard_placement_fn": placement, "mp_policy": policy}
     parts = [b for b in blocks if not isinstance(b, nn.ModuleList | nn.ModuleDict)]  # never called
     for block in parts:
         fully_shard(block, **how)
-    fully_shard(network, reshard_after_forward=False, **how)
+    fully_shard(network, reshard_after_forward=cut_again, **how)
     _follow(network, parts, kind == "cuda")
     for name in calls:
         register_fsdp_forward_method(network, name)
@@ -119,6 +125,11 @@ def is_sharded(network: nn.Module) -> bool:
     return isinstance(network, FSDPModule)
 
 
+def mesh(network: nn.Module) -> DeviceMesh | None:
+    """Of the processes that share a network's weights out; None where nobody does."""
+    return next((p.device_mesh for p in network.parameters() if isinstance(p, DTensor)), None)
+
+
 def is_part(tensor: Tensor) -> bool:
     """Whether this process holds only its part of a tensor."""
     return isinstance(tensor, DTensor)
@@ -132,10 +143,10 @@ def agree(network: nn.Module) -> None:
 
 
 @contextmanager
-def put_together(network: nn.Module) -> Iterator[None]:
+def put_together(network: nn.Module, cut_again: bool = False) -> Iterator[None]:
     """Inside, every process holds all weights, to read and not to write; calls need no other.
 
-    All processes must enter and leave together.
+    All processes must enter and leave together. ``cut_again`` as :func:`shard` was told.
     """
     if not is_sharded(network) or not any(map(is_part, network.parameters())):
         yield
@@ -149,7 +160,7 @@ def put_together(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         for part in parts:
-            part.set_reshard_after_forward(part is not network, recurse=False)
+            part.set_reshard_after_forward(cut_again or part is not network, recurse=False)
             part.set_reshard_after_backward(True, recurse=False)
             part.reshard()
 
@@ -167,30 +178,30 @@ def whole(value: Any) -> Any:
     return value
 
 
-def to_first(value: Any) -> Any:
-    """A nested value with tensors whole in process 0, on its CPU; elsewhere those are empty.
+def to_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors, whole in process 0, on its CPU; elsewhere those that are shared out are empty.
 
     One tensor at a time is whole elsewhere. All processes must ask.
     """
-    if isinstance(value, DTensor):
-        found = value.full_tensor().detach()
+
+    def first(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, DTensor):
+            return tensor
+        found = tensor.full_tensor().detach()
         return found.cpu() if rank() == 0 else found.new_empty(0, device="cpu")
-    if isinstance(value, Mapping):
-        return {k: to_first(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(to_first, value))
-    return value
+
+    return {name: first(tensor) for name, tensor in tensors.items()}
 
 
 def collected(value: Any) -> Any:
-    """As :func:`to_first`, and with what any process owns."""
+    """A nested value with what any process owns, in process 0; what is shared out stays so."""
     if isinstance(value, Owned):
         return _from_owners(dict(value))
     if isinstance(value, Mapping):
         return {k: collected(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(map(collected, value))
-    return to_first(value)
+    return value
 
 
 @dataclass(frozen=True)
@@ -209,7 +220,7 @@ def _from_owners(value: Any) -> Any:
         mine.append(own)
         return _Sent(own.shape, own.dtype)
 
-    outlines = gathered(_replaced(whole(value), Tensor, outlined))
+    outlines = gathered(_replaced(value, Tensor, outlined))
     found: dict[str, Any] = {}
     for source, outline in enumerate(outlines):
         if rank() == source != 0:
@@ -243,26 +254,26 @@ def _replaced(value: Any, kind: type, make: Callable[[Any], Any]) -> Any:
 
 
 def agreed(value: Any) -> Any:
-    """A nested value as process 0 has it, but for what each process owns."""
-    found: list[Any] = [on_cpu(_without_owned(whole(value))) if world() > 1 else value]
+    """A nested value as process 0 has it, but for what each process owns or has rows of."""
+    found: list[Any] = [on_cpu(_without_own(value)) if world() > 1 else value]
     if world() > 1:
         dist.broadcast_object_list(found, src=0)
-    return _with_owned(found[0], value)
+    return _with_own(found[0], value)
 
 
-def _without_owned(value: Any) -> Any:
+def _without_own(value: Any) -> Any:
     if isinstance(value, Owned):
         return {}
     if isinstance(value, Mapping):
-        return {k: _without_owned(v) for k, v in value.items()}
-    return value
+        return {k: _without_own(v) for k, v in value.items()}
+    return None if isinstance(value, DTensor) else value
 
 
-def _with_owned(common: Any, own: Any) -> Any:
-    if isinstance(own, Owned):
+def _with_own(common: Any, own: Any) -> Any:
+    if isinstance(own, Owned | DTensor):
         return own
     if isinstance(own, Mapping):
-        return {k: _with_owned(v, own.get(k)) for k, v in common.items()}
+        return {k: _with_own(v, own.get(k)) for k, v in common.items()}
     return common
 
 
@@ -296,14 +307,22 @@ def filled(network: nn.Module, weights: Mapping[str, Tensor]) -> bool:
 
 
 @torch.no_grad()
-def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Write whole weights and buffers into a network whose parameters are shared out."""
-    cut = {name: shared_out(weights[name], p) for name, p in network.state_dict().items()}
+def load_weights(network: nn.Module, weights: Mapping[str, Any]) -> None:
+    """Write weights and buffers into a network whose parameters are shared out.
+
+    Args:
+        network: whose.
+        weights: wholes, own rows, or where they are stored.
+    """
+    own = network.state_dict()
+    stored = [name for name, value in weights.items() if isinstance(value, Stored)]
+    read((weights[name], own[name]) for name in stored)
+    cut = {name: p if name in stored else shared_out(weights[name], p) for name, p in own.items()}
     network.load_state_dict({**weights, **cut})
 
 
 def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
-    """``optimizer.state_dict()``, whole in process 0; what processes own stands there by name.
+    """``optimizer.state_dict()``; in process 0, what any process owns stands there by name.
 
     All processes must ask.
     """
@@ -316,13 +335,13 @@ def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
                 if index in state["state"]:
                     owned[name] = state["state"].pop(index)
             group["params"], group[OWNED] = [], []
-    found: dict[str, Any] = to_first(state)
-    return {**found, OWNED: collected(owned)} if held else found
+    return {**state, OWNED: collected(owned)} if held else state
 
 
 def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     """Inverse of :func:`optimizer_state`, in as many processes as there are now."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state = resolved(state, next((p.device_mesh for p in parameters if is_part(p)), None))
     cut: dict[int, Any] = {
         index: {
             key: shared_out(v, parameters[index])

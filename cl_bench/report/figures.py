@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
 from cl_bench.contracts import UsageError
 from cl_bench.report.latex import Wishes
@@ -33,6 +33,7 @@ PRINT: Any = {
 PALETTE = ("#2463b4", "#d1690e", "#118a5e", "#a6429b", "#9a7400", "#c23b3b", "#1f8a98", "#6b4fbb")
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+BOUNDS = {"lower": "<", "upper": ">"}
 BOUND = "#777777"
 LINE = 0.155
 """Inches that an entry of a legend, or a row, takes."""
@@ -132,9 +133,16 @@ def against_cost(block: Block, wishes: Wishes, width: float) -> Figure:
         if min(costs) > 0 and max(costs) > 20 * min(costs):
             axes.set_xscale("log")
         elif max(costs) > 20 * max(1.0, min(costs)):  # nothing is a cost, too
-            axes.set_xscale("symlog", linthresh=max(1.0, min(c for c in costs if c > 0)))
+            least = max(1.0, min(c for c in costs if c > 0))
+            axes.set_xscale("symlog", linthresh=least)
+            last = math.floor(math.log10(max(costs)))
+            powers = range(min(math.ceil(math.log10(least)), last), last + 1)
+            axes.set_xticks([0.0, *(10.0**k for k in powers)])
         else:
             axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        if axes.get_xscale() != "linear":  # its own formatters write powers as mathematics
+            axes.xaxis.set_major_formatter(EngFormatter())
+            axes.xaxis.set_minor_formatter(NullFormatter())
         unit = " (s)" if cost.endswith("seconds") else " (bytes)" if cost.endswith("bytes") else ""
         axes.set_xlabel(f"{wishes.name(cost, COSTS[cost])}{unit}")
         axes.set_ylabel("ACC (%)")
@@ -172,7 +180,7 @@ def _style(row: Row, place: int) -> dict[str, Any]:
     return {
         "color": BOUND if row.bound else PALETTE[place % len(PALETTE)],
         "linestyle": DASHES[place // len(PALETTE) % len(DASHES)],
-        "marker": MARKERS[place % len(MARKERS)],
+        "marker": BOUNDS.get(row.bound or "", MARKERS[place % len(MARKERS)]),
     }
 
 

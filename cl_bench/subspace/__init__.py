@@ -50,7 +50,14 @@ from cl_bench.subspace.restricted import (
 )
 from cl_bench.subspace.restricted_weights import RestrictedWeights
 from cl_bench.subspace.ridge import Sums, add_gram, block_rows, chosen, solve_ridge
-from cl_bench.subspace.rows import own_rows, shared_out
+from cl_bench.subspace.rows import (
+    added_up,
+    as_rows,
+    joined,
+    own_rows,
+    rows_of,
+    shared_out,
+)
 from cl_bench.subspace.sketch import ResidualSketch, SketchKind, leading_inputs
 from cl_bench.subspace.sparse_gp import SparseGP
 from cl_bench.subspace.spectrum import Spectrum, Split, largest_value, spectra
@@ -91,6 +98,8 @@ __all__ = [
     "Where",
     "acting_weight",
     "add_gram",
+    "added_up",
+    "as_rows",
     "bias_of",
     "block_rows",
     "chosen",
@@ -107,6 +116,7 @@ __all__ = [
     "is_adapted",
     "is_experts",
     "is_transposed",
+    "joined",
     "largest_value",
     "leading_directions",
     "leading_inputs",
@@ -120,6 +130,7 @@ __all__ = [
     "rank_to_reach",
     "restricted_update",
     "retention_ratios",
+    "rows_of",
     "shared_fairly",
     "shared_out",
     "snapped_rank",

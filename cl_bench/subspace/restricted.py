@@ -274,7 +274,7 @@ class FactorUpdate:
         self.layer = layer
         self.restriction = restriction
         self.U_l = nn.Parameter(split.U_l.clone())
-        self.s_l = nn.Parameter(split.values[split.k :].to(split.U_l.dtype))
+        self.s_l = nn.Parameter(split.values[split.k :].to(split.U_l.dtype, copy=True))
         self.V_l = nn.Parameter(split.V_l.clone())
         self._high = start.to(split.U_l.dtype) - self._low()
 

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -104,6 +105,12 @@ def delete(path: Path) -> None:
     """Delete a file if it is there; raises :class:`UsageError` where the disk refuses."""
     with explained(path):
         path.unlink(missing_ok=True)
+
+
+def delete_folder(path: Path) -> None:
+    """Delete a folder of plain files; raises :class:`UsageError` where the disk refuses."""
+    with explained(path):
+        shutil.rmtree(path)
 
 
 def _sync_directory(path: Path) -> None:

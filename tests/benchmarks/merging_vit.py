@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW
 
 from cl_bench import run
-from cl_bench.contracts import Plan, Stream
+from cl_bench.contracts import Plan, Scenario, Stream
 from cl_bench.models import ViT
 from cl_bench.strategies.merging.merge import Merge
 from cl_bench.tasks.split_cifar100 import SplitCIFAR100
@@ -146,7 +146,14 @@ def pretrained(to: Path, x: list[Tensor], patch: int, epochs: int) -> dict[str, 
     return weights
 
 
-def stream_of(x: dict[str, list[Tensor]], order: int, base: int, tasks: int, train: int) -> Stream:
+def stream_of(
+    x: dict[str, list[Tensor]],
+    order: int,
+    base: int,
+    tasks: int,
+    train: int,
+    scenario: Scenario = "task",
+) -> Stream:
     """The other classes in a random order, as many a task as fit."""
     rng = torch.Generator().manual_seed(order)
     classes = base + torch.randperm(len(x["train"]) - base, generator=rng)
@@ -158,7 +165,7 @@ def stream_of(x: dict[str, list[Tensor]], order: int, base: int, tasks: int, tra
             y = torch.arange(len(own)).repeat_interleave(len(images_[0]))
             parts[split] = (torch.cat(images_), y)
         made.append(parts)
-    return from_tensors(made, "task", labels="task", name="cifar100_after_36_classes")
+    return from_tensors(made, scenario, labels="task", name="cifar100_after_36_classes")
 
 
 def rows(folder: Path) -> dict[str, tuple[object, tuple[str, ...]]]:

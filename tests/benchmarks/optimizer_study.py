@@ -1,11 +1,12 @@
 """Do some optimizers forget less at the same accuracy on what is new? The study's runs and table.
 
-    python tests/benchmarks/optimizer_study.py --runs build/optimizer_study
+    python tests/benchmarks/optimizer_study.py --runs build/optimizer_study --mnist /path/to/mnist
     python tests/benchmarks/optimizer_study.py --runs build/optimizer_study --results docs/results
 
-The first learns what is missing of optimizers x strategies x initial weights x rates x seeds, in
-one process, and can be stopped and started at any time. The second writes the table's data. Initial
-weights ``adamw`` have learned the upright digits with AdamW before the first task.
+The first learns what is missing of images x optimizers x strategies x initial weights x rates x
+seeds, in one process, and can be stopped and started at any time; without MNIST's folder, the
+digits alone. The second writes the table's data. Initial weights ``adamw`` have learned the upright
+digits, or MNIST as it is, with AdamW before the first task.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 
 from cl_bench.cli.compose import composed
@@ -35,33 +37,62 @@ RATES = {
 }
 OPTIMIZERS = ("sgd", "adamw", "muon", "normuon", "soap")
 STRATEGIES = ("finetune", "freeze", "gpm", "rogo", "er")
-STARTS = ("scratch", "adamw")
-SEEDS = (0, 1)
+STARTS = ("scratch", "adamw", "pmnist_scratch", "pmnist_adamw")
+IMAGES = 2000
+"""MNIST's first so many, to learn and to test: about as many steps as the digits take."""
+SEEDS = (0, 1, 2)
 SCORES = ("acc", "learning_accuracy", "forgetting")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--mnist", type=Path, help="folder with train*.parquet and test*.parquet")
     parser.add_argument("--results", type=Path)
     parser.add_argument("--commit", help="of the code that learned them; by default of this")
     arguments = parser.parse_args()
     if arguments.results is None:
+        if arguments.mnist is not None:
+            fewer(arguments.mnist, arguments.runs / "mnist")
         for case in cases():
-            learn(arguments.runs, *case)
+            if arguments.mnist is not None or not is_pmnist(case[0]):
+                learn(arguments.runs, *case)
         return
     write(arguments.results / "optimizer_study.json", arguments.runs, arguments.commit or head())
 
 
 def cases() -> Iterator[tuple[str, str, str, float, int]]:
     """Seeds last, so that whatever is there when it is stopped can be compared."""
-    for seed, start, strategy in itertools.product(SEEDS, STARTS, STRATEGIES):
-        for optimizer in OPTIMIZERS:
-            for rate in RATES[optimizer]:
-                yield start, strategy, optimizer, rate, seed
     for seed, strategy in itertools.product(SEEDS, ("gpm", "gpm_both")):
         for rate in RATES["spectral"]:
             yield "scratch", strategy, "spectral", rate, seed
+    for images in (STARTS[:2], STARTS[2:]):
+        for seed, start, strategy in itertools.product(SEEDS, images, STRATEGIES):
+            for optimizer in OPTIMIZERS:
+                for rate in RATES[optimizer]:
+                    yield start, strategy, optimizer, rate, seed
+
+
+def is_pmnist(start: str) -> bool:
+    return start.startswith("pmnist_")
+
+
+def fewer(mnist: Path, to: Path) -> None:
+    """Write the first images of both sides."""
+    to.mkdir(parents=True, exist_ok=True)
+    for side in ("train", "test"):
+        (file,) = mnist.glob(f"{side}*.parquet")
+        pq.write_table(pq.read_table(file).slice(0, IMAGES), to / f"{side}.parquet")
+
+
+def stream_of(runs: Path, start: str) -> list[str]:
+    """The overrides that name it."""
+    if not is_pmnist(start):
+        return []
+    return [
+        *("stream=pmnist", "stream.num_tasks=5", f"stream.data_dir={runs}/mnist"),
+        *("pack=64", "batch_size=32", "trainer.max_epochs=4"),
+    ]
 
 
 def directory(
@@ -75,21 +106,25 @@ def learn(runs: Path, start: str, strategy: str, optimizer: str, rate: float, se
     where = directory(runs, start, strategy, optimizer, rate, seed)
     if (where / "summary.json").exists():
         return
-    given = {} if start == "scratch" else {"model": pretrained(runs, seed)}
-    words = [f"strategy={strategy}", f"optimizer={optimizer}", f"optimizer.lr={rate}"]
+    given = {"model": pretrained(runs, start, seed)} if start.endswith("adamw") else {}
+    words = stream_of(runs, start)
+    words += [f"strategy={strategy}", f"optimizer={optimizer}", f"optimizer.lr={rate}"]
     if strategy == "gpm_both":  # gradients and the step: the answer that Muon-OGD looks for
-        words[0] = "strategy=gpm strategy.project=both"
-        words = [word for part in words for word in part.split()]
+        words[words.index(f"strategy={strategy}")] = "strategy=gpm"
+        words.append("strategy.project=both")
     words += ["optimizer.weight_decay=0.0"] if optimizer == "adamw" else []
     begin(words, seed, where, given)
 
 
-def pretrained(runs: Path, seed: int) -> torch.nn.Module:
-    """The network that has learned the upright digits with AdamW, without its head."""
-    kept = runs / f"pretrained-{seed}.pt"
+def pretrained(runs: Path, start: str, seed: int) -> torch.nn.Module:
+    """The network that has learned the images as they are with AdamW, without its head."""
+    name = f"{'pmnist-' if is_pmnist(start) else ''}{seed}"
+    kept = runs / f"pretrained-{name}.pt"
     if not kept.exists():
-        words = ["optimizer=adamw", "optimizer.weight_decay=0.0", "stream.num_tasks=1"]
-        result = begin(words, seed, runs / f"pretraining-{seed}", {})
+        words = ["optimizer=adamw", "optimizer.weight_decay=0.0", *stream_of(runs, start)]
+        words += ["stream.num_tasks=1"]
+        words += ["stream.identity_first=true"] if is_pmnist(start) else []
+        result = begin(words, seed, runs / f"pretraining-{name}", {})
         torch.save(result.learner.backbone, kept)
     network: torch.nn.Module = torch.load(kept, weights_only=False)
     return network

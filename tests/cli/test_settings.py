@@ -300,6 +300,7 @@ def test_widths_that_nothing_takes_are_refused(begin):
         ("seed=range(0)", "holds no value"),
         ("seed=range(0,3,0)", "no sweep (range() arg 3 must not be zero)"),
         ("stream.attributes={}", "merges nothing"),
+        ("hydra.launcher.n_jobs=0", "at least 1, or -1 for all cores"),
     ],
 )
 def test_a_group_without_a_choice_and_a_sweep_without_a_value(word, message):

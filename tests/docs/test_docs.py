@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from cl_bench.cli.folders import conf_directory
 from cl_bench.cli.listing import options
+from cl_bench.contracts import Needs
 
 DOCS = Path(__file__).parents[2] / "docs"
 CONF = conf_directory()
@@ -29,6 +30,16 @@ def pages(build, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     build.write_pages(folder)
     return folder
+
+
+def test_what_a_strategy_needs_is_told_in_whole_sentences(build):
+    found = build.needs(Needs(first_task=1, plateau=True, modalities=frozenset({"text"})))
+    rows = dict(re.findall(r"(?m)^\| `(\w+)` \| (.*) \|$", found))
+    assert rows.keys() == vars(Needs()).keys()
+    assert all(row.endswith(".") and ":meth:" not in row for row in rows.values())
+    told = {key: row.partition(" | ")[0] for key, row in rows.items()}
+    assert (told["first_task"], told["plateau"], told["adapts"]) == ("1", "yes", "no")
+    assert (told["modalities"], told["scenarios"], told["options"]) == ("text", "any", "none")
 
 
 @pytest.mark.parametrize("name", sorted(options([CONF], "strategy")))

@@ -1,7 +1,7 @@
-"""Runs for ``tests/parallel/test_together.py``, in as many processes as torchrun starts, or in one.
+"""Runs for ``tests/parallel``, in as many processes as torchrun starts, or in one.
 
 python -m torch.distributed.run --standalone --nproc-per-node=2 \\
-    tests/helpers/together.py DIR double|single
+    tests/helpers/together.py DIR double|single|language|interrupted|go_on
 """
 
 import functools
@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from lightning import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from texts import TEXTS
 from texts import make_learner as make_text_learner
 from texts import make_stream as make_texts
 from torch import nn
@@ -62,6 +63,8 @@ CASES: dict = {
     "finetune-clipped": (Finetune, momentum, {"gradient_clip_val": 0.5}),
     "joint": (Joint, sgd, {}),
     "ewc": (functools.partial(EWC, 5.0, **few), sgd, {}),
+    "ewc-adam": (functools.partial(EWC, 5.0, fisher="empirical", **few), adam, {}),
+    "ewc-t5": (functools.partial(EWC, 5.0, samples=9), momentum, {"family": "t5"}),
     "er": (functools.partial(ER, 20), sgd, {}),
     "freeze": (functools.partial(Freeze, n_blocks=1), momentum, {}),
     "task_vector": (functools.partial(TaskVector, alpha=0.5), sgd, {}),
@@ -118,16 +121,69 @@ CASES: dict = {
     "accumulated": (functools.partial(GPM, 0.9, **few), sgd, {"accumulate_grad_batches": 2}),
 }
 
+FAMILIES = ("t5", "gpt2", "llama", "qwen3_moe")
+ON_TEXT: dict = {
+    "gpm": (functools.partial(GPM, 0.7, samples=9), adam),
+    "rogo": (
+        functools.partial(ROGO, threshold=0.7, cosine=0.5, strength=0.1, samples=9),
+        adam,
+    ),
+    "o_lora": (functools.partial(OLoRA, rank=2, dropout=0.0), adam),
+    "adaptive_svd": (words, adam),
+    "adaptive_svd-dense": (functools.partial(words, parametrisation="dense_projected"), adam),
+    "adaptive_svd-factored": (functools.partial(words, parametrisation="factored"), sgd),
+}
+LANGUAGE: dict = {
+    f"{name}-on-{family}": (make, optimizer, {"family": family})
+    for (name, (make, optimizer)), family in itertools.product(ON_TEXT.items(), FAMILIES)
+}
+"""Every one of these on every kind of language model: minutes."""
+MORE = {
+    "colour": [("coal", "black"), ("a lemon", "yellow")],
+    "size": [("a mouse", "small"), ("the moon", "large")],
+}
+"""Texts enough for four processes to score; of a batch of three samples one gets none."""
+queries = functools.partial(OLoRA, rank=2, dropout=0.0, targets=["q_proj", "v_proj"])
+LANGUAGE["o_lora-on-qwen3_moe"] = (queries, adam, {"family": "qwen3_moe"})
+
+INTERRUPTED = (
+    *("gpm-adam", "rogo-adam", "o_lora", "task_vector", "ewc-adam"),
+    *("adaptive_svd", "adaptive_svd-dense", "adaptive_svd-factored", "finetune-clipped"),
+)
+MOMENTS = range(4, 100, 10)
+"""Batches of a hundred before which a run dies: within epochs, tasks, and between them."""
+WAITING = 64
+"""That before which a run dies that other processes go on with."""
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def die_before(learner, batch):
+    """Let the learner's process end before it learns so many batches and one."""
+    learn, seen = learner._learn, itertools.count()
+
+    def until(given):
+        if next(seen) == batch:
+            raise Killed
+        return learn(given)
+
+    learner._learn = until
+
 
 def run(name, directory, samples=SAMPLES, batch=BATCH, dtype=torch.float64, seed=0, **more):
     """Learn two tasks; returns what must not depend on the number of processes."""
-    make, optimizer, options = CASES[name]
+    make, optimizer, options = (CASES | LANGUAGE)[name]
     options = {**options, **more}
+    every, dies, resume = (options.pop(k, None) for k in ("every_steps", "dies", "resume"))
     sharded, accelerator = options.pop("sharded", False), options.pop("accelerator", "cpu")
     family = options.pop("family", None)
     if family:
         batch //= 2  # what is left over then is a single sample
-        stream, thrifty = make_texts(), options.pop("gradient_checkpointing", False)
+        texts = {k: [*rows, *MORE[k]] for k, rows in TEXTS.items()} if name in LANGUAGE else TEXTS
+        stream = make_texts(texts=texts)
+        thrifty = options.pop("gradient_checkpointing", False)
         learner = make_text_learner(
             family, stream, optimizer=optimizer, gradient_checkpointing=thrifty
         )
@@ -144,6 +200,8 @@ def run(name, directory, samples=SAMPLES, batch=BATCH, dtype=torch.float64, seed
         learner = Classifier(stream, network, optimizer, batch, seed)
     learner.to(dtype)
     learner.remember_initial_state()
+    if dies is not None:
+        die_before(learner, dies)
     strategy = make()
 
     def trainer(**more):
@@ -172,8 +230,9 @@ def run(name, directory, samples=SAMPLES, batch=BATCH, dtype=torch.float64, seed
             loop=LoopSettings(seed, batch),
             evaluation=EvalSettings(),
             alignment=AlignmentSettings(samples=20, batches=2),
-            checkpoint=CheckpointSettings(every_steps=None),
+            checkpoint=CheckpointSettings(every_steps=every),
             run_dir=directory,
+            resume=bool(resume),
             sharded=sharded,
         )
     held = sum(own_rows(p.detach()).numel() for p in learner.parameters())
@@ -209,9 +268,21 @@ def single(seed):
     return {"dtype": torch.float32, "seed": seed}
 
 
-def main(directory, precision):
-    dist.init_process_group("gloo")
-    torch.set_num_threads(1)
+def cut_short(name, directory, batch):
+    """A run that dies before so many batches and one; its checkpoints are seven steps apart."""
+    try:
+        run(name, directory, sharded=True, every_steps=7, dies=batch)
+    except Killed:
+        return
+    raise AssertionError(f"{name} was over before batch {batch}")
+
+
+def goes_on(name, directory):
+    return run(name, directory, sharded=True, every_steps=7, resume=True)
+
+
+def equal_steps(directory, precision):
+    """What is kept of runs of two tasks, by trainer."""
     for kind in ("ddp", "fsdp"):
         if precision == "double":
             names = CASES if kind == "ddp" else SHARDABLE
@@ -221,6 +292,49 @@ def main(directory, precision):
         for place, name, options in wanted:
             found = run(name, directory / f"{place}-{kind}", sharded=kind == "fsdp", **options)
             torch.save(found, directory / f"{place}-{kind}-rank{rank()}.pt")
+    if precision == "double":
+        cut_short("adaptive_svd", directory / "cut", 64)
+        found = goes_on("adaptive_svd", directory / "cut")
+        torch.save(found, directory / f"cut-rank{rank()}.pt")
+
+
+def on_language(directory):
+    """Every method on every kind of language model, weights shared out."""
+    for name in LANGUAGE:
+        found = run(name, directory / f"{name}-fsdp", sharded=True)
+        torch.save(found, directory / f"{name}-fsdp-rank{rank()}.pt")
+
+
+def interrupted(directory):
+    """Runs that are never disturbed, that die and go on, and that die and wait for others."""
+    for name in INTERRUPTED:
+        found = run(name, directory / f"{name}-whole", sharded=True, every_steps=7)
+        torch.save(found, directory / f"{name}-whole-rank{rank()}.pt")
+        for moment in MOMENTS:
+            cut_short(name, directory / f"{name}-{moment}", moment)
+            if moment == WAITING:
+                cut_short(name, directory / f"{name}-waiting", moment)
+            found = goes_on(name, directory / f"{name}-{moment}")
+            torch.save(found, directory / f"{name}-{moment}-rank{rank()}.pt")
+
+
+def go_on(directory):
+    """What others have begun."""
+    for name in INTERRUPTED:
+        found = goes_on(name, directory / f"{name}-waiting")
+        torch.save(found, directory / f"{name}-waiting-rank{rank()}.pt")
+
+
+def main(directory, what):
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    {
+        "double": functools.partial(equal_steps, precision="double"),
+        "single": functools.partial(equal_steps, precision="single"),
+        "language": on_language,
+        "interrupted": interrupted,
+        "go_on": go_on,
+    }[what](directory)
 
 
 if __name__ == "__main__":

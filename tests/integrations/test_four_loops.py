@@ -177,7 +177,7 @@ def ours(kind, network):
     stream = learner.prompts if network == "llama" else images()
     if network != "llama" and strategy.needs.modalities == {"text"}:
         return None
-    if network == "llama" and strategy.needs.modalities == {"image"}:
+    if network == "llama" and strategy.needs.modalities and "text" not in strategy.needs.modalities:
         return None
     engine = make_engine(learner, strategy, epochs=1, batch_size=BATCH)
     for t in range(2):

@@ -27,11 +27,13 @@ from loops import (
 )
 from torch import nn
 from torch.optim import LBFGS, SGD, Adam
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from cl_bench.contracts import Needs, Protect, Strategy, UsageError
 from cl_bench.experiment import Together
 from cl_bench.integrations import ContinualCallback, Guarded
 from cl_bench.strategies.baselines.finetune import Finetune
+from cl_bench.strategies.distillation.lwf import LwF
 from cl_bench.strategies.distillation.lwf_mc import LwFMC
 from cl_bench.strategies.federated.fedavg import FedAvg
 from cl_bench.strategies.isolation.freeze import Freeze
@@ -71,6 +73,30 @@ def test_strategies_that_need_our_engine_are_refused(reason):
 def test_what_is_no_strategy_and_what_is_no_network(model, strategy, said):
     with pytest.raises(UsageError, match=said):
         Guarded(model(), strategy)
+
+
+def test_classes_are_not_learned_from_tokens():
+    tokens = torch.zeros(4, 6, dtype=torch.long)
+    guard = Guarded(Tokens(), LwF(), forward=lambda model, batch: model(batch["input_ids"]))
+    with (
+        pytest.raises(UsageError, match="LwF learns classes, a label y for each sample"),
+        guard.task(sample={"input_ids": tokens, "labels": tokens}),
+    ):
+        pass
+
+
+def test_blocks_are_those_of_the_model_that_a_module_holds():
+    config = LlamaConfig(
+        vocab_size=9,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+    )
+    llama = LlamaForCausalLM(config)
+    held = nn.Sequential(nn.Sequential(llama))
+    for model in (llama, held):
+        assert Guarded(model, Freeze(n_blocks=1)).learner.blocks() == list(llama.model.layers)
 
 
 class Tokens(nn.Module):

@@ -189,3 +189,12 @@ def test_a_batch_without_labels_has_no_loss():
     batch = learner.prompts[0].train[torch.arange(2)]
     batch["labels"] = torch.full_like(batch["labels"], -100)
     assert float(learner.loss(torch.randn(2, batch["labels"].shape[1], 7), batch)) == 0.0
+
+
+def test_batches_of_counts_on_a_device_are_weighed_as_exactly_as_the_loss_is():
+    window, loss = Window(), torch.ones((), dtype=torch.float64)
+    window.weigh(loss, torch.tensor(3))
+    assert float(window.weigh(loss, torch.tensor(7))) == 7 / 3
+    single = Window()
+    single.weigh(loss.float(), torch.tensor(3))
+    assert single.weigh(loss.float(), torch.tensor(7)).dtype == torch.float32

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from torch.optim import SGD
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from toys import DIM, ToyTask, learn, make_engine, make_learner, make_stream
 
 from cl_bench.contracts import Plan, Stream, UsageError, batch_sizes, generator
@@ -162,6 +164,38 @@ def test_fisher_information_of_a_sample_is_taken_within_its_batch():
     mean = learner.gradients(batch)
     for name in names:
         torch.testing.assert_close(found[name].mean(0), mean[name], atol=1e-6, rtol=1e-4)
+
+
+class Largest(TorchDispatchMode):
+    """Numbers of the largest tensor that an operation makes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        made = [t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        self.numbers = max(self.numbers, *made, 0)
+        return out
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_squares_of_a_large_network_are_added_up_without_all_gradients(within, monkeypatch):
+    stream = sorted_stream(20)
+    wide = [nn.Linear(DIM, 300), nn.ReLU(), nn.Linear(300, 300)]
+    norm = [nn.BatchNorm1d(300, track_running_stats=False)] if within else []
+    learner = make_learner(stream, nn.Sequential(*wide, *norm))
+    ewc = EWC(fisher="empirical", samples=20)
+    learner.begin(stream[0], ewc)
+    every = learner.gradients(stream[0].everything, per_sample=True)
+    small = ewc.collect(learner, stream[0])
+    monkeypatch.setattr("cl_bench.contracts.task.AT_ONCE", 1)
+    with Largest() as largest:
+        found = ewc.collect(learner, stream[0])
+    assert largest.numbers <= 300 * 300
+    for name, gradients in every.items():
+        expected = gradients.square().sum(0)
+        torch.testing.assert_close(small[name], expected, atol=1e-9, rtol=1e-5)
+        torch.testing.assert_close(found[name], expected, atol=1e-9, rtol=1e-5)
 
 
 @pytest.mark.parametrize("of", ["loss", "logits"])

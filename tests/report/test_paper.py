@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +212,35 @@ def test_the_band_of_a_curve_is_the_seeds_spread():
     (band,) = axes.collections
     top = max(y for x, y in band.get_paths()[0].vertices if x == 3)
     assert top == pytest.approx((np.mean(means, 0) + np.std(means, 0, ddof=1))[2])
+
+
+def test_no_two_rows_look_alike_without_lines():
+    """Bounds are grey, both of them."""
+    rows = block(TWENTY)
+    for place, bound in ((0, "upper"), (7, "lower")):
+        old = rows.rows[place]
+        trials = [trial(old.label, t.seed, t.run.matrix, bound=bound) for t in old.trials]
+        rows.rows[place] = Row(old.label, trials)
+    figure = KINDS["cost"](rows, Wishes(), 5.5)
+    points = [c.lines[0] for c in figure.axes[0].containers]
+    assert len({(p.get_color(), p.get_marker()) for p in points}) == len(TWENTY)
+
+
+@pytest.mark.parametrize("costs", [(0.0, 4e6), (4.0, 3e3)])
+def test_no_figure_shows_the_source_of_a_formula(costs):
+    """Costs far apart are on a logarithmic axis, whose own labels are mathematics."""
+    rows = block(["a", "b"])
+    for row, cost in zip(rows.rows, costs, strict=True):
+        row.trials = [replace(t, summary={"strategy_bytes": cost}) for t in row.trials]
+    figure = KINDS["cost"](rows, Wishes(columns=("strategy_bytes",)), 5.5)
+    axis = figure.axes[0].xaxis
+    assert axis.get_scale() != "linear"
+    figure.canvas.draw()
+    said = [label.get_text() for label in axis.get_ticklabels(which="both")]
+    assert any(said)
+    assert not [text for text in said if "$" in text]
+    assert {"1 k", "1 M"} & set(said)
+    require_readable(figure)
 
 
 def test_the_front_by_hand():

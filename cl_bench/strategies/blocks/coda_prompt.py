@@ -143,9 +143,7 @@ class CODAPrompt(Prompting):
             prefixes[block] = prompt[:, :half], prompt[:, half:]
         return Prompts(prefixes)
 
-    def penalty(self, learner: Learner, batch: Batch, out: Tensor) -> Tensor | None:
+    def penalty(self, learner: Learner, batch: Batch, out: Tensor) -> Tensor:
         """Lambda times the squared distance of Gram matrices from the identity."""
-        if not self.orthogonality:
-            return None
         grams = [B @ B.mT - torch.eye(B.shape[1]).to(B) for B in self._all(learner).values()]
         return self.orthogonality * torch.stack([(g**2).mean((1, 2)).sum() for g in grams]).sum()

@@ -6,8 +6,6 @@ not depend on what else is in a batch. Heads learn beside the prompts.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +18,6 @@ from cl_bench.contracts import (
     Loss,
     Needs,
     State,
-    Statistics,
     Strategy,
     Task,
     UsageError,
@@ -79,6 +76,13 @@ class Prompting(Strategy):
         require_attention(learner, blocks_of(learner, name), name)
         self.pool(learner)
 
+    def check_elsewhere(self, promised: bool = False) -> None:
+        """A query is the network's features of a whole batch, whose forward pass is ours alone."""
+        raise UsageError(
+            f"{type(self).__name__} has the network read prompts that follow from each batch, in "
+            "cl_bench's own loop: python -m cl_bench +strategy=..."
+        )
+
     def setup(self, learner: Learner, task: Task) -> None:
         """Freeze the network, and have it read prompts."""
         hold_body(learner)
@@ -107,28 +111,15 @@ class Prompting(Strategy):
         loss = cross_entropy(learner, out, batch, self._classes)
         return loss if self._pull is None else Loss(loss.sum - self._pull.double(), loss.count)
 
-    def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
-        """The classes that compete are the task's no more."""
-        self._classes = None
-
-    @contextmanager
-    def _reading(self, learner: Learner) -> Iterator[None]:
-        """Inside, the network reads prompts, as it does anyway while a task is learned."""
-        if self._prompted is not None or not self.begun:
-            yield
-            return
-        prompted = self._attached(learner)
-        try:
-            yield
-        finally:
-            prompted.remove()
-
     def predict(self, learner: Learner, batch: Batch, task: Task | None) -> Tensor:
-        """Logits with each sample's own prompts."""
-        with self._reading(learner):
-            out = learner(batch)
-        self._pull = None
-        return out
+        """Logits with each sample's own prompts, which are there while a task is learned anyway."""
+        own = self._attached(learner) if self.begun and self._prompted is None else None
+        try:
+            return learner(batch)
+        finally:
+            self._pull = None
+            if own is not None:
+                own.remove()
 
     def release(self, learner: Learner) -> None:
         """No prompts."""

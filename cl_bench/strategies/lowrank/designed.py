@@ -72,7 +72,7 @@ class DesignedPairs(Adapted):
                     f"{named}"
                 )
 
-    def check_elsewhere(self) -> None:
+    def check_elsewhere(self, promised: bool = False) -> None:
         """Somebody else's loop attaches what it likes itself."""
         raise UsageError(
             f"{type(self).__name__} puts pairs around layers, in cl_bench's own loop: "

@@ -203,10 +203,10 @@ class Merge(Strategy):
         if self.pairs:
             self.pairs.check(learner)
 
-    def check_elsewhere(self) -> None:
+    def check_elsewhere(self, promised: bool = False) -> None:
         """Whole weights may be trained by anybody."""
         if self.pairs:
-            self.pairs.check_elsewhere()
+            self.pairs.check_elsewhere(promised)
 
     def plan(self, stream: Stream, t: int) -> Plan:
         """Training begins where ``init`` says."""

@@ -22,12 +22,11 @@ from cl_bench.contracts import (
     Task,
     UsageError,
     generator,
+    held_at_once,
     split_batch,
 )
 from cl_bench.contracts.options import Count, OnlyWith, Share, Strength
-
-AT_ONCE = 1 << 28
-"""Numbers that the gradients of single samples may have together (1 GiB in float32)."""
+from cl_bench.subspace import added_up, as_rows, joined, own_rows, rows_of
 
 
 class EWC(FederatedStrategy):
@@ -59,7 +58,7 @@ class EWC(FederatedStrategy):
         UsageError: an option is out of range.
     """
 
-    needs = Needs(engines=LOCAL_OR_FEDERATED, shardable=False)
+    needs = Needs(engines=LOCAL_OR_FEDERATED)
 
     def __init__(
         self,
@@ -88,39 +87,49 @@ class EWC(FederatedStrategy):
         self.centre: dict[str, Tensor] = {}
 
     def footprint(self, learner: Learner, tasks: int, processes: int) -> Memory:
-        """F and theta*; what the penalty keeps of each; a sum of squares and gradients."""
+        """F and theta*; what the penalty keeps of each; a sum of squares, and whole gradients."""
         trained = sum(p.numel() * p.element_size() for p in learner.trainable_parameters())
-        return Memory(kept=2 * trained + (2 * trained if tasks > 1 else 0), boundary=4 * trained)
+        kept = (4 if tasks > 1 else 2) * trained
+        return Memory(kept=kept // processes, boundary=3 * trained + trained // processes)
 
     def penalty(self, learner: Learner, batch: Batch, out: Tensor) -> Tensor | None:
         """Penalty lambda / 2 * sum_i F_i (theta_i - theta*_i)^2."""
         weights = {n: p for n, p in learner.named_trainable().items() if n in self.information}
         if not weights:
             return None
-        terms = [
-            (self.information[n].to(p) * (p - self.centre[n].to(p)).square()).sum()
-            for n, p in weights.items()
-        ]
-        return 0.5 * self.strength * torch.stack(terms).sum()
+        terms = [self._pull(n, own_rows(p)) for n, p in weights.items()]
+        return 0.5 * self.strength * added_up(terms, list(weights.values()))
+
+    def _pull(self, name: str, rows: Tensor) -> Tensor:
+        """Sum over a weight's rows here of F_i (theta_i - theta*_i)^2."""
+        information, centre = own_rows(self.information[name]), own_rows(self.centre[name])
+        return (information.to(rows) * (rows - centre.to(rows)).square()).sum()
 
     def collect(self, learner: Learner, task: Task) -> Statistics:
-        """Sum over samples of the squared gradient of the log-likelihood, and their number."""
+        """Sum over samples of the squared gradient of the log-likelihood, and their number.
+
+        Of weights that processes share out, own rows.
+        """
         batch = task.sample(self.samples, learner.seed)
         rng = generator(learner.seed, "fisher", task.index)
         count = len(next(iter(batch.values())))
         total: dict[str, Tensor] = {"samples": torch.tensor(float(count))}
         single = self.fisher != "batched"
-        weights = sum(p.numel() for p in learner.trainable_parameters())
-        few = max(1, min(64, AT_ONCE // max(weights, 1)))
-        most = 64 if learner.least_batch > 1 else few
+        named = learner.named_trainable()
+        weights = sum(p.numel() for p in named.values())
+        most = 64 if learner.least_batch > 1 else held_at_once(weights, 64)
         size = most if single else self.fisher_batch
         for piece in split_batch(batch, size, learner.least_batch):
             if self.fisher == "true":
                 piece = learner.draw_labels(piece, rng)
-            for name, gradient in learner.gradients(piece, per_sample=single).items():
-                squared = gradient.square()
-                squared = squared.sum(0) if single else squared * len(next(iter(piece.values())))
-                total[name] = total[name] + squared if name in total else squared
+            found = learner.gradients(piece, per_sample="squares" if single else False)
+            while found:
+                name, gradient = found.popitem()  # no more than one of them is there twice
+                rows = rows_of(gradient, named[name])
+                squared = (
+                    rows.clone() if single else rows.square() * len(next(iter(piece.values())))
+                )
+                total[name] = total[name].add_(squared) if name in total else squared
         return total
 
     def consolidate(self, learner: Learner, task: Task, stats: Statistics) -> None:
@@ -136,18 +145,19 @@ class EWC(FederatedStrategy):
             self.information[name] = self.information[name] * (faded / parts)
         for name, p in trained.items():
             whole = stats[name] / count  # type: ignore[operator]
-            centre = p.detach().clone()
+            centre = own_rows(p.detach()).clone()
             if name in self.information:
-                new, whole = whole, whole + faded * self.information[name].to(whole)
+                new, whole = whole, whole + faded * own_rows(self.information[name]).to(whole)
                 if self.anchor == "sum":
                     pull = torch.where(whole > 0, new / whole.clamp_min(1e-38), 0.0)
-                    centre = torch.lerp(self.centre[name].to(centre), centre, pull)
-            self.information[name], self.centre[name] = whole / parts, centre
+                    centre = torch.lerp(own_rows(self.centre[name]).to(centre), centre, pull)
+            self.information[name] = as_rows(whole / parts, p)
+            self.centre[name] = as_rows(centre, p)
         self.tasks += 1
 
     def metrics(self) -> Mapping[str, Mapping[str, float]]:
         """Mean Fisher information of every parameter tensor."""
-        return {n: {"fisher_mean": float(f.mean())} for n, f in self.information.items()}
+        return {n: {"fisher_mean": float(joined(f).mean())} for n, f in self.information.items()}
 
     def state_dict(self) -> State:
         """Fisher information, centre and the number of tasks that are in them."""

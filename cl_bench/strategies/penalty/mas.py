@@ -19,6 +19,7 @@ from cl_bench.contracts import (
     Needs,
     Statistics,
     Task,
+    held_at_once,
     split_batch,
 )
 from cl_bench.contracts.options import Count, Strength
@@ -54,7 +55,9 @@ class MAS(Quadratic):
         batch = task.sample(self.samples, learner.seed)
         total: dict[str, Tensor] = {"samples": torch.tensor(float(len(batch["y"])))}
         single = self.mean_of == 1
-        for piece in split_batch(batch, PIECE if single else self.mean_of, learner.least_batch):
+        weights = sum(p.numel() for p in learner.trainable_parameters())
+        few = PIECE if learner.least_batch > 1 else held_at_once(weights, PIECE)
+        for piece in split_batch(batch, few if single else self.mean_of, learner.least_batch):
             found = learner.gradients(piece, of=squared_norm, per_sample=single)
             for name, gradient in found.items():
                 size = gradient.abs().sum(0) if single else gradient.abs() * len(piece["y"])

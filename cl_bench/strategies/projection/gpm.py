@@ -85,13 +85,13 @@ class GPM(Protecting):
             threshold_of(self.threshold, layer.name, i, len(layers))
             per_layer(self.samples, layer.name, i, len(layers), "samples")
 
-    def check_elsewhere(self) -> None:
+    def check_elsewhere(self, promised: bool = False) -> None:
         """Inputs can be projected where the loss is known to come through the forward pass alone.
 
         Raises:
-            UsageError: ``project="input"``.
+            UsageError: ``project="input"``, and nothing is ``promised``.
         """
-        if self.project == "input":
+        if self.project == "input" and not promised:
             raise UsageError(
                 f"{type(self).__name__}(project='input') is right only where the loss reaches the "
                 "weights through the forward pass alone, which cannot be known of somebody else's "

@@ -165,6 +165,13 @@ class SLCA(Strategy):
         """A class must have others to compete with."""
         require_rivals(learner, self.logits)
 
+    def check_elsewhere(self, promised: bool = False) -> None:
+        """Somebody else's loop gives the model inputs, and the alignment has features."""
+        raise UsageError(
+            "SLCA aligns heads on features that it draws, in cl_bench's own loop: "
+            "python -m cl_bench +strategy=slca"
+        )
+
     def setup(self, learner: Learner, task: Task) -> None:
         """Heads as they were before the alignment; those of older tasks stay."""
         heads = _heads(learner)
@@ -241,7 +248,6 @@ class SLCA(Strategy):
         if stats:
             self.classes.add(task, stats)
         self.learned += 1
-        self._classes = None
 
     def state_dict(self) -> State:
         """Distributions, and heads before the alignment."""

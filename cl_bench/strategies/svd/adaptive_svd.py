@@ -351,10 +351,11 @@ class AdaptiveSVD(ByPretraining):
 
     def state_dict(self) -> State:
         """Between tasks I and D; inside one the splits, which need not come out the same again."""
+        by_layer = Owned if self.owners.apart else dict
         return {
             "importance": dict(self.importance),
-            "change": Owned(self.change) if self.owners.apart else dict(self.change),
-            "measured": {name: dict(values) for name, values in self.measured.items()},
+            "change": by_layer(self.change),
+            "measured": by_layer((name, dict(values)) for name, values in self.measured.items()),
             **self.restricted.state_dict(),
         }
 
@@ -362,6 +363,8 @@ class AdaptiveSVD(ByPretraining):
         """Inverse of :meth:`state_dict`; inside a task, after :meth:`setup`."""
         self.importance, self.change = dict(state["importance"]), dict(state["change"])
         self.measured = {name: dict(values) for name, values in state["measured"].items()}
+        if self.layers:  # within a task each process measures what it owns
+            self.measured = self.owners.kept(self.measured)
         if self.restricted.settled:
             self.restricted.load_trained(state)
         elif self.layers and state["splits"]:

@@ -302,7 +302,7 @@ def test_of_a_large_network_fewer_gradients_are_in_memory_at_once(monkeypatch):
 
     monkeypatch.setattr(learner, "gradients", watched)
     weights = sum(p.numel() for p in learner.trainable_parameters())
-    monkeypatch.setattr("cl_bench.strategies.penalty.ewc.AT_ONCE", 8 * weights)
+    monkeypatch.setattr("cl_bench.contracts.task.AT_ONCE", 8 * weights)
     parts = ewc.collect(learner, stream[0])
     assert sizes == [8, 8, 4]
     for name, value in whole.items():

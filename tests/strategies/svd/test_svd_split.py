@@ -192,6 +192,19 @@ def test_factor_gradients_are_those_of_a_factorised_layer(shape):
         assert torch.allclose(parameter.grad, gradient, atol=1e-8)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_factors_learn_leaves_the_split_as_it_was(dtype):
+    W = torch.randn(6, 5, dtype=dtype)
+    split = split_of(W, 2)
+    before = [t.clone() for t in (split.values, split.U_l, split.V_l)]
+    update = FactorUpdate(layer_of(W), Restriction(split, "two_sided"), W)
+    with torch.no_grad():
+        for parameter in update.parameters():
+            parameter.add_(1.0)
+    after = (split.values, split.U_l, split.V_l)
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
 @pytest.mark.parametrize(("optimizer", "same_path"), [("sgd", True), ("adam", False)])
 def test_which_basis_of_the_complement_is_taken_matters_to_adam_alone(optimizer, same_path):
     W = torch.randn(9, 5).double()
