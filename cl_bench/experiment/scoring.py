@@ -7,7 +7,6 @@ from cl_bench.experiment.loader import EvalLoader, require_samples
 from cl_bench.learners import BaseLearner
 from cl_bench.learners.evaluation import SCORE
 from cl_bench.parallel.ranks import rank, world
-from cl_bench.parallel.turns import in_turns
 
 
 class Scorer:
@@ -69,7 +68,7 @@ class Scorer:
         ]
         self.learner.expect_tests([*tasks, *(task for task, _ in probes)])
         try:
-            with self.learner.work.paused(), in_turns(self.learner.network):
+            with self.learner.work.paused(), self.learner.in_turns():
                 self.test(loaders)
         finally:
             self.learner.end_tests()

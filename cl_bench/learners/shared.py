@@ -101,6 +101,10 @@ class SharedServices(NetworkServices):
         """Inside, every process holds all weights, to read; all must enter and leave together."""
         return sharding.put_together(self.network, self._cut_again)
 
+    def in_turns(self) -> AbstractContextManager[None]:
+        """Inside, each process calls the network as often as it likes, without gradients."""
+        return in_turns(self.network, self._cut_again)
+
     def weights(self) -> dict[str, Tensor]:
         """Weights and buffers, whole."""
         weights = self.network.state_dict()
@@ -195,7 +199,7 @@ class SharedServices(NetworkServices):
 
         Where processes share the weights out, all must enter and leave together.
         """
-        with super().evaluating(), in_turns(self.network):
+        with super().evaluating(), self.in_turns():
             yield
 
     @contextmanager

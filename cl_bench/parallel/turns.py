@@ -22,13 +22,13 @@ _open: WeakSet[nn.Module] = WeakSet()
 
 
 @contextmanager
-def in_turns(network: nn.Module) -> Iterator[None]:
+def in_turns(network: nn.Module, cut_again: bool = False) -> Iterator[None]:
     """Inside, a process may call the network when and as often as it likes, without gradients.
 
     What lies outside of its blocks is whole meanwhile. A block is put together when a process comes
     to it, and not longer; processes that are elsewhere, or done, take part in that and throw it
     away. The block that comes first in the network goes first, so that calls soon run side by side.
-    All processes must enter and leave together.
+    All processes must enter and leave together. ``cut_again`` as :func:`shard` was told.
     """
     whole = not is_sharded(network) or not any(map(is_part, network.parameters()))
     if whole or network in _open:
@@ -45,6 +45,7 @@ def in_turns(network: nn.Module) -> Iterator[None]:
             parts[number].unshard()
 
     _open.add(network)
+    root.set_reshard_after_forward(False, recurse=False)
     root.unshard()
     handles = [
         part.register_forward_pre_hook(partial(come, i), prepend=True)
@@ -56,6 +57,7 @@ def in_turns(network: nn.Module) -> Iterator[None]:
         come(len(parts))
         for handle in handles:
             handle.remove()
+        root.set_reshard_after_forward(cut_again, recurse=False)
         root.reshard()
         _open.discard(network)
 
