@@ -81,6 +81,7 @@ class SharedServices(NetworkServices):
             self.rounding.detach()
             computed_in = self.rounding.dtype
         learnable = {name for name, p in network.named_parameters() if p in self._learnable}
+        self._learnable = set()  # or the whole weights would stay as long
         sharding.shard(network, self.blocks(), ("features", "readout"), computed_in, cut_again)
         self._cut_again = cut_again
         if not hasattr(network, "config"):  # PEFT asks whatever has a device mesh for one
