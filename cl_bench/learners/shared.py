@@ -81,6 +81,7 @@ class SharedServices(NetworkServices):
             self.rounding.detach()
             computed_in = self.rounding.dtype
         learnable = {name for name, p in network.named_parameters() if p in self._learnable}
+        self._learnable = set()  # or the whole weights would stay as long
         sharding.shard(network, self.blocks(), ("features", "readout"), computed_in, cut_again)
         self._cut_again = cut_again
         if not hasattr(network, "config"):  # PEFT asks whatever has a device mesh for one
@@ -102,7 +103,7 @@ class SharedServices(NetworkServices):
         return sharding.put_together(self.network, self._cut_again)
 
     def in_turns(self) -> AbstractContextManager[None]:
-        """Inside, each process calls the network as often as it likes; :func:`turns.in_turns`."""
+        """Inside, each process calls the network as often as it likes, without gradients."""
         return in_turns(self.network, self._cut_again)
 
     def weights(self) -> dict[str, Tensor]:

@@ -4,10 +4,8 @@ A row of W belongs to one process, so right multiplications of W, its gradient o
 all that projections out of old inputs are, need nothing of the others.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +23,7 @@ from torch.optim import Optimizer
 
 from cl_bench.contracts import UsageError
 from cl_bench.parallel.ranks import decided, gathered, on_cpu, rank, world
+from cl_bench.parallel.sending import from_owners
 from cl_bench.parallel.stored import Stored, read, resolved
 from cl_bench.subspace import Owned, is_experts, is_transposed, linear_maps, shared_out
 
@@ -196,60 +195,11 @@ def to_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def collected(value: Any) -> Any:
     """A nested value with what any process owns, in process 0; what is shared out stays so."""
     if isinstance(value, Owned):
-        return _from_owners(dict(value))
+        return from_owners(dict(value))
     if isinstance(value, Mapping):
         return {k: collected(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(map(collected, value))
-    return value
-
-
-@dataclass(frozen=True)
-class _Sent:
-    """Stands for a tensor that travels by itself."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-
-
-def _from_owners(value: Any) -> Any:
-    """In process 0, all that any process has; a tensor at a time is on its way."""
-    mine: list[Tensor] = []
-
-    def outlined(own: Tensor) -> _Sent:
-        mine.append(own)
-        return _Sent(own.shape, own.dtype)
-
-    outlines = gathered(_replaced(value, Tensor, outlined))
-    found: dict[str, Any] = {}
-    for source, outline in enumerate(outlines):
-        if rank() == source != 0:
-            for own in mine:
-                dist.send(own.to(_where()).contiguous(), 0)
-        if rank() == 0:
-            found |= _replaced(outline, _Sent, partial(_received, source, iter(mine)))
-    return found
-
-
-def _received(source: int, mine: Iterator[Tensor], sent: _Sent) -> Tensor:
-    if source == 0:
-        return next(mine).cpu()
-    place = torch.empty(sent.shape, dtype=sent.dtype, device=_where())
-    dist.recv(place, source)
-    return place.cpu()
-
-
-def _where() -> str:
-    return "cuda" if dist.get_backend() == "nccl" else "cpu"
-
-
-def _replaced(value: Any, kind: type, make: Callable[[Any], Any]) -> Any:
-    if isinstance(value, kind):
-        return make(value)
-    if isinstance(value, Mapping):
-        return {k: _replaced(v, kind, make) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_replaced(v, kind, make) for v in value)
     return value
 
 

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -47,7 +48,7 @@ def resident(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def prepared(folder: Path, millions: int, rows: int) -> None:
+def prepared(folder: Path, millions: int, rows: int, dtype: str) -> None:
     """A random model and two files of random letters."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -65,7 +66,7 @@ def prepared(folder: Path, millions: int, rows: int) -> None:
             bos_token_id=None,
             eos_token_id=1,
         )
-    ).save_pretrained(folder / "model")
+    ).to(getattr(torch, dtype)).save_pretrained(folder / "model")
     drawn = random.Random(0)
     for name in "ab":
         made = [
@@ -75,7 +76,9 @@ def prepared(folder: Path, millions: int, rows: int) -> None:
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, made)))
 
 
-def words(name: str, folder: Path, precision: str, saves: bool = True) -> list[str]:
+def words(
+    name: str, folder: Path, precision: str, dtype: str = "float32", saves: bool = True
+) -> list[str]:
     """The command line of a run."""
     return [
         *STRATEGIES[name],
@@ -86,7 +89,7 @@ def words(name: str, folder: Path, precision: str, saves: bool = True) -> list[s
         "stream.test_fraction=0.25",
         f"model.name_or_path={folder}/model",
         *("trainer=fsdp", "trainer.devices=2", "trainer.accelerator=cpu"),
-        f"trainer.precision={precision}",
+        *(f"trainer.precision={precision}", f"model.dtype={dtype}"),
         *("batch_size=4", "pack=1", "eval.batch_size=4", "alignment.enabled=false"),
         *("checkpoint.every_steps=2", "checkpoint.keep=1", "logger.mode=disabled"),
         f"checkpoint.enabled={str(saves).lower()}",
@@ -94,7 +97,7 @@ def words(name: str, folder: Path, precision: str, saves: bool = True) -> list[s
     ]
 
 
-def work(names: list[str], folder: Path, precision: str, saves: bool) -> None:
+def work(names: list[str], folder: Path, *how: Any) -> None:
     """One of the processes: every strategy in turn, measured and planned."""
     from cl_bench.cli.compose import composed
     from cl_bench.cli.plan import planned
@@ -103,7 +106,7 @@ def work(names: list[str], folder: Path, precision: str, saves: bool) -> None:
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
     for name in names:
-        cfg, choices = composed(words(name, folder, precision, saves))
+        cfg, choices = composed(words(name, folder, *how))
         made, _ = planned(cfg, choices)
         gc.collect()
         before = resident("VmRSS")
@@ -132,6 +135,7 @@ def main() -> int:
     parser.add_argument("--millions", type=int, choices=list(SIZES), default=50)
     parser.add_argument("--only", default=",".join(STRATEGIES))
     parser.add_argument("--precision", default="bf16-mixed")
+    parser.add_argument("--dtype", default="float32", help="of the weights")
     parser.add_argument("--rows", type=int, default=16, help="samples of a task")
     parser.add_argument("--no-checkpoints", action="store_true")
     parser.add_argument("--json", type=Path)
@@ -139,13 +143,14 @@ def main() -> int:
     given = parser.parse_args()
     names = given.only.split(",")
     if given.folder:
-        work(names, given.folder, given.precision, not given.no_checkpoints)
+        work(names, given.folder, given.precision, given.dtype, not given.no_checkpoints)
         return 0
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        prepared(folder, given.millions, given.rows)
+        prepared(folder, given.millions, given.rows, given.dtype)
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         options = ["--only", given.only, "--precision", given.precision]
+        options += ["--dtype", given.dtype]
         options += ["--no-checkpoints"] * given.no_checkpoints
         subprocess.run(
             [sys.executable, *launcher, __file__, *options, "--folder", scratch],

@@ -5,16 +5,19 @@ import json
 
 import pytest
 import torch
+from torch import nn
 from torch.optim import SGD, Adam
 from toys import make_learner, make_stream, mlp
 
 from cl_bench.cli.compose import composed
 from cl_bench.cli.plan import plan, planned
 from cl_bench.contracts import Memory, Strategy, UsageError
-from cl_bench.experiment import CheckpointSettings, Together
+from cl_bench.experiment import CheckpointSettings, Together, check_sharded
 from cl_bench.experiment.activations import Activations, estimate
 from cl_bench.experiment.memory import PHASES, Layout, plan_memory
 from cl_bench.strategies.baselines.finetune import Finetune
+from cl_bench.strategies.lowrank.o_lora import OLoRA
+from cl_bench.strategies.penalty.ewc import EWC
 from cl_bench.strategies.projection.gpm import GPM
 from cl_bench.strategies.projection.rogo import ROGO
 from cl_bench.strategies.svd.adaptive_svd import AdaptiveSVD
@@ -62,6 +65,21 @@ def test_processes_that_share_weights_out_hold_a_part_and_put_one_block_together
     _, half = of(Finetune(), layout=Layout(4, 4, sharded=True, on_device=True, casts=True))
     together = [m.device["weights put together"]["training"] for m in (half, made)]
     assert 2 * together[0] == together[1]
+
+
+def test_what_puts_a_large_network_together_is_refused_with_what_to_do():
+    large, small = (nn.Linear(1 << width, 1 << 15, device="meta") for width in (15, 10))
+    for strategy, watched, wrong in (
+        (Finetune(), True, r"hold all 1,073,\d+,\d+ weights.*add alignment\.enabled=false"),
+        (ROGO(), False, r"use ROGO with other options or not at all"),
+        (AdaptiveSVD(schedule="importance"), False, r"use AdaptiveSVD with other options"),
+        (EWC(), True, r"add alignment\.enabled=false; use EWC"),
+    ):
+        check_sharded(strategy, None, small, watched)
+        with pytest.raises(UsageError, match=wrong):
+            check_sharded(strategy, None, large, watched)
+    for strategy in (Finetune(), GPM(), AdaptiveSVD(), OLoRA()):
+        check_sharded(strategy, None, large)
 
 
 def test_a_strategy_says_what_it_takes_itself_and_who_does_not_is_named():

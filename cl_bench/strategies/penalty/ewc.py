@@ -58,7 +58,7 @@ class EWC(FederatedStrategy):
         UsageError: an option is out of range.
     """
 
-    needs = Needs(engines=LOCAL_OR_FEDERATED)
+    needs = Needs(engines=LOCAL_OR_FEDERATED, gathers=True)
 
     def __init__(
         self,
