@@ -208,15 +208,20 @@ def write(path: Path, runs: Path, commit: str) -> None:
     rows = []
     for start, strategy in itertools.product(STARTS, STRATEGIES):
         row = compared(runs, start, dict.fromkeys(OPTIMIZERS, strategy), {o: o for o in OPTIMIZERS})
-        rows += [] if row is None else [{"table": "study", "strategy": strategy, **row}]
+        if row is not None:
+            images = "permuted MNIST" if is_pmnist(start) else "digits"
+            row["start"] = start.removeprefix("pmnist_")
+            rows.append({"table": "study", "images": images, "strategy": strategy, **row})
     columns = {"step": "gpm", "both": "gpm_both"}
     row = compared(runs, "scratch", columns, dict.fromkeys(columns, "spectral"))
     rows += [] if row is None else [{"table": "ogd", **row}]
     whole = {
-        "what": "five rotations of the digits, MLP 100-100; forgetting (percent, mean and standard "
-        "deviation over seeds) at the highest learning accuracy that all optimizers reach with "
-        "that strategy and start (target), between two of four rates of each",
-        "command": "python tests/benchmarks/optimizer_study.py --runs build/optimizer_study",
+        "what": "five rotations of the digits, or five permutations of MNIST's first "
+        f"{IMAGES} images; MLP 100-100; forgetting (percent, mean and standard deviation over "
+        "seeds) at the highest learning accuracy that all optimizers reach with that strategy and "
+        "start (target), between two of four rates of each",
+        "command": "python tests/benchmarks/optimizer_study.py --runs build/optimizer_study "
+        "--mnist /path/to/mnist",
         "commit": commit,
         "seeds": list(SEEDS),
         "machine": f"2 shared cores, one thread, torch {torch.__version__}, "

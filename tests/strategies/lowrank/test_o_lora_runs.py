@@ -11,7 +11,8 @@ from biographies import make_causal, make_model, world
 from lightning import Trainer
 from pairs import o_lora, seq_lora, steps
 from texts import prompts
-from torch.optim import SGD, AdamW
+from torch.optim import SGD, Adam, AdamW
+from toys import make_engine
 
 from cl_bench.cli.export import export
 from cl_bench.cli.run import run_config
@@ -25,12 +26,11 @@ from cl_bench.experiment import (
     Together,
     conduct,
 )
-from cl_bench.experiment.checks import check_pair
 from cl_bench.experiment.probes import ProbeSettings
 from cl_bench.experiment.probes.landscape import LandscapeSettings
 from cl_bench.experiment.probes.updates import UpdateSettings
-from cl_bench.learners import Causal, language
-from cl_bench.models import t5
+from cl_bench.learners import Causal, Classifier, language
+from cl_bench.models import MLP, t5
 from cl_bench.strategies.lowrank.o_lora import OLoRA
 from cl_bench.strategies.penalty.ewc import EWC
 from cl_bench.strategies.replay.er import ER
@@ -264,9 +264,19 @@ def test_options_are_checked(options, words):
         OLoRA(**options)
 
 
-def test_it_learns_text_only():
-    with pytest.raises(UsageError, match="learns text streams"):
-        check_pair("o_lora", OLoRA(), PermutedDigits(num_tasks=2))
+def test_it_learns_classes_where_its_targets_are_named():
+    """The head trains beside the pairs; the layers below move by what has rank r, or not at all."""
+    stream = PermutedDigits(num_tasks=2)
+    learner = Classifier(stream, MLP((64,), (16, 16)), functools.partial(Adam, lr=1e-2), 32, 0)
+    start = {name: weight.clone() for name, weight in learner.weights().items()}
+    with pytest.raises(UsageError, match="PEFT knows no default"):
+        OLoRA().check(learner)
+    engine = make_engine(learner, OLoRA(rank=2, targets="all"), epochs=1, batch_size=32)
+    engine.learn(stream[0], OLoRA().plan(stream, 0))
+    moved = {name: weight - start[name] for name, weight in learner.weights().items()}
+    assert float(moved["heads.0.weight"].abs().max()) > 0
+    for name in ("backbone.fc1.weight", "backbone.fc2.weight"):
+        assert int(torch.linalg.matrix_rank(moved[name], rtol=1e-4)) == 2
 
 
 def test_a_penalty_on_frozen_weights_is_refused():
