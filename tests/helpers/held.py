@@ -58,8 +58,10 @@ class Held(Live):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         made = [self.note(t) for t in tree_leaves(out) if isinstance(t, Tensor)]
-        # Places for weights that travel are there already, and empty before.
-        if func.namespace in ("fsdp", "c10d") or -1 in made:
+        # Places for weights that travel are there already, and empty before. What is frozen is seen
+        # where a layer computes with it: no gradient of it is made.
+        used = func is torch.ops.aten.t.default and tuple(args[0].shape) in self.shapes
+        if func.namespace in ("fsdp", "c10d") or -1 in made or used:
             self.look()
         return out
 
@@ -123,8 +125,8 @@ def held(name):
     watch = Held(learner.network)
     share = learner.shard
 
-    def shard(*args):
-        share(*args)
+    def shard(*args, **more):
+        share(*args, **more)
         watch.begin()
 
     learner.shard = shard
